@@ -1,0 +1,1 @@
+"""A peer-to-peer volunteer swarm for large language models."""

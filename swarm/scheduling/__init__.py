@@ -1,0 +1,1 @@
+"""Who goes next: pure policies for the engine and the link."""

@@ -1,0 +1,1 @@
+"""The rules of a session as pure state machines; `docs/protocol.md` is their text."""

@@ -1,0 +1,283 @@
+"""Every message that two peers exchange about sessions, exactly as it is on the wire.
+
+A message is one msgpack map, tagged by `kind`; a step or an output is followed by the raw bytes of
+its tensors, in the order of `tensors`. `docs/protocol.md` explains who sends what and when.
+Decoding checks types and the limits below; everything that needs a session's state is checked by
+`HopSession` and `ClientSession`.
+"""
+
+from enum import StrEnum
+from typing import Annotated, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+MAX_HOPS = 32
+MAX_ROWS = 256
+MAX_STEP_TOKENS = 4096
+"""Most tokens, over all rows, in one step; longer prompts travel as several steps."""
+MAX_LENGTH = 1 << 20
+
+SessionBytes: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
+PeerText: TypeAlias = Annotated[str, Meta(min_length=10, max_length=100)]
+CheckpointText: TypeAlias = Annotated[str, Meta(min_length=8, max_length=128)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
+Slot: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_LENGTH)]
+Slots: TypeAlias = Annotated[tuple[Slot, ...], Meta(max_length=MAX_ROWS)]
+Text: TypeAlias = Annotated[str, Meta(max_length=500)]
+
+
+class Want(StrEnum):
+    """Which positions of the answer the client needs back."""
+
+    NONE = "none"
+    LAST = "last"
+    ALL = "all"
+
+
+class FailKind(StrEnum):
+    """Why a hop ended a session; each has its error class in `swarm.errors`."""
+
+    REJECTED = "rejected"
+    NOT_FINITE = "not_finite"
+    UNKNOWN_SESSION = "unknown_session"
+    EXPIRED = "expired"
+    PEER_LOST = "peer_lost"
+    SHUTTING_DOWN = "shutting_down"
+    INTERNAL = "internal"
+
+
+class RefuseKind(StrEnum):
+    """Why a hop did not hold a session."""
+
+    CACHE_FULL = "cache_full"
+    WRONG_SPAN = "wrong_span"
+    WRONG_CHECKPOINT = "wrong_checkpoint"
+    BAD_GRANT = "bad_grant"
+    QUOTA = "quota"
+    DRAINING = "draining"
+
+
+class Hop(msgspec.Struct, frozen=True, array_like=True):
+    """One hop of a route: blocks `start:end` on `peer`."""
+
+    peer: PeerText
+    start: Slot
+    end: Slot
+
+
+class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The client's signed permission to run one session over one route."""
+
+    session: SessionBytes
+    route: Count
+    """Number of the route; a hop takes only a higher one for a session that it knows."""
+    checkpoint: CheckpointText
+    hops: Annotated[tuple[Hop, ...], Meta(min_length=1, max_length=MAX_HOPS)]
+    client: PeerText
+    rows: Annotated[int, Meta(ge=1, le=MAX_ROWS)]
+    """Most rows that the session will ever have at once."""
+    length: Annotated[int, Meta(ge=1, le=MAX_LENGTH)]
+    """Most slots of each row."""
+    dtype: Annotated[str, Meta(max_length=16)]
+    """Of the activations on the wire, as torch names it: `float32`, `bfloat16`, `float16`."""
+    lifetime_s: Annotated[float, Meta(gt=0, le=7 * 24 * 3600)]
+    """How long after its opening a hop may keep the session."""
+
+
+class SignedGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    grant: Annotated[bytes, Meta(max_length=16384)]
+    """A `Grant` in msgpack: the very bytes that were signed."""
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    """Ed25519 over `b"swarm grant v1\\0" + grant`, with the key of the grant's client."""
+
+
+class _Message(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
+    pass
+
+
+class Open(_Message, tag="open"):
+    """Client to hop: hold room for the session; answered by `Held` or `Refused`."""
+
+    signed: SignedGrant
+    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+    wait_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    """0: answer at once. Else wait in line for room for so long."""
+
+
+class Held(_Message, tag="held"):
+    session: SessionBytes
+    route: Count
+
+
+class Refused(_Message, tag="refused"):
+    session: SessionBytes
+    route: Count
+    why: RefuseKind
+    detail: Text
+    free_tokens: Count
+
+
+class Commit(_Message, tag="commit"):
+    """Client to hop: all hops hold; the session lives until closed, expired or lost."""
+
+    session: SessionBytes
+    route: Count
+
+
+class Close(_Message, tag="close"):
+    """Client to hop: free everything; also releases a hold."""
+
+    session: SessionBytes
+
+
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of the payload: row-major, little-endian, exactly `prod(shape)` items."""
+
+    name: Annotated[str, Meta(max_length=32)]
+    dtype: Annotated[str, Meta(max_length=16)]
+    shape: Annotated[tuple[Slot, ...], Meta(max_length=4)]
+
+
+class RowOperation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a new epoch does to the rows before its first step.
+
+    First `parents`: new row r is a fork of old row `parents[r]` (absent: rows stay). Then
+    `truncate_to`: new row r keeps its first `truncate_to[r]` slots (absent: all).
+    """
+
+    parents: Annotated[tuple[Slot, ...], Meta(min_length=1, max_length=MAX_ROWS)] | None = None
+    truncate_to: Annotated[tuple[Slot, ...], Meta(min_length=1, max_length=MAX_ROWS)] | None = None
+
+
+class Step(_Message, tag="step"):
+    """Client to first hop, and hop to next hop: activations for new slots of each row.
+
+    Tensor `hidden` has shape `[sum(counts), hidden_size]`: row 0's tokens, then row 1's, ...
+    """
+
+    session: SessionBytes
+    epoch: Count
+    seq: Count
+    starts: Slots
+    counts: Slots
+    position_ids: Annotated[tuple[Slot, ...], Meta(max_length=MAX_STEP_TOKENS)]
+    """The position of each token, `sum(counts)` of them."""
+    emit_from: Slots
+    """Outputs for slots below `emit_from[r]` fill the cache and are not forwarded."""
+    want: Want
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(max_length=4)]
+    operation: RowOperation | None = None
+    """On `seq` 0 of an epoch that rolls back or forks; every hop applies it once."""
+
+
+class Output(_Message, tag="output"):
+    """Last hop to client: what `want` asked for; without tensors it only acknowledges."""
+
+    session: SessionBytes
+    epoch: Count
+    seq: Count
+    starts: Slots
+    counts: Slots
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(max_length=4)]
+    compute_ms: Annotated[float, Meta(ge=0)]
+    queue_ms: Annotated[float, Meta(ge=0)]
+    """Compute and queue time of this step at the last hop."""
+
+
+class Gap(_Message, tag="gap"):
+    """Hop to its pusher (and on to the client): the step begins beyond what is held."""
+
+    session: SessionBytes
+    epoch: Count
+    """The epoch of the step that could not be taken."""
+    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+    held: Slots
+
+
+class Fail(_Message, tag="fail"):
+    """Hop to client: the session is over at this hop."""
+
+    session: SessionBytes
+    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+    why: FailKind
+    detail: Text
+
+
+class Fence(_Message, tag="fence"):
+    """Client to hop: from now on only `epoch` and above; optionally a new route.
+
+    Answered by `Holds`. `operation` is applied as if it came with a step.
+    """
+
+    session: SessionBytes
+    epoch: Count
+    signed: SignedGrant | None = None
+    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)] = 0
+    operation: RowOperation | None = None
+
+
+class Holds(_Message, tag="holds"):
+    """Hop to client: what is in its cache, and from which slot it can replay what it pushed."""
+
+    session: SessionBytes
+    epoch: Count
+    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+    held: Slots
+    backup_from: Slots | None
+    """Its backup covers `backup_from[r]` up to `held[r]`; None: no backup."""
+
+
+class Replay(_Message, tag="replay"):
+    """Client to hop: push what you have from `starts` on to the next hop again."""
+
+    session: SessionBytes
+    epoch: Count
+    starts: Slots
+    emit_from: Slots
+
+
+class StatusRequest(_Message, tag="status_request"):
+    request: Count
+
+
+class StatusReply(_Message, tag="status_reply"):
+    request: Count
+    status: Annotated[bytes, Meta(max_length=65536)]
+    """JSON; the fields of `swarm-client status --json`'s `servers`."""
+
+
+Message: TypeAlias = (
+    Open
+    | Held
+    | Refused
+    | Commit
+    | Close
+    | Step
+    | Output
+    | Gap
+    | Fail
+    | Fence
+    | Holds
+    | Replay
+    | StatusRequest
+    | StatusReply
+)
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_GRANT_DECODER = msgspec.msgpack.Decoder(Grant)
+
+
+def encode(message: Message | Grant) -> bytes:
+    return _ENCODER.encode(message)
+
+
+def decode(data: bytes | memoryview) -> Message:
+    """Raises `msgspec.DecodeError` for anything that is no message within the limits."""
+    return _DECODER.decode(data)
+
+
+def decode_grant(data: bytes) -> Grant:
+    """Raises `msgspec.DecodeError` for anything that is no grant within the limits."""
+    return _GRANT_DECODER.decode(data)
