@@ -1,0 +1,1 @@
+"""Bytes between peers: the network interface, frames, links and tensor codecs."""
