@@ -1,0 +1,70 @@
+"""How a command ends: one clear line and an exit code, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from swarm.errors import SwarmError, UsageError
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+DEBUG_VARIABLE = "SWARM_DEBUG"
+"""Set to 1, errors show where they were raised."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message on one line; never empty."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for what the caller can mend, 1 for everything else."""
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+
+
+def explain(error: BaseException) -> str:
+    """One line for the user; what nobody foresaw also names its class and how to see more."""
+    if isinstance(error, SwarmError):
+        return one_line(error)
+    if isinstance(error, MemoryError):
+        return "out of memory; host fewer --blocks or ask for fewer --cache-tokens"
+    return (
+        f"unexpected {type(error).__name__}: {one_line(error)}"
+        f" (run again with {DEBUG_VARIABLE}=1 to see where)"
+    )
+
+
+def fail(error: BaseException, report: Callable[[str], None] | None = None) -> NoReturn:
+    """Says what went wrong, by `report` or on standard error, and ends the program."""
+    if os.environ.get(DEBUG_VARIABLE) == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    if report is None:
+        sys.stderr.write(f"error: {explain(error)}\n")
+    else:
+        report(explain(error))
+    raise SystemExit(exit_code(error))
+
+
+def run(
+    command: Callable[[], None],
+    report: Callable[[str], None] | None = None,
+    interrupted: int = EXIT_INTERRUPTED,
+) -> None:
+    """Runs `command`; any error becomes one line and an exit code."""
+    try:
+        command()
+    except KeyboardInterrupt:
+        raise SystemExit(interrupted) from None
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_FAILED) from None
+    except Exception as error:
+        fail(error, report)

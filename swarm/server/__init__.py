@@ -1,0 +1,1 @@
+"""A volunteer: cache, engine, service and lifecycle of one server."""

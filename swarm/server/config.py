@@ -1,0 +1,107 @@
+"""Everything that a volunteer can set, in one place: the options of `swarm-server`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from swarm.errors import AddressError, SwarmError, UsageError
+from swarm.spans import Span
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ServerConfig(BaseModel):
+    """The settings of one server; every default works on a plain machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    model: str | None = None
+    """A folder, a GGUF file or a Hugging Face name; None: the embedded SmolLM2-135M-Instruct."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face name."""
+    blocks: Span | None = None
+    """The blocks to host; None: all that fit in memory, else the least covered run."""
+    peers: tuple[str, ...] = ()
+    """Addresses of any members of the swarm, `/ip4/../tcp/../p2p/ID`; empty: a new swarm."""
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    """Addresses to listen on; port 0 takes a free one."""
+    announce: tuple[str, ...] = ()
+    """Addresses that others are told, when they differ (port forwarding); empty: `listen`."""
+    identity: Path | None = None
+    """Key file of the peer id, made if absent; None: one in the user's data folder."""
+    dtype: DTypeName = "auto"
+    """Of weights and cache. auto: float32 on a CPU, else the checkpoint's own."""
+    device: str = "auto"
+    """A torch device; auto: the first GPU if there is one, else the CPU."""
+    cache_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of K/V that all sessions share; None: a part of the free memory."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of the computation; None: one for each physical core."""
+    name: Annotated[str, Field(max_length=64)] = ""
+    """A name that people see in `swarm-client status`."""
+    json_logs: bool = False
+    """One JSON object a line on standard output instead of text."""
+    stats_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds between two `stats` events; None: none."""
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
+    """How long a stopping server waits for the sessions that it still serves."""
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _parse_blocks(cls, value: object) -> object:
+        return Span.parse(value) if isinstance(value, str) else value
+
+    @field_validator("peers", "listen", "announce")
+    @classmethod
+    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            check_address(address)
+        return value
+
+    @field_validator("peers")
+    @classmethod
+    def _check_peers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            if "/p2p/" not in address:
+                raise AddressError(
+                    f"{address} has no peer id; copy the whole address that a server prints,"
+                    " such as /ip4/203.0.113.7/tcp/31330/p2p/12D3Koo..."
+                )
+        return value
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise AddressError("a server needs at least one address to listen on")
+        return value
+
+
+def check_address(address: str) -> None:
+    """Raises `AddressError` unless `address` looks like a TCP or QUIC multiaddr."""
+    parts = address.split("/")
+    if len(parts) < 5 or parts[0] or parts[1] not in {"ip4", "ip6", "dns", "dns4", "dns6"}:
+        raise AddressError(f"{address!r} is not an address; write it as /ip4/192.0.2.1/tcp/31330")
+    if parts[3] not in {"tcp", "udp"} or not parts[4].isdigit() or int(parts[4]) > 65535:
+        raise AddressError(f"{address!r} has no port; write it as /ip4/192.0.2.1/tcp/31330")
+
+
+def make_config(**values: object) -> ServerConfig:
+    """A config from outside values; a wrong one raises a `UsageError` of one line."""
+    try:
+        return ServerConfig.model_validate(values)
+    except ValidationError as invalid:
+        raise UsageError("; ".join(_explain(invalid.errors()))) from None
+
+
+def _explain(errors: Sequence[object]) -> list[str]:
+    lines = []
+    for error in errors:
+        assert isinstance(error, dict)
+        field = "--" + ".".join(str(part) for part in error["loc"]).replace("_", "-")
+        cause = error.get("ctx", {}).get("error")
+        text = str(cause) if isinstance(cause, SwarmError) else str(error["msg"])
+        lines.append(f"{field}: {text}")
+    return lines
