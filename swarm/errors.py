@@ -16,6 +16,7 @@
         PeerTimeoutError         did not answer within the deadline
         DaemonError              our own libp2p daemon cannot be started
       SessionError               one session, at one hop
+        RefusedError             a hop did not take the session: its blocks, its quota, its state
         CacheFullError           no room for the session's K/V within the deadline
         SessionLostError         a hop no longer knows the session
         StepRejectedError        a hop refused a step: shape, dtype, slots, order
@@ -112,6 +113,10 @@ class SessionError(SwarmError):
         self.session = session
         self.peer = peer
         self.blocks = blocks
+
+
+class RefusedError(SessionError):
+    """A hop did not take the session: other blocks, a quota, draining, a grant it cannot accept."""
 
 
 class CacheFullError(SessionError):

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from swarm.errors import SessionError
+from swarm.errors import SwarmError
 from swarm.scheduling.classes import ServiceClass
-from swarm.sessions.messages import Fail, Gap, Holds, Message, Output, Step
+from swarm.sessions.messages import Fail, FailKind, Fence, Grant, Message, Output, Step
 from swarm.spans import PeerId
 
 # ---- events
@@ -21,6 +21,18 @@ class Received:
 
 
 @dataclass(frozen=True)
+class RouteChanged:
+    """A `Fence` with a new route came from `sender`.
+
+    The caller has checked the signature, and with `check_grant` what the grant asks of this hop.
+    """
+
+    sender: PeerId
+    fence: Fence
+    grant: Grant
+
+
+@dataclass(frozen=True)
 class PassDone:
     """The engine finished the pass that `Compute` asked for."""
 
@@ -30,6 +42,8 @@ class PassDone:
     """Encoded activations `[sum(counts), hidden_size]`; opaque here."""
     compute_ms: float = 0.0
     queue_ms: float = 0.0
+    output_bytes: int = 0
+    """Size of `output`, for the account of backups."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +64,31 @@ class PeerLost:
 
 
 @dataclass(frozen=True)
+class Stopping:
+    """The peer itself ends the session, for instance because it shuts down."""
+
+    why: FailKind
+    detail: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed; deadlines are looked at."""
 
 
-Event: TypeAlias = Received | PassDone | PassFailed | PeerLost | Tick
+Event: TypeAlias = Received | RouteChanged | PassDone | PassFailed | PeerLost | Stopping | Tick
 
 # ---- instructions
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Put this step into the engine's queue. The engine applies `step.operation` first.
+    """Put this step into the engine's queue; a session's passes run in the order given.
 
-    `first_of_epoch`: the step's operation has not been applied here yet.
+    `first_of_epoch`: the engine applies `step.operation` before the pass: first `parents`, then
+    `truncate_to`, which is always there then and equals `step.starts` (it also drops what passes of
+    an older epoch have left behind). Whoever skips a pass of an older epoch must still apply its
+    operation. Without `first_of_epoch` the step has no operation.
     """
 
     step: Step
@@ -73,10 +98,20 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Forward:
-    """Send `message` with `payload` to `to`.
+class Part:
+    """`tokens` tokens of an encoded payload, from token `first` on."""
 
-    `rows`: which part of the payload to send: per row `(skip, take)` tokens; None: all of it.
+    payload: Any
+    first: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Send `message` with `payload` to `to`. The sender fills in the message's `tensors`.
+
+    `rows`: which part of the payload to send: per row of the pass `(skip, take)` tokens; None: all
+    of it. `parts`: send these instead, one after the other (replays); None: `payload` counts.
     """
 
     to: PeerId
@@ -84,6 +119,7 @@ class Forward:
     payload: Any = None
     rows: tuple[tuple[int, int], ...] | None = None
     service_class: ServiceClass = ServiceClass.CONTROL
+    parts: tuple[Part, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,28 +138,15 @@ class Deliver:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """Client: every hop holds the session and has been told to keep it."""
+
+
+@dataclass(frozen=True)
 class Raise:
-    """Client: the session failed."""
+    """Client: the session failed; it is over, and the hops have been told to free it."""
 
-    error: SessionError
+    error: SwarmError
 
 
-Instruction: TypeAlias = Compute | Forward | Free | Deliver | Raise
-
-__all__ = [
-    "Compute",
-    "Deliver",
-    "Event",
-    "Fail",
-    "Forward",
-    "Free",
-    "Gap",
-    "Holds",
-    "Instruction",
-    "PassDone",
-    "PassFailed",
-    "PeerLost",
-    "Raise",
-    "Received",
-    "Tick",
-]
+Instruction: TypeAlias = Compute | Forward | Free | Deliver | Opened | Raise

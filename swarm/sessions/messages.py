@@ -17,9 +17,14 @@ MAX_ROWS = 256
 MAX_STEP_TOKENS = 4096
 """Most tokens, over all rows, in one step; longer prompts travel as several steps."""
 MAX_LENGTH = 1 << 20
+MAX_UNANSWERED = 64
+"""Most steps of one session that may be in the chain at once."""
+MAX_WAIT_S = 600.0
+"""Longest time in line for room."""
 
 SessionBytes: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
-PeerText: TypeAlias = Annotated[str, Meta(min_length=10, max_length=100)]
+PeerHopIndex: TypeAlias = Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+Text: TypeAlias = Annotated[str, Meta(min_length=10, max_length=100)]
 CheckpointText: TypeAlias = Annotated[str, Meta(min_length=8, max_length=128)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
 Slot: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_LENGTH)]
@@ -100,14 +105,20 @@ class Open(_Message, tag="open"):
     """Client to hop: hold room for the session; answered by `Held` or `Refused`."""
 
     signed: SignedGrant
-    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
-    wait_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
-    """0: answer at once. Else wait in line for room for so long."""
+    hop: HopIndex
+    wait_s: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] = 0.0
+    """0: answer at once. Else wait in line for room for so long.
+
+    It stretches the lease too: the hold lasts until 2 s after `wait_s` has passed.
+    """
+    attempt: Count = 0
+    """Comes back in `Held` and `Refused`: which of the client's tries they answer."""
 
 
 class Held(_Message, tag="held"):
     session: SessionBytes
     route: Count
+    attempt: Count = 0
 
 
 class Refused(_Message, tag="refused"):
@@ -116,6 +127,7 @@ class Refused(_Message, tag="refused"):
     why: RefuseKind
     detail: Text
     free_tokens: Count
+    attempt: Count = 0
 
 
 class Commit(_Message, tag="commit"):
@@ -164,11 +176,13 @@ class Step(_Message, tag="step"):
     position_ids: Annotated[tuple[Slot, ...], Meta(max_length=MAX_STEP_TOKENS)]
     """The position of each token, `sum(counts)` of them."""
     emit_from: Slots
-    """Outputs for slots below `emit_from[r]` fill the cache and are not forwarded."""
+    """Outputs for slots below `emit_from[r]` fill the cache and are not forwarded; empty: all are."""
     want: Want
     tensors: Annotated[tuple[TensorSpec, ...], Meta(max_length=4)]
     operation: RowOperation | None = None
     """On `seq` 0 of an epoch that rolls back or forks; every hop applies it once."""
+    emit_hop: HopIndex = 0
+    """The first hop that heeds `emit_from`; the hops before it forward everything."""
 
 
 class Output(_Message, tag="output"):
@@ -191,15 +205,17 @@ class Gap(_Message, tag="gap"):
     session: SessionBytes
     epoch: Count
     """The epoch of the step that could not be taken."""
-    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+    hop: HopIndex
     held: Slots
+    seq: Count = 0
+    """The step of `epoch` that is missing; 0: not even the epoch's first has come."""
 
 
 class Fail(_Message, tag="fail"):
     """Hop to client: the session is over at this hop."""
 
     session: SessionBytes
-    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+    hop: HopIndex
     why: FailKind
     detail: Text
 
@@ -213,7 +229,7 @@ class Fence(_Message, tag="fence"):
     session: SessionBytes
     epoch: Count
     signed: SignedGrant | None = None
-    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)] = 0
+    hop: HopIndex = 0
     operation: RowOperation | None = None
 
 
@@ -222,19 +238,24 @@ class Holds(_Message, tag="holds"):
 
     session: SessionBytes
     epoch: Count
-    hop: Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+    hop: HopIndex
     held: Slots
     backup_from: Slots | None
     """Its backup covers `backup_from[r]` up to `held[r]`; None: no backup."""
+    rows_epoch: Count = 0
+    """The newest epoch whose operation these rows have seen."""
 
 
 class Replay(_Message, tag="replay"):
-    """Client to hop: push what you have from `starts` on to the next hop again."""
+    """Client to hop: push these slots of what you pushed before to the next hop, as this step."""
 
     session: SessionBytes
     epoch: Count
+    seq: Count
     starts: Slots
+    counts: Slots
     emit_from: Slots
+    emit_hop: HopIndex
 
 
 class StatusRequest(_Message, tag="status_request"):

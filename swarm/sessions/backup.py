@@ -1,0 +1,130 @@
+"""What a peer has pushed over one boundary of the chain, kept so that it can be pushed again."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from swarm.sessions.events import Part
+from swarm.sessions.messages import RowOperation
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One payload as it was made; shared by all rows that still need some of it."""
+
+    payload: Any
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Slots `start .. start+count-1` of a row: tokens of a piece from `first` on."""
+
+    piece: _Piece
+    first: int
+    start: int
+    count: int
+    position_ids: tuple[int, ...]
+
+    def between(self, low: int, high: int) -> "_Segment | None":
+        low, high = max(low, self.start), min(high, self.start + self.count)
+        if low >= high:
+            return None
+        skip = low - self.start
+        positions = self.position_ids[skip : skip + high - low]
+        return replace(
+            self, first=self.first + skip, start=low, count=high - low, position_ids=positions
+        )
+
+
+class Backup:
+    """The payloads of a boundary by row and slot, in step with truncations and forks.
+
+    Payloads stay opaque; a fork shares them. `evict` drops everything at once, because half a
+    backup is useless; from then on nothing is kept any more.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self._rows: list[list[_Segment]] | None = [] if keep else None
+
+    @property
+    def kept(self) -> bool:
+        return self._rows is not None
+
+    def evict(self) -> None:
+        self._rows = None
+
+    def size_bytes(self) -> int:
+        """Bytes of all payloads of which some token is still needed."""
+        pieces = {id(s.piece): s.piece for row in self._rows or () for s in row}
+        return sum(piece.size_bytes for piece in pieces.values())
+
+    def append(
+        self,
+        starts: tuple[int, ...],
+        counts: tuple[int, ...],
+        position_ids: tuple[int, ...],
+        payload: Any,
+        size_bytes: int,
+    ) -> None:
+        """Add a payload `[sum(counts), ...]` for slots from `starts` on, where each row ends."""
+        if self._rows is None:
+            return
+        if not self._rows:
+            self._rows = [[] for _ in starts]
+        piece = _Piece(payload, size_bytes)
+        first = 0
+        for row, start, count in zip(self._rows, starts, counts, strict=True):
+            if count:
+                positions = position_ids[first : first + count]
+                row.append(_Segment(piece, first, start, count, positions))
+            first += count
+
+    def apply(self, operation: RowOperation | None) -> None:
+        if self._rows is None or operation is None:
+            return
+        if operation.parents is not None:
+            parents = operation.parents
+            old = self._rows or [[] for _ in range(max(parents) + 1)]
+            self._rows = [list(old[parent]) for parent in parents]
+        if operation.truncate_to is not None and self._rows:
+            self._rows = [
+                _cut(row, 0, keep)
+                for row, keep in zip(self._rows, operation.truncate_to, strict=True)
+            ]
+
+    def begins(self, held: tuple[int, ...]) -> tuple[int, ...] | None:
+        """From which slot on each row is whole up to `held`; None: nothing is kept."""
+        if self._rows is None:
+            return None
+        begins = []
+        for row, reached in zip(self._rows or [[] for _ in held], held, strict=True):
+            for segment in reversed(row):
+                if segment.start + segment.count != reached:
+                    break
+                reached = segment.start
+            begins.append(reached)
+        return tuple(begins)
+
+    def read(
+        self, starts: tuple[int, ...], counts: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[Part, ...]] | None:
+        """Position ids and payload parts of these slots, row after row; None: not all are kept."""
+        if self._rows is None or (len(self._rows) != len(starts) and any(counts)):
+            return None
+        positions: list[int] = []
+        parts: list[Part] = []
+        for row, start, count in zip(self._rows, starts, counts, strict=False):
+            reached = start
+            for segment in _cut(row, start, start + count):
+                if segment.start != reached:
+                    return None
+                reached += segment.count
+                positions += segment.position_ids
+                parts.append(Part(segment.piece.payload, segment.first, segment.count))
+            if reached != start + count:
+                return None
+        return tuple(positions), tuple(parts)
+
+
+def _cut(row: list[_Segment], low: int, high: int) -> list[_Segment]:
+    return [part for segment in row if (part := segment.between(low, high)) is not None]

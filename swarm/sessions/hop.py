@@ -1,0 +1,483 @@
+"""A session as one hop sees it: which frames it takes, what it holds, what it passes on."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.backup import Backup
+from swarm.sessions.events import (
+    Compute,
+    Event,
+    Forward,
+    Free,
+    Instruction,
+    PassDone,
+    PassFailed,
+    PeerLost,
+    Received,
+    RouteChanged,
+    Stopping,
+    Tick,
+)
+from swarm.sessions.messages import (
+    MAX_STEP_TOKENS,
+    MAX_UNANSWERED,
+    Close,
+    Commit,
+    Fail,
+    FailKind,
+    Fence,
+    Gap,
+    Grant,
+    Holds,
+    Output,
+    Replay,
+    RowOperation,
+    Step,
+    Want,
+)
+from swarm.sessions.rules import (
+    Lengths,
+    added,
+    applied,
+    composed,
+    emitted,
+    lacks,
+    operation_fault,
+    service_class_of,
+    step_fault,
+    taken,
+    wanted,
+)
+from swarm.spans import PeerId
+
+LEASE_S = 2.0
+"""How long a hold lasts without `Commit`."""
+GRACE_S = 10.0
+"""How long a session outlives the loss of its client's link."""
+
+
+@dataclass
+class _Pass:
+    """A step that this hop has taken and not yet passed on."""
+
+    step: Step
+    done: PassDone | None = None
+
+
+class HopSession:
+    """The server's side of one session, from `Held` to `Free`.
+
+    Pure: `handle` takes what happened and returns what to do, in order. `held` counts the slots of
+    each row whose K/V is committed: their pass ended and its epoch was still the session's.
+    Frames of anybody but the client, the hop before and (for `Gap` and `Fail`) the hop behind are
+    ignored. Everything that cannot be taken ends the session with a `Fail` to the client that
+    says why; nothing is ever applied in part.
+    """
+
+    def __init__(
+        self,
+        grant: Grant,
+        hop: int,
+        now: float,
+        *,
+        lease_s: float = LEASE_S,
+        grace_s: float = GRACE_S,
+        keep_backup: bool = False,
+    ) -> None:
+        self.grant = grant
+        self.hop = hop
+        self.epoch = 0
+        self.held: Lengths = ()
+        self.freed = False
+        self.backup = Backup(keep=keep_backup)
+        self._expires = now + grant.lifetime_s
+        self._lease_ends: float | None = now + lease_s
+        self._grace_s = grace_s
+        self._client_lost_at: float | None = None
+        self._client_lost_why = ""
+        self._next_seq = 0
+        self._rows_epoch = 0
+        self._passes: deque[_Pass] = deque()
+        self._kept: deque[Forward] = deque()
+        self._next_push = 0
+        self._parents: Lengths | None = None
+        """Forks that the engine has yet to be told of, composed."""
+        self._engine_rows = False
+        self._engine_told = True
+
+    # ---- what others may look at
+
+    @property
+    def client(self) -> PeerId:
+        return PeerId(self.grant.client)
+
+    @property
+    def expected(self) -> Lengths:
+        """What will be held when every pass in the engine has ended."""
+        lengths = self.held
+        for waiting in self._passes:
+            lengths = added(lengths, waiting.step.counts)
+        return lengths
+
+    @property
+    def deadline(self) -> float:
+        """When a `Tick` will next do something."""
+        times = [self._expires]
+        if self._lease_ends is not None:
+            times.append(self._lease_ends)
+        if self._client_lost_at is not None:
+            times.append(self._client_lost_at + self._grace_s)
+        return min(times)
+
+    @property
+    def backup_bytes(self) -> int:
+        return self.backup.size_bytes()
+
+    def evict_backup(self) -> None:
+        self.backup.evict()
+
+    # ---- events
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        if self.freed:
+            return []
+        match event:
+            case Received():
+                return self._received(event, now)
+            case RouteChanged():
+                return self._route_changed(event)
+            case PassDone():
+                return self._pass_done(event)
+            case PassFailed():
+                return self._pass_failed(event)
+            case PeerLost():
+                return self._peer_lost(event, now)
+            case Stopping():
+                return self._fail(event.why, event.detail)
+            case Tick():
+                return self._tick(now)
+
+    def _received(self, event: Received, now: float) -> list[Instruction]:
+        message = event.message
+        from_client = event.sender == self.client
+        if from_client:
+            self._client_lost_at = None
+        match message:
+            case Step() if from_client or event.sender == self._neighbour(-1):
+                self._lease_ends = None
+                return self._step(message, event.payload, event.sender)
+            case Gap() if event.sender == self._neighbour(1):
+                return self._gap(message)
+            case Fail() if event.sender == self._neighbour(1):
+                return [Forward(self.client, message)]
+            case Commit() if from_client:
+                self._lease_ends = None
+            case Close() if from_client:
+                return self._free("closed by the client")
+            case Fence() if from_client:
+                self._lease_ends = None
+                if message.signed is not None:
+                    return self._fail(FailKind.REJECTED, "a fence whose route was not checked")
+                return self._fence(message)
+            case Replay() if from_client:
+                return self._replay(message)
+            case _:
+                pass
+        return []
+
+    def _neighbour(self, offset: int) -> PeerId | None:
+        index = self.hop + offset
+        if 0 <= index < len(self.grant.hops):
+            return PeerId(self.grant.hops[index].peer)
+        return None
+
+    # ---- steps
+
+    def _step(self, step: Step, payload: Any, sender: PeerId) -> list[Instruction]:
+        if step.epoch < self.epoch:
+            return []
+        if step.epoch == self.epoch and step.seq < self._next_seq:
+            return self._answer_again(step.seq)
+        if (fault := step_fault(step, self.grant)) is not None:
+            return self._reject(step, fault)
+        opens = step.epoch > self.epoch
+        if step.seq != (0 if opens else self._next_seq):
+            return self._send_gap(step, sender)
+        if not opens and step.operation is not None:
+            return self._reject(step, "an operation in an epoch that has begun without it")
+        before = self.held if opens else self.expected
+        if step.operation is not None:
+            fault = operation_fault(step.operation, len(before), self.grant.rows)
+            if fault is not None:
+                return self._reject(step, fault)
+            if lacks(before, step.operation):
+                return self._send_gap(step, sender)
+        after = applied(before, step.operation) or (0,) * len(step.starts)
+        if len(after) != len(step.starts):
+            return self._reject(step, f"{len(step.starts)} rows where there are {len(after)}")
+        if any(start > held for start, held in zip(step.starts, after, strict=True)):
+            return self._send_gap(step, sender)
+        if step.starts != after:
+            return self._reject(step, f"starts at {step.starts} where {after} is held")
+        if len(self._passes) >= MAX_UNANSWERED:
+            return self._reject(step, f"more than {MAX_UNANSWERED} steps at once")
+        if opens:
+            self._raise_epoch(step.epoch, step.operation)
+        self._rows_epoch = self.epoch
+        self.held = self.held or (0,) * len(step.starts)
+        self._next_seq = step.seq + 1
+        return self._take(step, payload)
+
+    def _take(self, step: Step, payload: Any) -> list[Instruction]:
+        self._passes.append(_Pass(step))
+        if not sum(step.counts):
+            self._passes[-1].done = PassDone(step.epoch, step.seq, None)
+            return self._commit_passes()
+        first = not self._engine_told
+        operation = None
+        if first:
+            operation = RowOperation(parents=self._parents, truncate_to=step.starts)
+        self._parents, self._engine_told, self._engine_rows = None, True, True
+        told = msgspec.structs.replace(step, operation=operation)
+        service_class = service_class_of(step.counts, step.emit_from)
+        return [Compute(told, payload, service_class, first)]
+
+    def _raise_epoch(self, epoch: int, operation: RowOperation | None) -> None:
+        """Forget what is under way, and apply the operation: this once."""
+        self.epoch = epoch
+        self._next_seq = 0
+        self._passes.clear()
+        self._kept.clear()
+        self._next_push = 0
+        self.backup.apply(operation)
+        self.held = applied(self.held, operation)
+        if self._engine_rows:
+            self._engine_told = False
+            if operation is not None:
+                self._parents = composed(self._parents, operation.parents)
+
+    def _pass_done(self, done: PassDone) -> list[Instruction]:
+        if done.epoch != self.epoch:
+            return []
+        for waiting in self._passes:
+            if waiting.step.seq == done.seq:
+                waiting.done = done
+        return self._commit_passes()
+
+    def _commit_passes(self) -> list[Instruction]:
+        """Commit and pass on, in order, what is done."""
+        instructions: list[Instruction] = []
+        while self._passes and (done := self._passes[0].done) is not None:
+            step = self._passes.popleft().step
+            self.held = added(self.held, step.counts)
+            self.backup.append(
+                step.starts, step.counts, step.position_ids, done.output, done.output_bytes
+            )
+            forward = self._answer(step, done)
+            self._next_push = step.seq + 1
+            self._keep(forward)
+            instructions.append(forward)
+        return instructions
+
+    def _answer(self, step: Step, done: PassDone) -> Forward:
+        """The step for the next hop, or at the last hop the output for the client."""
+        takes = emitted(step, self.hop)
+        next_peer = self._neighbour(1)
+        if next_peer is None:
+            takes = wanted(takes, step.want)
+        starts = tuple(start + skip for start, (skip, _) in zip(step.starts, takes, strict=True))
+        counts = tuple(take for _, take in takes)
+        rows = None if counts == step.counts else takes
+        payload = done.output if any(counts) else None
+        service_class = service_class_of(step.counts, step.emit_from)
+        if next_peer is None:
+            output = Output(
+                session=step.session,
+                epoch=step.epoch,
+                seq=step.seq,
+                starts=starts,
+                counts=counts,
+                tensors=(),
+                compute_ms=done.compute_ms,
+                queue_ms=done.queue_ms,
+            )
+            return Forward(self.client, output, payload, rows, service_class)
+        if step.emit_from and self.hop >= step.emit_hop:
+            # A row that lies below emit_from altogether goes on where the next hop stands.
+            starts = tuple(map(max, starts, step.emit_from))
+        passed = msgspec.structs.replace(
+            step,
+            starts=starts,
+            counts=counts,
+            position_ids=taken(step.position_ids, step.counts, takes),
+            tensors=(),
+        )
+        return Forward(next_peer, passed, payload, rows, service_class)
+
+    def _answer_again(self, seq: int) -> list[Instruction]:
+        """The kept answer to a repeated step; none while its pass is under way or it is gone."""
+        return [forward for forward in self._kept if _seq(forward) == seq]
+
+    def _keep(self, forward: Forward) -> None:
+        """Keep the newest answers, of at most one full step's tokens, and always the last."""
+        self._kept.append(forward)
+        while len(self._kept) > 1 and sum(map(_tokens, self._kept)) > MAX_STEP_TOKENS:
+            self._kept.popleft()
+
+    # ---- gaps and replays
+
+    def _send_gap(self, step: Step, sender: PeerId) -> list[Instruction]:
+        """Nothing is computed: say what is held and which step is missing."""
+        seq = self._next_seq if step.epoch == self.epoch else 0
+        gap = Gap(self.grant.session, step.epoch, self.hop, self.expected, seq)
+        return [Forward(sender, gap)]
+
+    def _gap(self, gap: Gap) -> list[Instruction]:
+        """Push again what the next hop lacks, or let the client know that we cannot."""
+        lost = [forward for forward in self._kept if _seq(forward) >= gap.seq]
+        if gap.epoch != self.epoch or gap.seq > self._next_push:
+            return []
+        if not lost or _seq(lost[0]) != gap.seq:
+            return [Forward(self.client, gap)] if gap.seq < self._next_push else []
+        return list(lost)
+
+    def _replay(self, replay: Replay) -> list[Instruction]:
+        next_peer = self._neighbour(1)
+        if replay.epoch != self.epoch or next_peer is None:
+            return []
+        found = None
+        if len(replay.starts) == len(replay.counts):
+            found = self.backup.read(replay.starts, replay.counts)
+        if found is None:
+            detail = f"no backup of {replay.counts} slots from {replay.starts} on"
+            return self._fail(FailKind.REJECTED, detail)
+        position_ids, parts = found
+        step = Step(
+            session=replay.session,
+            epoch=replay.epoch,
+            seq=replay.seq,
+            starts=replay.starts,
+            counts=replay.counts,
+            position_ids=position_ids,
+            emit_from=replay.emit_from,
+            want=Want.NONE,
+            tensors=(),
+            emit_hop=replay.emit_hop,
+        )
+        forward = Forward(next_peer, step, service_class=ServiceClass.REPAIR, parts=parts)
+        self._next_push = replay.seq + 1
+        self._keep(forward)
+        return [forward]
+
+    # ---- fences
+
+    def _fence(self, fence: Fence) -> list[Instruction]:
+        if fence.epoch < self.epoch:
+            return []
+        if fence.epoch > self.epoch:
+            if fence.operation is not None:
+                fault = operation_fault(fence.operation, len(self.held), self.grant.rows)
+                if fault is None and lacks(self.held, fence.operation):
+                    fault = f"keeps {fence.operation.truncate_to} where {self.held} is held"
+                if fault is not None:
+                    return self._fail(FailKind.REJECTED, f"fence {fence.epoch}: {fault}")
+                self._rows_epoch = fence.epoch
+            self._raise_epoch(fence.epoch, fence.operation)
+        holds = Holds(
+            session=self.grant.session,
+            epoch=self.epoch,
+            hop=self.hop,
+            held=self.expected,
+            backup_from=self.backup.begins(self.held),
+            rows_epoch=self._rows_epoch,
+        )
+        return [Forward(self.client, holds)]
+
+    def _route_changed(self, event: RouteChanged) -> list[Instruction]:
+        old, new, fence = self.grant, event.grant, event.fence
+        if event.sender != self.client or fence.epoch < self.epoch:
+            return []
+        self._client_lost_at, self._lease_ends = None, None
+        if new.route > old.route:
+            changed = msgspec.structs.replace(
+                new, route=old.route, hops=old.hops, lifetime_s=old.lifetime_s
+            )
+            blocks = [(hop.start, hop.end) for hop in (old.hops[self.hop], new.hops[fence.hop])]
+            if changed != old or blocks[0] != blocks[1]:
+                return self._fail(FailKind.REJECTED, f"route {new.route} changes the session")
+            if fence.epoch == self.epoch:
+                return self._fail(FailKind.REJECTED, f"route {new.route} without a new epoch")
+            self.grant, self.hop = new, fence.hop
+        return self._fence(fence)
+
+    # ---- endings
+
+    def _pass_failed(self, failed: PassFailed) -> list[Instruction]:
+        if failed.epoch != self.epoch and failed.error.why is not FailKind.INTERNAL:
+            return []
+        return self._fail(failed.error.why, failed.error.detail)
+
+    def _peer_lost(self, lost: PeerLost, now: float) -> list[Instruction]:
+        if lost.peer == self.client:
+            self._client_lost_at, self._client_lost_why = now, lost.detail
+        elif lost.peer == self._neighbour(1):
+            # What is held here stays: the client may route around the lost hop.
+            detail = f"{self._name()} lost its link to {lost.peer}: {lost.detail}"
+            return [Forward(self.client, self._failure(FailKind.PEER_LOST, detail))]
+        return []
+
+    def _tick(self, now: float) -> list[Instruction]:
+        if now >= self._expires:
+            lifetime = f"its lifetime of {self.grant.lifetime_s:g} s is over"
+            return self._fail(FailKind.EXPIRED, f"{self._name()}: {lifetime}")
+        if self._lease_ends is not None and now >= self._lease_ends:
+            return self._free("held, but not committed in time")
+        if self._client_lost_at is not None and now >= self._client_lost_at + self._grace_s:
+            return self._free(f"its client is gone: {self._client_lost_why}")
+        return []
+
+    def _reject(self, step: Step, fault: str) -> list[Instruction]:
+        where = f"{self._name()}, step {step.epoch}/{step.seq}"
+        return self._fail(FailKind.REJECTED, f"{where}: {fault}")
+
+    def _fail(self, why: FailKind, detail: str) -> list[Instruction]:
+        return [Forward(self.client, self._failure(why, detail)), *self._free(detail)]
+
+    def _failure(self, why: FailKind, detail: str) -> Fail:
+        return Fail(self.grant.session, self.hop, why, detail[:500])
+
+    def _free(self, reason: str) -> list[Instruction]:
+        self.freed = True
+        self._passes.clear()
+        self._kept.clear()
+        self.backup.evict()
+        return [Free(reason)]
+
+    def _name(self) -> str:
+        mine = self.grant.hops[self.hop]
+        return f"session {self.grant.session.hex()[:8]} at hop {self.hop} ({mine.start}:{mine.end})"
+
+    def validate(self) -> None:
+        """Raises AssertionError if the state contradicts itself; for tests."""
+        assert len(self.held) <= self.grant.rows
+        assert all(0 <= held <= self.grant.length for held in self.expected)
+        seqs = [waiting.step.seq for waiting in self._passes]
+        assert seqs == list(range(self._next_seq - len(seqs), self._next_seq))
+        assert all(waiting.step.epoch == self.epoch for waiting in self._passes)
+        assert self._engine_told or self._engine_rows
+        backup_from = self.backup.begins(self.held)
+        assert backup_from is None or not any(backup_from)
+
+
+def _seq(forward: Forward) -> int:
+    assert isinstance(forward.message, Step | Output)
+    return forward.message.seq
+
+
+def _tokens(forward: Forward) -> int:
+    assert isinstance(forward.message, Step | Output)
+    return sum(forward.message.counts)

@@ -1,0 +1,214 @@
+"""The client's side of opening a session on every hop of a route: hold everywhere, then commit."""
+
+from swarm.errors import (
+    CacheFullError,
+    CheckpointError,
+    PeerTimeoutError,
+    RefusedError,
+    SwarmError,
+    UnreachablePeerError,
+)
+from swarm.sessions.events import (
+    Event,
+    Forward,
+    Instruction,
+    Opened,
+    PeerLost,
+    Raise,
+    Received,
+    Tick,
+)
+from swarm.sessions.messages import (
+    MAX_WAIT_S,
+    Close,
+    Commit,
+    Fail,
+    Grant,
+    Held,
+    Hop,
+    Open,
+    Refused,
+    RefuseKind,
+    SignedGrant,
+)
+from swarm.spans import PeerId
+
+ANSWER_S = 5.0
+"""How long a hop may take to answer what it can answer at once, and how late beyond a deadline."""
+
+
+class Opening:
+    """Two phases, so that two sessions never each hold one server and wait for the other.
+
+    First every hop is asked to hold at once, without waiting. If all hold, all are told to commit.
+    If some have no room, everything is released and asked for again one hop after the other, in
+    ascending order of peer id, this time waiting in line; everybody waits in that same order, so
+    nobody waits in a circle. `Open.wait_s` is the time left to the deadline, and a hold lasts 2 s
+    longer than that, so the first hold is still there when the last one is granted.
+
+    Ends with `Opened` or `Raise`; `hops`: the indices to open (a change of route opens only the
+    hops that are new), by default all.
+    """
+
+    def __init__(
+        self,
+        grant: Grant,
+        signed: SignedGrant,
+        *,
+        deadline_s: float,
+        hops: tuple[int, ...] | None = None,
+    ) -> None:
+        self.grant = grant
+        self.finished = False
+        self._signed = signed
+        self._deadline_s = min(deadline_s, MAX_WAIT_S)
+        self._hops = {
+            grant.hops[index].peer: index
+            for index in (range(len(grant.hops)) if hops is None else hops)
+        }
+        self._waiting: set[str] = set()
+        """Peers whose answer is awaited."""
+        self._holding: set[str] = set()
+        self._in_line: list[str] = []
+        """Second phase: peers that are still to be asked, in order."""
+        self._refused: Refused | None = None
+        self._refused_by = ""
+        self._attempt = 0
+        self._ends = 0.0
+        self._answer_by = 0.0
+
+    @property
+    def deadline(self) -> float | None:
+        """When a `Tick` will next do something."""
+        return None if self.finished else self._answer_by
+
+    def start(self, now: float) -> list[Instruction]:
+        self._ends = now + self._deadline_s
+        self._answer_by = now + ANSWER_S
+        self._waiting = set(self._hops)
+        instructions: list[Instruction] = [self._open(peer, 0.0) for peer in self._hops]
+        return instructions or self._commit()
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        if self.finished:
+            return []
+        match event:
+            case Received(sender, Held() as held) if self._awaited(sender, held):
+                self._waiting.discard(sender)
+                self._holding.add(sender)
+                return self._go_on(now)
+            case Received(sender, Refused() as refused) if self._awaited(sender, refused):
+                return self._on_refused(sender, refused, now)
+            case Received(sender, Fail() as fail) if sender in self._hops:
+                error = RefusedError(
+                    f"{self._where(sender)} ended the session while it opened: "
+                    f"{fail.why}: {fail.detail}",
+                    session=self.grant.session,
+                    peer=sender,
+                )
+                return self._give_up(error)
+            case PeerLost(peer, detail) if peer in self._hops:
+                text = f"{self._where(peer)} was lost while the session opened: {detail}"
+                return self._give_up(UnreachablePeerError(text, peer))
+            case Tick() if now >= self._answer_by:
+                return self._give_up(self._late())
+            case _:
+                return []
+
+    def cancel(self) -> list[Instruction]:
+        """Release every hold; nothing is raised."""
+        if self.finished:
+            return []
+        self.finished = True
+        return self._release()
+
+    def _awaited(self, sender: str, answer: Held | Refused) -> bool:
+        return (
+            sender in self._waiting
+            and answer.session == self.grant.session
+            and answer.route == self.grant.route
+            and answer.attempt == self._attempt
+        )
+
+    def _on_refused(self, sender: str, refused: Refused, now: float) -> list[Instruction]:
+        self._waiting.discard(sender)
+        self._refused, self._refused_by = refused, sender
+        if refused.why is not RefuseKind.CACHE_FULL or self._attempt or now >= self._ends:
+            return self._give_up(self._refusal(sender, refused))
+        return self._go_on(now)
+
+    def _go_on(self, now: float) -> list[Instruction]:
+        if self._waiting:
+            return []
+        if self._attempt == 0 and self._refused is not None:
+            released = self._release()
+            self._attempt = 1
+            self._in_line = sorted(self._hops)
+            self._answer_by = self._ends + ANSWER_S
+            return [*released, *self._next_in_line(now)]
+        if self._in_line:
+            return self._next_in_line(now)
+        return self._commit()
+
+    def _next_in_line(self, now: float) -> list[Instruction]:
+        peer = self._in_line.pop(0)
+        self._waiting = {peer}
+        return [self._open(peer, max(0.0, self._ends - now))]
+
+    def _open(self, peer: str, wait_s: float) -> Forward:
+        message = Open(self._signed, self._hops[peer], wait_s, self._attempt)
+        return Forward(PeerId(peer), message)
+
+    def _commit(self) -> list[Instruction]:
+        self.finished = True
+        commit = Commit(self.grant.session, self.grant.route)
+        return [*(Forward(PeerId(peer), commit) for peer in self._hops), Opened()]
+
+    def _release(self) -> list[Instruction]:
+        """Also for hops that have not answered: they may hold, or wait in line."""
+        asked = sorted(self._holding | self._waiting)
+        self._holding, self._waiting = set(), set()
+        return [Forward(PeerId(peer), Close(self.grant.session)) for peer in asked]
+
+    def _give_up(self, error: SwarmError) -> list[Instruction]:
+        self.finished = True
+        return [*self._release(), Raise(error)]
+
+    def _where(self, peer: str) -> str:
+        hop: Hop = self.grant.hops[self._hops[peer]]
+        session = self.grant.session.hex()[:8]
+        return f"{peer} (blocks {hop.start}:{hop.end}, session {session})"
+
+    def _late(self) -> SwarmError:
+        peer = min(self._waiting)
+        if self._attempt:
+            return self._full(peer, "has not given room in time")
+        return PeerTimeoutError(
+            f"{self._where(peer)} has not answered within {ANSWER_S:g} s; choose another route",
+            peer,
+        )
+
+    def _refusal(self, peer: str, refused: Refused) -> SwarmError:
+        said = f"{self._where(peer)} refused the session: {refused.why}: {refused.detail}"
+        if refused.why is RefuseKind.CACHE_FULL:
+            return self._full(peer, f"has {refused.free_tokens} tokens free")
+        if refused.why is RefuseKind.WRONG_CHECKPOINT:
+            return CheckpointError(f"{said}; this client asks for {self.grant.checkpoint}")
+        hop = self.grant.hops[self._hops[peer]]
+        return RefusedError(
+            f"{said}; look up the servers again and choose another route",
+            session=self.grant.session,
+            peer=peer,
+            blocks=f"{hop.start}:{hop.end}",
+        )
+
+    def _full(self, peer: str, what: str) -> CacheFullError:
+        hop = self.grant.hops[self._hops[peer]]
+        needs = f"{self.grant.rows} rows x {self.grant.length} tokens are needed"
+        return CacheFullError(
+            f"no room within {self._deadline_s:g} s: {self._where(peer)} {what}, {needs}; "
+            "ask for fewer tokens, wait longer or try again later",
+            session=self.grant.session,
+            peer=peer,
+            blocks=f"{hop.start}:{hop.end}",
+        )
