@@ -23,8 +23,8 @@ MAX_WAIT_S = 600.0
 """Longest time in line for room."""
 
 SessionBytes: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
-PeerHopIndex: TypeAlias = Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
-Text: TypeAlias = Annotated[str, Meta(min_length=10, max_length=100)]
+HopIndex: TypeAlias = Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
+PeerText: TypeAlias = Annotated[str, Meta(min_length=10, max_length=100)]
 CheckpointText: TypeAlias = Annotated[str, Meta(min_length=8, max_length=128)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
 Slot: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_LENGTH)]
@@ -176,7 +176,10 @@ class Step(_Message, tag="step"):
     position_ids: Annotated[tuple[Slot, ...], Meta(max_length=MAX_STEP_TOKENS)]
     """The position of each token, `sum(counts)` of them."""
     emit_from: Slots
-    """Outputs for slots below `emit_from[r]` fill the cache and are not forwarded; empty: all are."""
+    """Outputs for slots below `emit_from[r]` fill the cache and are not forwarded.
+
+    Empty: all are forwarded.
+    """
     want: Want
     tensors: Annotated[tuple[TensorSpec, ...], Meta(max_length=4)]
     operation: RowOperation | None = None
