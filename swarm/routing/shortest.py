@@ -1,0 +1,304 @@
+"""The route with the least delay per token: a shortest path over the boundaries between blocks."""
+
+import heapq
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from swarm.errors import MissingBlocksError, SwarmError
+from swarm.routing.view import ServerState, ServerView, SwarmView
+from swarm.sessions.messages import MAX_HOPS, Hop
+from swarm.spans import PeerId, Span, missing_spans
+
+DEFAULT_RTT_S = 0.15
+"""Of a server that was never measured (as in Petals)."""
+DEFAULT_DECODE_MS_PER_BLOCK = 10.0
+HOP_OVERHEAD_S = 0.002
+"""What one more hop costs beside compute and delay: codecs, frames, one task switch or two."""
+BUSY_CACHE_PENALTY_S = 10.0
+"""For a server whose free cache is too small now: it is taken when there is no other (Petals)."""
+SMALL_CACHE_PENALTY_S = 1000.0
+"""For a server whose whole cache is too small: it will refuse, and say why."""
+_MAX_REPEATS_RESOLVED = 200
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A server with the part of its span that may be used, and its costs in seconds."""
+
+    peer: PeerId
+    span: Span
+    fixed_s: float
+    block_s: float
+
+
+class ShortestRouter:
+    """Finds the chain with the least time per decoded token.
+
+    The cost of a hop is `decode_ms_per_block x blocks used + queue wait + one-way delays + a small
+    overhead`; a hop may use a part of its server's span, and no server appears twice. The delay
+    between two servers is not known to a client; it is taken as the mean of their delays to the
+    client, so that a hop bears a quarter of its round trip for its way in and a quarter for its
+    way out, and the first and the last hop a quarter more.
+
+    Near-equals are chosen among at random: each server's cost is stretched by a factor drawn from
+    `[1, 1 + near_equal]`, so the route is never more than `near_equal` worse than the best one, and
+    clients do not all pick the same chain.
+    """
+
+    def __init__(
+        self,
+        rng: random.Random,
+        *,
+        near_equal: float = 0.05,
+        mix_numerics: bool = False,
+    ) -> None:
+        """`mix_numerics`: whether one chain may have servers that compute differently."""
+        self._rng = rng
+        self._near_equal = near_equal
+        self._mix_numerics = mix_numerics
+
+    def route(
+        self,
+        view: SwarmView,
+        *,
+        rtt_s: Mapping[PeerId, float],
+        tokens_needed: int,
+        avoid: Collection[PeerId] = (),
+    ) -> tuple[Hop, ...]:
+        """The chain for a new session.
+
+        `rtt_s`: measured round trips from this client; `tokens_needed`: rows x length of the
+        session; `avoid`: servers that just failed.
+
+        Raises MissingBlocksError when no chain covers all blocks, with the missing runs.
+        """
+        online = view.online(avoid)
+        groups: dict[object, list[ServerView]] = {}
+        for server in online:
+            groups.setdefault(None if self._mix_numerics else server.numerics, []).append(server)
+        best: tuple[float, tuple[Hop, ...]] | None = None
+        for servers in groups.values():
+            if missing_spans([server.span for server in servers], view.num_blocks):
+                continue
+            options = [self._option(server, rtt_s, tokens_needed) for server in servers]
+            found = _shortest_without_repeats(options, view.num_blocks, self._ends(servers, rtt_s))
+            if best is None or found[0] < best[0]:
+                best = found
+        if best is None:
+            raise _missing(view, online, avoid)
+        return best[1]
+
+    def _option(
+        self, server: ServerView, rtt_s: Mapping[PeerId, float], tokens_needed: int
+    ) -> _Option:
+        fixed_s, block_s = hop_costs(server, rtt_s, tokens_needed)
+        stretch = 1 + self._near_equal * self._rng.random()
+        return _Option(server.peer, server.span, fixed_s * stretch, block_s * stretch)
+
+    @staticmethod
+    def _ends(servers: Sequence[ServerView], rtt_s: Mapping[PeerId, float]) -> dict[PeerId, float]:
+        return {server.peer: end_cost(server.peer, rtt_s) for server in servers}
+
+
+def hop_costs(
+    server: ServerView, rtt_s: Mapping[PeerId, float], tokens_needed: int
+) -> tuple[float, float]:
+    """Seconds that a hop over `server` costs: `(once, for each block used)`."""
+    fixed_s = HOP_OVERHEAD_S + server.queue_wait_ms / 1000
+    fixed_s += rtt_s.get(server.peer, DEFAULT_RTT_S) / 2
+    if server.cache_tokens_total < tokens_needed:
+        fixed_s += SMALL_CACHE_PENALTY_S
+    elif server.cache_tokens_free < tokens_needed:
+        fixed_s += BUSY_CACHE_PENALTY_S
+    return fixed_s, (server.decode_ms_per_block or DEFAULT_DECODE_MS_PER_BLOCK) / 1000
+
+
+def end_cost(peer: PeerId, rtt_s: Mapping[PeerId, float]) -> float:
+    """Seconds more for the first hop and for the last one, which talk to the client."""
+    return rtt_s.get(peer, DEFAULT_RTT_S) / 4
+
+
+def route_cost(
+    view: SwarmView, hops: Sequence[Hop], *, rtt_s: Mapping[PeerId, float], tokens_needed: int
+) -> float:
+    """Seconds per decoded token over `hops`, without the random stretch."""
+    servers = {server.peer: server for server in view.servers}
+    cost = end_cost(PeerId(hops[0].peer), rtt_s) + end_cost(PeerId(hops[-1].peer), rtt_s)
+    for hop in hops:
+        fixed_s, block_s = hop_costs(servers[PeerId(hop.peer)], rtt_s, tokens_needed)
+        cost += fixed_s + block_s * (hop.end - hop.start)
+    return cost
+
+
+# ---- the search
+
+
+def _shortest_without_repeats(
+    options: list[_Option], num_blocks: int, ends: Mapping[PeerId, float]
+) -> tuple[float, tuple[Hop, ...]]:
+    """The cheapest chain in which every server is one run of blocks.
+
+    The dynamic programme alone may use a server, another, and the first one again. Such a chain is
+    a lower bound; three cases exclude it and lose no valid chain (the server ends before its second
+    part, begins after its first part, or serves all between the two itself), and the cases are
+    searched best first.
+    """
+    order = count()
+    heap: list[tuple[float, int, list[Hop], list[_Option]]] = []
+
+    def push(case: list[_Option]) -> None:
+        found = _cheapest_chain(case, num_blocks, ends)
+        if found is not None:
+            heapq.heappush(heap, (found[0], next(order), found[1], case))
+
+    push(options)
+    for _ in range(_MAX_REPEATS_RESOLVED):
+        if not heap:
+            break
+        cost, _, hops, case = heapq.heappop(heap)
+        repeat = _first_repeat(hops)
+        if repeat is None:
+            if len(hops) > MAX_HOPS:
+                break
+            return cost, tuple(hops)
+        first, second = repeat
+        peer, gap = PeerId(first.peer), Span(first.end, second.start)
+        push(_restrict(case, Span(second.start, num_blocks), peer))
+        push(_restrict(case, Span(0, first.end), peer))
+        push(_restrict(case, gap, peer, others=True))
+    return _fewest_hops(options, num_blocks)
+
+
+def _cheapest_chain(
+    options: Sequence[_Option], num_blocks: int, ends: Mapping[PeerId, float]
+) -> tuple[float, list[Hop]] | None:
+    """The cheapest chain over `0:num_blocks`; a server may appear twice in it.
+
+    Costs grow linearly with the blocks used, so a best chain exists that changes servers only where
+    some span begins or ends. For each server the boundaries are walked once, remembering where it
+    is cheapest to enter: O(servers x boundaries).
+    """
+    edges = {option.span.start for option in options} | {option.span.end for option in options}
+    boundaries = sorted(edges | {0, num_blocks})
+    reached: dict[int, float] = {0: 0.0}
+    came: dict[int, tuple[int, PeerId]] = {}
+    entry: dict[int, tuple[float, int]] = {}
+    for boundary in boundaries:
+        for index, option in enumerate(options):
+            span = option.span
+            if index in entry and boundary <= span.end:
+                cost, start = entry[index]
+                cost += option.block_s * boundary
+                if boundary == num_blocks:
+                    cost += ends[option.peer]
+                if cost < reached.get(boundary, float("inf")):
+                    reached[boundary] = cost
+                    came[boundary] = (start, option.peer)
+        if boundary not in reached:
+            continue
+        for index, option in enumerate(options):
+            if option.span.start <= boundary < option.span.end:
+                cost = reached[boundary] + option.fixed_s - option.block_s * boundary
+                cost += ends[option.peer] if boundary == 0 else 0.0
+                if index not in entry or cost < entry[index][0]:
+                    entry[index] = (cost, boundary)
+    if num_blocks not in reached:
+        return None
+    hops: list[Hop] = []
+    end = num_blocks
+    while end > 0:
+        start, peer = came[end]
+        hops.append(Hop(peer, start, end))
+        end = start
+    return reached[num_blocks], hops[::-1]
+
+
+def _first_repeat(hops: Sequence[Hop]) -> tuple[Hop, Hop] | None:
+    seen: dict[str, Hop] = {}
+    for hop in hops:
+        if hop.peer in seen:
+            return seen[hop.peer], hop
+        seen[hop.peer] = hop
+    return None
+
+
+def _restrict(
+    options: Sequence[_Option], without: Span, peer: PeerId, *, others: bool = False
+) -> list[_Option]:
+    """The options when `peer` (or all but `peer`) may not serve the blocks `without`."""
+    restricted: list[_Option] = []
+    for option in options:
+        if (option.peer == peer) is others:
+            restricted.append(option)
+            continue
+        for start, end in (
+            (option.span.start, min(option.span.end, without.start)),
+            (max(option.span.start, without.end), option.span.end),
+        ):
+            if start < end:
+                part = Span(start, end)
+                restricted.append(_Option(option.peer, part, option.fixed_s, option.block_s))
+    return restricted
+
+
+def _fewest_hops(options: Sequence[_Option], num_blocks: int) -> tuple[float, tuple[Hop, ...]]:
+    """The chain with the fewest hops (which repeats no server): from each boundary the server that
+    reaches farthest."""
+    hops: list[Hop] = []
+    cost, reached = 0.0, 0
+    while reached < num_blocks:
+        best = max(
+            (option for option in options if reached in option.span),
+            key=lambda option: (option.span.end, -option.fixed_s),
+        )
+        cost += best.fixed_s + best.block_s * (best.span.end - reached)
+        hops.append(Hop(best.peer, reached, best.span.end))
+        reached = best.span.end
+    if len(hops) > MAX_HOPS:
+        raise SwarmError(
+            f"the shortest chain over {num_blocks} blocks has {len(hops)} hops, and a session "
+            f"takes at most {MAX_HOPS}; servers with longer spans are needed"
+        )
+    return cost, tuple(hops)
+
+
+def _missing(
+    view: SwarmView, online: Sequence[ServerView], avoid: Collection[PeerId]
+) -> MissingBlocksError:
+    missing = view.missing(avoid)
+    if not missing:
+        by_numerics: dict[str, list[Span]] = {}
+        for server in online:
+            by_numerics.setdefault(str(server.numerics), []).append(server.span)
+        kinds = "; ".join(
+            f"{kind}: {_runs(missing_spans(spans, view.num_blocks))} missing"
+            for kind, spans in sorted(by_numerics.items())
+        )
+        blocks = sorted(
+            {gap for spans in by_numerics.values() for gap in missing_spans(spans, view.num_blocks)}
+        )
+        return MissingBlocksError(
+            f"no servers that compute alike cover all {view.num_blocks} blocks ({kinds}); "
+            "allow mixed numerics, or start a server for the missing blocks",
+            tuple(map(str, blocks)),
+        )
+    runs = _runs(missing)
+    message = f"no server is online for blocks {runs} of {view.num_blocks}"
+    soon = [
+        f"{server.span} is {server.state}"
+        for server in view.servers
+        if server.state in (ServerState.JOINING, ServerState.DRAINING)
+        and any(server.span.start < gap.end and gap.start < server.span.end for gap in missing)
+    ]
+    if soon:
+        message += f" ({', '.join(soon)})"
+    if avoid:
+        message += f" ({len(avoid)} servers that just failed are left out)"
+    message += f"; start one with: swarm-server --blocks {missing[0]} --peers ..."
+    return MissingBlocksError(message, tuple(map(str, missing)))
+
+
+def _runs(spans: Sequence[Span]) -> str:
+    return ", ".join(map(str, spans))
