@@ -87,10 +87,8 @@ class Backup:
             old = self._rows or [[] for _ in range(max(parents) + 1)]
             self._rows = [list(old[parent]) for parent in parents]
         if operation.truncate_to is not None and self._rows:
-            self._rows = [
-                _cut(row, 0, keep)
-                for row, keep in zip(self._rows, operation.truncate_to, strict=True)
-            ]
+            for row, keep in zip(self._rows, operation.truncate_to, strict=True):
+                _truncate(row, keep)
 
     def begins(self, held: tuple[int, ...]) -> tuple[int, ...] | None:
         """From which slot on each row is whole up to `held`; None: nothing is kept."""
@@ -128,3 +126,11 @@ class Backup:
 
 def _cut(row: list[_Segment], low: int, high: int) -> list[_Segment]:
     return [part for segment in row if (part := segment.between(low, high)) is not None]
+
+
+def _truncate(row: list[_Segment], keep: int) -> None:
+    """In place and from the end: rollbacks of a few slots are the common case."""
+    while row and row[-1].start + row[-1].count > keep:
+        part = row.pop().between(0, keep)
+        if part is not None:
+            row.append(part)

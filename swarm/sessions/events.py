@@ -143,10 +143,18 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class NeedsRoute:
+    """Client: `peer` is lost to the session, which rests until it is rerouted or closed."""
+
+    peer: PeerId
+    error: SwarmError
+
+
+@dataclass(frozen=True)
 class Raise:
     """Client: the session failed; it is over, and the hops have been told to free it."""
 
     error: SwarmError
 
 
-Instruction: TypeAlias = Compute | Forward | Free | Deliver | Opened | Raise
+Instruction: TypeAlias = Compute | Forward | Free | Deliver | Opened | NeedsRoute | Raise

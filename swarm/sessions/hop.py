@@ -48,8 +48,9 @@ from swarm.sessions.rules import (
     lacks,
     operation_fault,
     service_class_of,
-    step_fault,
+    shape_fault,
     taken,
+    tensor_fault,
     wanted,
 )
 from swarm.spans import PeerId
@@ -100,6 +101,8 @@ class HopSession:
         self._client_lost_at: float | None = None
         self._client_lost_why = ""
         self._next_seq = 0
+        self._any_seq = False
+        """A fence has begun the epoch: its first step here may have any number."""
         self._rows_epoch = 0
         self._passes: deque[_Pass] = deque()
         self._kept: deque[Forward] = deque()
@@ -202,10 +205,12 @@ class HopSession:
             return []
         if step.epoch == self.epoch and step.seq < self._next_seq:
             return self._answer_again(step.seq)
-        if (fault := step_fault(step, self.grant)) is not None:
+        fault = shape_fault(step, self.grant)
+        fault = fault or tensor_fault(step.tensors, sum(step.counts), self.grant.dtype)
+        if fault is not None:
             return self._reject(step, fault)
         opens = step.epoch > self.epoch
-        if step.seq != (0 if opens else self._next_seq):
+        if step.seq != (0 if opens else self._next_seq) and (opens or not self._any_seq):
             return self._send_gap(step, sender)
         if not opens and step.operation is not None:
             return self._reject(step, "an operation in an epoch that has begun without it")
@@ -228,6 +233,7 @@ class HopSession:
         if opens:
             self._raise_epoch(step.epoch, step.operation)
         self._rows_epoch = self.epoch
+        self._any_seq = False
         self.held = self.held or (0,) * len(step.starts)
         self._next_seq = step.seq + 1
         return self._take(step, payload)
@@ -250,6 +256,7 @@ class HopSession:
         """Forget what is under way, and apply the operation: this once."""
         self.epoch = epoch
         self._next_seq = 0
+        self._any_seq = False
         self._passes.clear()
         self._kept.clear()
         self._next_push = 0
@@ -284,10 +291,12 @@ class HopSession:
         return instructions
 
     def _answer(self, step: Step, done: PassDone) -> Forward:
-        """The step for the next hop, or at the last hop the output for the client."""
+        """The step for the next hop; at the last hop, or where a refill ends, an output."""
         takes = emitted(step, self.hop)
         next_peer = self._neighbour(1)
-        if next_peer is None:
+        refilled = bool(step.emit_from) and self.hop == step.emit_hop
+        if next_peer is None or (refilled and not any(take for _, take in takes)):
+            next_peer = None
             takes = wanted(takes, step.want)
         starts = tuple(start + skip for start, (skip, _) in zip(step.starts, takes, strict=True))
         counts = tuple(take for _, take in takes)
@@ -306,7 +315,7 @@ class HopSession:
                 queue_ms=done.queue_ms,
             )
             return Forward(self.client, output, payload, rows, service_class)
-        if step.emit_from and self.hop >= step.emit_hop:
+        if refilled:
             # A row that lies below emit_from altogether goes on where the next hop stands.
             starts = tuple(map(max, starts, step.emit_from))
         passed = msgspec.structs.replace(
@@ -387,6 +396,7 @@ class HopSession:
                     return self._fail(FailKind.REJECTED, f"fence {fence.epoch}: {fault}")
                 self._rows_epoch = fence.epoch
             self._raise_epoch(fence.epoch, fence.operation)
+            self._any_seq = True
         holds = Holds(
             session=self.grant.session,
             epoch=self.epoch,
@@ -427,7 +437,8 @@ class HopSession:
         elif lost.peer == self._neighbour(1):
             # What is held here stays: the client may route around the lost hop.
             detail = f"{self._name()} lost its link to {lost.peer}: {lost.detail}"
-            return [Forward(self.client, self._failure(FailKind.PEER_LOST, detail))]
+            failure = self._failure(FailKind.PEER_LOST, detail)
+            return [Forward(self.client, msgspec.structs.replace(failure, peer=lost.peer))]
         return []
 
     def _tick(self, now: float) -> list[Instruction]:

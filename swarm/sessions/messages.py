@@ -101,7 +101,7 @@ class _Message(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fie
     pass
 
 
-class Open(_Message, tag="open"):
+class Open(_Message, frozen=True, tag="open"):
     """Client to hop: hold room for the session; answered by `Held` or `Refused`."""
 
     signed: SignedGrant
@@ -115,13 +115,13 @@ class Open(_Message, tag="open"):
     """Comes back in `Held` and `Refused`: which of the client's tries they answer."""
 
 
-class Held(_Message, tag="held"):
+class Held(_Message, frozen=True, tag="held"):
     session: SessionBytes
     route: Count
     attempt: Count = 0
 
 
-class Refused(_Message, tag="refused"):
+class Refused(_Message, frozen=True, tag="refused"):
     session: SessionBytes
     route: Count
     why: RefuseKind
@@ -130,14 +130,14 @@ class Refused(_Message, tag="refused"):
     attempt: Count = 0
 
 
-class Commit(_Message, tag="commit"):
+class Commit(_Message, frozen=True, tag="commit"):
     """Client to hop: all hops hold; the session lives until closed, expired or lost."""
 
     session: SessionBytes
     route: Count
 
 
-class Close(_Message, tag="close"):
+class Close(_Message, frozen=True, tag="close"):
     """Client to hop: free everything; also releases a hold."""
 
     session: SessionBytes
@@ -162,7 +162,7 @@ class RowOperation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     truncate_to: Annotated[tuple[Slot, ...], Meta(min_length=1, max_length=MAX_ROWS)] | None = None
 
 
-class Step(_Message, tag="step"):
+class Step(_Message, frozen=True, tag="step"):
     """Client to first hop, and hop to next hop: activations for new slots of each row.
 
     Tensor `hidden` has shape `[sum(counts), hidden_size]`: row 0's tokens, then row 1's, ...
@@ -188,8 +188,11 @@ class Step(_Message, tag="step"):
     """The first hop that heeds `emit_from`; the hops before it forward everything."""
 
 
-class Output(_Message, tag="output"):
-    """Last hop to client: what `want` asked for; without tensors it only acknowledges."""
+class Output(_Message, frozen=True, tag="output"):
+    """Last hop to client: what `want` asked for; without tensors it only acknowledges.
+
+    Also from the hop where a refill ends (`emit_hop`), when nothing is left to go on.
+    """
 
     session: SessionBytes
     epoch: Count
@@ -202,7 +205,7 @@ class Output(_Message, tag="output"):
     """Compute and queue time of this step at the last hop."""
 
 
-class Gap(_Message, tag="gap"):
+class Gap(_Message, frozen=True, tag="gap"):
     """Hop to its pusher (and on to the client): the step begins beyond what is held."""
 
     session: SessionBytes
@@ -214,16 +217,21 @@ class Gap(_Message, tag="gap"):
     """The step of `epoch` that is missing; 0: not even the epoch's first has come."""
 
 
-class Fail(_Message, tag="fail"):
-    """Hop to client: the session is over at this hop."""
+class Fail(_Message, frozen=True, tag="fail"):
+    """Hop to client: the session is over at this hop.
+
+    But after `peer_lost` it keeps what it holds, so that the client can route around `peer`.
+    """
 
     session: SessionBytes
     hop: HopIndex
     why: FailKind
     detail: Text
+    peer: Annotated[str, Meta(max_length=100)] = ""
+    """The peer that is lost, if that is another one than the sender."""
 
 
-class Fence(_Message, tag="fence"):
+class Fence(_Message, frozen=True, tag="fence"):
     """Client to hop: from now on only `epoch` and above; optionally a new route.
 
     Answered by `Holds`. `operation` is applied as if it came with a step.
@@ -236,7 +244,7 @@ class Fence(_Message, tag="fence"):
     operation: RowOperation | None = None
 
 
-class Holds(_Message, tag="holds"):
+class Holds(_Message, frozen=True, tag="holds"):
     """Hop to client: what is in its cache, and from which slot it can replay what it pushed."""
 
     session: SessionBytes
@@ -249,7 +257,7 @@ class Holds(_Message, tag="holds"):
     """The newest epoch whose operation these rows have seen."""
 
 
-class Replay(_Message, tag="replay"):
+class Replay(_Message, frozen=True, tag="replay"):
     """Client to hop: push these slots of what you pushed before to the next hop, as this step."""
 
     session: SessionBytes
@@ -261,11 +269,11 @@ class Replay(_Message, tag="replay"):
     emit_hop: HopIndex
 
 
-class StatusRequest(_Message, tag="status_request"):
+class StatusRequest(_Message, frozen=True, tag="status_request"):
     request: Count
 
 
-class StatusReply(_Message, tag="status_reply"):
+class StatusReply(_Message, frozen=True, tag="status_reply"):
     request: Count
     status: Annotated[bytes, Meta(max_length=65536)]
     """JSON; the fields of `swarm-client status --json`'s `servers`."""

@@ -1,7 +1,7 @@
 """What hop and client agree on: row operations, the shape of a step, trimming, classes."""
 
 from swarm.scheduling.classes import ServiceClass
-from swarm.sessions.messages import MAX_STEP_TOKENS, Grant, RowOperation, Step, Want
+from swarm.sessions.messages import MAX_STEP_TOKENS, Grant, RowOperation, Step, TensorSpec, Want
 
 DECODE_TOKENS_PER_ROW = 16
 """A step of at most so many tokens in every row (one, or a speculation) is decode."""
@@ -77,7 +77,7 @@ def composed(first: Lengths | None, second: Lengths | None) -> Lengths | None:
     return tuple(first[parent] for parent in second)
 
 
-def step_fault(step: Step, grant: Grant) -> str | None:
+def shape_fault(step: Step, grant: Grant) -> str | None:
     """Why no hop of `grant` can take `step`, whatever it holds; None: shapes and limits fit."""
     rows, tokens = len(step.starts), sum(step.counts)
     if not 1 <= rows <= grant.rows:
@@ -91,10 +91,14 @@ def step_fault(step: Step, grant: Grant) -> str | None:
         return f"slot {longest - 1} where {grant.length} slots a row are granted"
     if step.seq and step.operation is not None:
         return "an operation that is not on the first step of its epoch"
-    if any(tensor.name != "hidden" or tensor.dtype != grant.dtype for tensor in step.tensors):
-        return f"tensors other than `hidden` of {grant.dtype}"
-    if [tensor.shape[:1] for tensor in step.tensors] != [(tokens,)] * bool(tokens):
-        return f"tensors {[tensor.shape for tensor in step.tensors]} for {tokens} tokens"
+    return None
+
+
+def tensor_fault(tensors: tuple[TensorSpec, ...], tokens: int, dtype: str) -> str | None:
+    """Why `tensors` are not the activations `[tokens, ...]` of a step or an answer."""
+    said = [(tensor.name, tensor.dtype, tensor.shape[:1]) for tensor in tensors]
+    if said != [("hidden", dtype, (tokens,))] * bool(tokens):
+        return f"tensors {said} where {tokens} tokens of `hidden` in {dtype} belong"
     return None
 
 

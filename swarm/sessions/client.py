@@ -1,0 +1,439 @@
+"""A session as its client sees it: steps in order, a window, epochs, and re-routes."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from swarm.errors import (
+    NotFiniteError,
+    PeerTimeoutError,
+    SessionClosedError,
+    SessionError,
+    SessionFullError,
+    SessionLostError,
+    StepRejectedError,
+    SwarmError,
+)
+from swarm.sessions.backup import Backup
+from swarm.sessions.events import (
+    Deliver,
+    Event,
+    Forward,
+    Instruction,
+    NeedsRoute,
+    PeerLost,
+    Raise,
+    Received,
+    Tick,
+)
+from swarm.sessions.messages import (
+    MAX_STEP_TOKENS,
+    Close,
+    Fail,
+    FailKind,
+    Gap,
+    Grant,
+    Holds,
+    Output,
+    RowOperation,
+    SignedGrant,
+    Step,
+    Want,
+)
+from swarm.sessions.repair import Applied
+from swarm.sessions.rerouting import Rerouting
+from swarm.sessions.rules import (
+    Lengths,
+    added,
+    applied,
+    emitted,
+    lacks,
+    operation_fault,
+    service_class_of,
+    shape_fault,
+    wanted,
+)
+from swarm.spans import PeerId
+
+MAX_REPAIRS = 3
+"""Repairs without a single answer between them, before the session is given up."""
+STEP_DEADLINE_S = 60.0
+"""How long the chain may be silent while the client waits for it."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A step that the user asked for."""
+
+    ticket: int
+    step: Step
+    payload: Any
+    size_bytes: int
+
+
+class ClientSession:
+    """The client's side of one open session.
+
+    `step` takes activations for new slots and gives a ticket; `Deliver` names the ticket when its
+    answer is there. At most `window` steps are unanswered in the chain; the others wait here. A
+    step with an operation begins a new epoch and waits until everything before it is answered.
+    If the session cannot go on, `Raise` comes once, after `Close` to every hop. With `can_reroute`
+    the loss of a hop is reported by `NeedsRoute` instead, and the session rests until `reroute`.
+
+    `held`: the slots of each row that every hop holds, because their step is answered. `planned`:
+    the same with the steps that are unanswered or wait.
+
+    Pure: `step` and `handle` return what is to be done, in order.
+    """
+
+    def __init__(
+        self,
+        grant: Grant,
+        *,
+        window: int = 4,
+        deadline_s: float = STEP_DEADLINE_S,
+        can_reroute: bool = False,
+    ) -> None:
+        self.grant = grant
+        self.epoch = 0
+        self.held: Lengths = ()
+        self.planned: Lengths = ()
+        self.error: SwarmError | None = None
+        self._window = window
+        self._deadline_s = deadline_s
+        self._closed = False
+        self._next_seq = 0
+        self._next_ticket = 0
+        self._queue: deque[_Asked] = deque()
+        self._unanswered: deque[_Asked] = deque()
+        self._operations: list[Applied] = []
+        """Sent, and not yet known to be applied by every hop."""
+        self._inputs = Backup(keep=True)
+        self._rerouting: Rerouting | None = None
+        self._can_reroute = can_reroute
+        self._resting = False
+        """A hop is lost, and no new route has come yet."""
+        self._repairs_in_vain = 0
+        self._quiet_since = 0.0
+
+    @property
+    def session_name(self) -> str:
+        return self.grant.session.hex()[:8]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is awaited from the chain."""
+        return not self._unanswered and self._rerouting is None and not self._resting
+
+    @property
+    def deadline(self) -> float | None:
+        """When a `Tick` will next do something."""
+        return None if self.idle or self._closed else self._quiet_since + self._deadline_s
+
+    # ---- what the user does
+
+    def step(
+        self,
+        counts: Lengths,
+        position_ids: tuple[int, ...],
+        want: Want,
+        payload: Any,
+        *,
+        now: float,
+        operation: RowOperation | None = None,
+        size_bytes: int = 0,
+    ) -> tuple[int, list[Instruction]]:
+        """Extend row r by `counts[r]` tokens, after `operation`; give the ticket of the answer.
+
+        `payload`: activations `[sum(counts), hidden_size]`, opaque here; `position_ids`: of each
+        token. The first step makes as many rows as it has counts; only `operation.parents` changes
+        their number. Raises SessionClosedError, SessionFullError, StepRejectedError; the session
+        is then as it was before.
+        """
+        self._check_open()
+        if operation is not None and not self.planned:
+            raise self._rejected("an operation before the first step")
+        if operation is not None:
+            fault = operation_fault(operation, len(self.planned), self.grant.rows)
+            if fault is None and lacks(self.planned, operation):
+                fault = f"keeps {operation.truncate_to} slots of {self.planned}"
+            if fault is not None:
+                raise self._rejected(fault)
+        starts = applied(self.planned, operation) or (0,) * len(counts)
+        step = Step(
+            session=self.grant.session,
+            epoch=0,
+            seq=0,
+            starts=starts,
+            counts=counts,
+            position_ids=position_ids,
+            emit_from=(),
+            want=want,
+            tensors=(),
+            operation=operation,
+        )
+        self._check_step(step)
+        self.planned = added(starts, counts)
+        self._next_ticket += 1
+        self._queue.append(_Asked(self._next_ticket, step, payload, size_bytes))
+        return self._next_ticket, self._send_queued(now)
+
+    def reroute(self, grant: Grant, signed: SignedGrant | None, now: float) -> list[Instruction]:
+        """Go on over the hops of `grant`, which hold the session already (see `Opening`).
+
+        Hops that are left get `Close`. The caller may send them one too. `signed` None: the route
+        stays, and only what its hops hold is repaired. Everything that is unanswered is computed
+        again; nothing that was answered is.
+        """
+        self._check_open()
+        left = {hop.peer for hop in self.grant.hops} - {hop.peer for hop in grant.hops}
+        self.grant = grant
+        self._resting = False
+        again = [replace(asked, step=_without_operation(asked.step)) for asked in self._unanswered]
+        self._unanswered.clear()
+        self._queue.extendleft(reversed(again))
+        self._inputs.apply(RowOperation(truncate_to=self.held) if self.held else None)
+        if self._rerouting is not None:
+            self.epoch = self._rerouting.epoch
+        self._rerouting = Rerouting(
+            grant, signed, self.epoch, self.held, self._operations, self._inputs, self._window
+        )
+        self._quiet_since = now
+        closes = [Forward(PeerId(peer), Close(grant.session)) for peer in sorted(left)]
+        return [*closes, *self._rerouting.start()]
+
+    def close(self) -> list[Instruction]:
+        """Free the session on every hop; nothing more is delivered or raised."""
+        if self._closed:
+            return []
+        self._closed = True
+        self._queue.clear()
+        self._unanswered.clear()
+        self._rerouting = None
+        self._inputs.evict()
+        close = Close(self.grant.session)
+        return [Forward(PeerId(hop.peer), close) for hop in self.grant.hops]
+
+    # ---- what comes from the hops
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        if self._closed:
+            return []
+        match event:
+            case Received(sender, Output() as output, payload):
+                return self._on_output(sender, output, payload, now)
+            case Received(sender, Holds() as holds) if self._rerouting is not None:
+                return self._on_holds(sender, holds, now)
+            case Received(sender, Gap() as gap):
+                return self._on_gap(sender, gap, now)
+            case Received(sender, Fail() as fail) if self._is_hop(sender):
+                return self._on_fail(sender, fail, now)
+            case PeerLost(peer, detail) if self._is_hop(peer):
+                lost = f"the link to {peer} is lost: {detail}"
+                return self._on_lost(peer, self._error(SessionLostError, peer, lost), now)
+            case Tick() if self.deadline is not None and now >= self.deadline:
+                return self._raise(self._timed_out())
+            case _:
+                return []
+
+    def _on_output(
+        self, sender: PeerId, output: Output, payload: Any, now: float
+    ) -> list[Instruction]:
+        if self._rerouting is not None:
+            self._quiet_since = now
+            return self._after_repair(self._rerouting.on_output(sender, output), now)
+        last = self.grant.hops[-1]
+        if sender != last.peer or output.epoch != self.epoch or not self._unanswered:
+            return []
+        asked = self._unanswered[0]
+        if output.seq != asked.step.seq:
+            # Lower: an answer that came twice. Higher: one was lost on its way.
+            return self._repair(now) if output.seq > asked.step.seq else []
+        takes = wanted(emitted(asked.step, len(self.grant.hops) - 1), asked.step.want)
+        tokens = sum(take for _, take in takes)
+        shapes = [tensor.shape[:1] for tensor in output.tensors]
+        if output.counts != tuple(take for _, take in takes) or shapes != [(tokens,)] * bool(
+            tokens
+        ):
+            text = f"{sender} answered {output.counts} tokens, shapes {shapes}, not {tokens}"
+            return self._raise(self._error(StepRejectedError, sender, text))
+        self._unanswered.popleft()
+        self._quiet_since = now
+        self._repairs_in_vain = 0
+        self._operations.clear()
+        self.held = added(asked.step.starts, asked.step.counts)
+        return [Deliver(asked.ticket, ((output, payload),)), *self._send_queued(now)]
+
+    def _on_holds(self, sender: PeerId, holds: Holds, now: float) -> list[Instruction]:
+        assert self._rerouting is not None
+        self._quiet_since = now
+        try:
+            instructions = self._rerouting.on_holds(sender, holds)
+        except SessionLostError as error:
+            return self._raise(error)
+        return self._after_repair(instructions, now)
+
+    def _after_repair(self, instructions: list[Instruction], now: float) -> list[Instruction]:
+        rerouting = self._rerouting
+        if rerouting is None or not rerouting.finished:
+            return instructions
+        # Refills have used up numbers of this epoch on some hops only: steps begin a new one.
+        self.epoch, self._next_seq = rerouting.epoch + 1, 0
+        self._rerouting = None
+        self._operations.clear()
+        return [*instructions, *self._send_queued(now)]
+
+    def _on_gap(self, sender: PeerId, gap: Gap, now: float) -> list[Instruction]:
+        epoch = self.epoch if self._rerouting is None else self._rerouting.epoch
+        if gap.epoch != epoch or not self._is_hop(sender) or self._resting:
+            return []
+        lost = [asked for asked in self._unanswered if asked.step.seq >= gap.seq]
+        first = self.grant.hops[0].peer
+        if sender == first and gap.hop == 0 and lost and lost[0].step.seq == gap.seq:
+            return [self._push(asked) for asked in lost]
+        return self._repair(now)
+
+    def _repair(self, now: float) -> list[Instruction]:
+        """A frame is lost that nobody keeps: find out who holds what, and go on from there."""
+        self._repairs_in_vain += 1
+        if self._repairs_in_vain > MAX_REPAIRS:
+            text = f"frames were lost again after {MAX_REPAIRS} repairs"
+            return self._raise(self._error(SessionLostError, self.grant.hops[-1].peer, text))
+        return self.reroute(self.grant, None, now)
+
+    def _on_fail(self, sender: PeerId, fail: Fail, now: float) -> list[Instruction]:
+        if fail.peer and not self._is_hop(PeerId(fail.peer)):
+            return []
+        blamed = fail.peer or sender
+        text = f"{sender}: {fail.why}: {fail.detail}"
+        if fail.why is FailKind.REJECTED:
+            return self._raise(self._error(StepRejectedError, blamed, text))
+        if fail.why is FailKind.NOT_FINITE:
+            return self._raise(self._error(NotFiniteError, blamed, text))
+        return self._on_lost(PeerId(blamed), self._error(SessionLostError, blamed, text), now)
+
+    def _on_lost(self, peer: PeerId, error: SwarmError, now: float) -> list[Instruction]:
+        if not self._can_reroute:
+            return self._raise(error)
+        if not self._resting:
+            self._resting, self._quiet_since = True, now
+        return [NeedsRoute(peer, error)]
+
+    # ---- sending
+
+    def _send_queued(self, now: float) -> list[Instruction]:
+        instructions: list[Instruction] = []
+        while self._queue and self._may_send(self._queue[0].step):
+            if not self._unanswered:
+                self._quiet_since = now
+            asked = self._queue.popleft()
+            step = asked.step
+            if step.operation is not None:
+                self.epoch, self._next_seq = self.epoch + 1, 0
+                whole = RowOperation(parents=step.operation.parents, truncate_to=step.starts)
+                self._operations.append(Applied(self.epoch, whole))
+                self._inputs.apply(whole)
+                self.held = step.starts
+            self.held = self.held or step.starts
+            step = msgspec.structs.replace(step, epoch=self.epoch, seq=self._next_seq)
+            asked = replace(asked, step=step)
+            self._next_seq += 1
+            self._inputs.append(
+                step.starts, step.counts, step.position_ids, asked.payload, asked.size_bytes
+            )
+            self._unanswered.append(asked)
+            instructions.append(self._push(asked))
+        return instructions
+
+    def _may_send(self, step: Step) -> bool:
+        if self._rerouting is not None or self._resting:
+            return False
+        if step.operation is not None:
+            return not self._unanswered
+        return len(self._unanswered) < self._window
+
+    def _push(self, asked: _Asked) -> Forward:
+        service_class = service_class_of(asked.step.counts, asked.step.emit_from)
+        first = PeerId(self.grant.hops[0].peer)
+        return Forward(first, asked.step, asked.payload, service_class=service_class)
+
+    # ---- errors
+
+    def _is_hop(self, peer: PeerId) -> bool:
+        return any(hop.peer == peer for hop in self.grant.hops)
+
+    def _check_open(self) -> None:
+        if self.error is not None:
+            raise SessionClosedError(
+                f"session {self.session_name} has failed: {self.error}; open a new one",
+                session=self.grant.session,
+            ) from self.error
+        if self._closed:
+            raise SessionClosedError(
+                f"session {self.session_name} is closed; open a new one",
+                session=self.grant.session,
+            )
+
+    def _check_step(self, step: Step) -> None:
+        if len(step.starts) != len(step.counts):
+            text = f"{len(step.counts)} counts for {len(step.starts)} rows"
+            raise self._rejected(text)
+        longest = max(added(step.starts, step.counts), default=0)
+        if longest > self.grant.length:
+            raise SessionFullError(
+                f"session {self.session_name} has room for {self.grant.length} tokens a row, and "
+                f"{longest} are needed; open it with a greater length",
+                session=self.grant.session,
+            )
+        if not 0 < sum(step.counts) <= MAX_STEP_TOKENS or min(step.counts) < 0:
+            text = f"{sum(step.counts)} tokens; a step has 1 to {MAX_STEP_TOKENS}"
+            raise self._rejected(text)
+        if (fault := shape_fault(step, self.grant)) is not None:
+            raise self._rejected(fault)
+
+    def _rejected(self, text: str) -> StepRejectedError:
+        return StepRejectedError(f"session {self.session_name}: {text}", session=self.grant.session)
+
+    def _error(self, kind: type[SessionError], peer: str, text: str) -> SessionError:
+        blocks = next(
+            (f"{hop.start}:{hop.end}" for hop in self.grant.hops if hop.peer == peer), None
+        )
+        return kind(
+            f"session {self.session_name}, blocks {blocks}: {text}; open a new session",
+            session=self.grant.session,
+            peer=peer,
+            blocks=blocks,
+        )
+
+    def _timed_out(self) -> SwarmError:
+        route = ", ".join(f"{hop.peer} ({hop.start}:{hop.end})" for hop in self.grant.hops)
+        waits = "a new route" if self._resting else "an answer"
+        return PeerTimeoutError(
+            f"session {self.session_name} has waited {self._deadline_s:g} s for {waits} "
+            f"over {route}; open a new session",
+            self.grant.hops[-1].peer,
+        )
+
+    def _raise(self, error: SwarmError) -> list[Instruction]:
+        closes = self.close()
+        self.error = error
+        return [*closes, Raise(error)]
+
+    def validate(self) -> None:
+        """Raises AssertionError if the state contradicts itself; for tests."""
+        assert len(self._unanswered) <= self._window
+        lengths = self.held
+        for asked in self._unanswered:
+            assert asked.step.starts == lengths
+            lengths = added(lengths, asked.step.counts)
+        for asked in self._queue:
+            lengths = added(
+                applied(lengths, asked.step.operation) or asked.step.starts, asked.step.counts
+            )
+        assert self._closed or lengths == self.planned
+
+
+def _without_operation(step: Step) -> Step:
+    return msgspec.structs.replace(step, operation=None)
