@@ -1,0 +1,125 @@
+"""What all tests share: one thread a process, a home of their own, real servers, and no leftovers."""
+
+import os
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+# Before anything imports torch or looks for the user's folders.
+_RUN = uuid.uuid4().hex
+_HOME = tempfile.TemporaryDirectory(prefix="swarm-tests-")
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    OPENBLAS_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    HOME=_HOME.name,
+    XDG_DATA_HOME=f"{_HOME.name}/data",
+    XDG_CACHE_HOME=f"{_HOME.name}/cache",
+    XDG_CONFIG_HOME=f"{_HOME.name}/config",
+    SWARM_TEST_RUN=_RUN,
+)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import psutil
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from processes import Program, ServerProgram, running_servers
+
+torch.set_num_threads(1)
+# Time decides no test: a slow machine makes no example fail, and a failing one can be repeated.
+settings.register_profile(
+    "swarm",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("swarm")
+
+
+def _processes_of_this_run() -> list[psutil.Process]:
+    """Every other process that inherited our environment, also one whose parent is gone."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("SWARM_TEST_RUN") == _RUN:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails the run if a process is left when all fixtures are gone, and ends it."""
+    deadline = time.monotonic() + 10
+    left = _processes_of_this_run()
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = _processes_of_this_run()
+    lines = []
+    for process in left:
+        try:
+            lines.append(f"  pid {process.pid}: {' '.join(process.cmdline())[:200]}")
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    if lines:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line("\nprocesses left behind by the tests:", red=True)
+            reporter.write_line("\n".join(lines), red=True)
+
+
+def pytest_unconfigure() -> None:
+    _HOME.cleanup()
+
+
+StartServer = Callable[..., ServerProgram]
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Starts real `swarm-server` processes on loopback and ends them after the test.
+
+    `start_server("0:10", peers=[address], model=None, options=["--cache-tokens", "512"])` returns
+    at once; `.address()` and `.wait_online()` wait.
+    """
+    with ExitStack() as stack:
+
+        def start(
+            blocks: str | None = None,
+            *,
+            model: str | None = None,
+            peers: tuple[str, ...] | list[str] = (),
+            options: tuple[str, ...] | list[str] = (),
+        ) -> ServerProgram:
+            server = ServerProgram(blocks=blocks, model=model, peers=peers, options=options)
+            return stack.enter_context(server)
+
+        yield start
+
+
+@pytest.fixture
+def start_program() -> Iterator[Callable[[str, list[str]], Program]]:
+    """Starts any program that writes JSON lines, `start_program(name, command)`; ended likewise."""
+    with ExitStack() as stack:
+        yield lambda name, command: stack.enter_context(Program(name, command))
+
+
+@pytest.fixture(scope="session")
+def three_servers() -> Iterator[list[ServerProgram]]:
+    """The embedded model over three real servers, `0:10`, `10:20`, `20:30`; shared by all tests.
+
+    A test that stops one of them, or fills its cache for good, starts its own.
+    """
+    with running_servers(["0:10", "10:20", "20:30"]) as servers:
+        yield servers
