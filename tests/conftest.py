@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, a home of their own, real servers, and no leftovers."""
+"""What all tests share: one thread a process, a home of their own, real servers, no leftovers."""
 
 import os
 import sys
@@ -8,6 +8,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from processes import Program, ServerProgram, running_servers
 
 # Before anything imports torch or looks for the user's folders.
 _RUN = uuid.uuid4().hex
@@ -24,15 +31,6 @@ os.environ.update(
     XDG_CONFIG_HOME=f"{_HOME.name}/config",
     SWARM_TEST_RUN=_RUN,
 )
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import psutil
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
-from processes import Program, ServerProgram, running_servers
-
-torch.set_num_threads(1)
 # Time decides no test: a slow machine makes no example fail, and a failing one can be repeated.
 settings.register_profile(
     "swarm",
