@@ -45,7 +45,7 @@ def pack_tensors(
     for name, tensor in tensors.items():
         specs.append(TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape)))
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        payload.append(memoryview(flat.view(torch.uint8).numpy()))
+        payload.append(flat.view(torch.uint8).numpy().data)
     return tuple(specs), payload
 
 

@@ -1,0 +1,217 @@
+"""The frames of a link: a fixed header of 28 bytes, then a body of at most 64 KiB.
+
+    type u8 | class u8 | flags u16 | length u32 | number u64 | acknowledged u64 | credit u32
+
+All little-endian. `length` is the body's. `number` is the message's in DATA and free for the
+frame's own use in PING and PONG. `acknowledged` and `credit` are valid in HELLO, DATA and ACK:
+
+- `acknowledged`: all messages with lower numbers have been delivered, in this direction's own
+  count; HELLO and ACK list in their bodies what else has been delivered.
+- `credit`: how many bytes of DATA bodies the sender of this frame lets the other send on this
+  stream, counted from the stream's beginning, modulo 2**32. Never taken back.
+
+A message is `total u32 | header length u32 | header (msgpack) | payload`, cut into DATA bodies;
+`total` counts all but itself and the header length. FIRST and LAST mark its ends.
+
+HELLO's first 8 bytes, `magic | version`, are the same in every version of the protocol.
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import IntEnum, IntFlag
+from struct import Struct
+from typing import NamedTuple
+
+from swarm.errors import FramingError
+
+PROTOCOL_VERSION = 1
+MAGIC = b"SWRM"
+
+MAX_FRAGMENT_BYTES = 64 * 1024
+"""Of one frame's body."""
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Of one message, header and payload together."""
+MAX_HEADER_BYTES = 256 * 1024
+"""Of a message's msgpack header. A step of 4,096 tokens takes about 20 KB."""
+MAX_UNFINISHED_BYTES = 256 * 1024 * 1024
+"""Of the messages on one link that have begun and not ended; no sender keeps more outstanding."""
+MAX_RANGES = 4000
+"""Of delivered numbers in one HELLO or ACK; the lowest ones go first, the rest is not listed."""
+
+HEADER = Struct("<BBHIQQI")
+PRELUDE = Struct("<II")
+_RANGE = Struct("<QQ")
+_VERSION = Struct("<4sI")
+_HELLO = Struct("<QQQI")
+
+
+class FrameType(IntEnum):
+    HELLO = 1
+    DATA = 2
+    ACK = 3
+    PING = 4
+    PONG = 5
+    BYE = 6
+
+
+class Flags(IntFlag):
+    NONE = 0
+    FIRST = 1
+    LAST = 2
+
+
+class Frame(NamedTuple):
+    """One frame; `body` is valid until the reader is fed again."""
+
+    type: int
+    service_class: int
+    flags: int
+    number: int
+    acknowledged: int
+    credit: int
+    body: memoryview
+
+
+class Range(NamedTuple):
+    """Message numbers `start` to `end`, `end` exclusive."""
+
+    start: int
+    end: int
+
+
+class Hello(NamedTuple):
+    """The first frame in each direction of a stream.
+
+    `incarnation` names the sender's side of the link: as long as it remembers the link, the same.
+    `remembers` is the other's incarnation as the sender knows it, 0 if it knows none; only if it
+    is the receiver's own do `acknowledged` and `delivered` mean anything. `stream` orders the
+    streams of a pair. `dialable`: whether the sender can be dialled.
+    """
+
+    incarnation: int
+    remembers: int
+    stream: int
+    dialable: bool
+    acknowledged: int
+    delivered: tuple[Range, ...]
+    credit: int
+
+
+_PLAIN_TYPES = frozenset((FrameType.PING, FrameType.PONG, FrameType.BYE))
+_TYPES = frozenset(FrameType)
+_NUM_CLASSES = 5
+_EMPTY = memoryview(b"")
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames; holds at most one frame's bytes beyond what it is fed."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """The frames that `data` completes. Their bodies are views: use them before feeding again.
+
+        Raises FramingError for bytes that are no frame; nothing may be fed after that.
+        """
+        if self._rest:
+            # A new object: the bodies that were handed out before may still view the old one.
+            data = self._rest = self._rest + data
+        frames = []
+        offset, available = 0, len(data)
+        view = memoryview(data)
+        while available - offset >= HEADER.size:
+            kind, service_class, flags, length, number, acknowledged, credit = HEADER.unpack_from(
+                data, offset
+            )
+            if length > MAX_FRAGMENT_BYTES:
+                raise FramingError(
+                    f"a frame of {length} bytes; at most {MAX_FRAGMENT_BYTES} may be"
+                )
+            if kind not in _TYPES or service_class >= _NUM_CLASSES or flags > 3:
+                raise FramingError(
+                    f"no frame: type {kind}, class {service_class}, flags {flags:#x}"
+                )
+            if length and kind in _PLAIN_TYPES:
+                raise FramingError(f"a {FrameType(kind).name} frame with a body of {length} bytes")
+            begin = offset + HEADER.size
+            end = begin + length
+            if end > available:
+                break
+            body = view[begin:end] if length else _EMPTY
+            frames.append(Frame(kind, service_class, flags, number, acknowledged, credit, body))
+            offset = end
+        self._rest = bytearray(view[offset:]) if offset < available else bytearray()
+        return frames
+
+
+def pack_plain(kind: FrameType, number: int = 0) -> bytes:
+    """A PING, PONG or BYE."""
+    return HEADER.pack(kind, 0, 0, 0, number, 0, 0)
+
+
+def pack_ack(acknowledged: int, delivered: Iterable[Range], credit: int) -> bytes:
+    body = _pack_ranges(delivered)
+    return HEADER.pack(FrameType.ACK, 0, 0, len(body), 0, acknowledged, credit) + body
+
+
+def unpack_ranges(body: memoryview, acknowledged: int) -> tuple[Range, ...]:
+    """The ranges of an ACK: ascending, apart from each other, above `acknowledged`.
+
+    Raises FramingError if they are not.
+    """
+    if len(body) % _RANGE.size:
+        raise FramingError(f"{len(body)} bytes are no list of ranges")
+    ranges = tuple(Range(*numbers) for numbers in _RANGE.iter_unpack(body))
+    lowest = acknowledged
+    for start, end in ranges:
+        if not lowest < start < end:
+            raise FramingError(f"range {start}:{end} of delivered messages is out of order")
+        lowest = end
+    return ranges
+
+
+def pack_hello(hello: Hello, version: int = PROTOCOL_VERSION) -> bytes:
+    body = b"".join(
+        (
+            _VERSION.pack(MAGIC, version),
+            _HELLO.pack(hello.incarnation, hello.remembers, hello.stream, hello.dialable),
+            _pack_ranges(hello.delivered),
+        )
+    )
+    header = HEADER.pack(FrameType.HELLO, 0, 0, len(body), 0, hello.acknowledged, hello.credit)
+    return header + body
+
+
+def hello_version(frame: Frame) -> int:
+    """The sender's version of the protocol. Raises FramingError if the frame is no HELLO."""
+    if frame.type != FrameType.HELLO or len(frame.body) < _VERSION.size:
+        raise FramingError("the stream does not begin with a hello")
+    magic, version = _VERSION.unpack_from(frame.body)
+    if magic != MAGIC:
+        raise FramingError("the stream does not begin with a hello")
+    return int(version)
+
+
+def unpack_hello(frame: Frame) -> Hello:
+    """Only for frames whose `hello_version` is ours. Raises FramingError."""
+    body = frame.body[_VERSION.size :]
+    if len(body) < _HELLO.size:
+        raise FramingError(f"a hello of {len(frame.body)} bytes")
+    incarnation, remembers, stream, dialable = _HELLO.unpack_from(body)
+    if incarnation == 0 or stream == 0 or dialable > 1:
+        raise FramingError("a hello with impossible fields")
+    delivered = unpack_ranges(body[_HELLO.size :], frame.acknowledged)
+    return Hello(
+        incarnation,
+        remembers,
+        stream,
+        bool(dialable),
+        frame.acknowledged,
+        delivered,
+        frame.credit,
+    )
+
+
+def _pack_ranges(ranges: Iterable[Range]) -> bytes:
+    listed: Sequence[Range] = list(ranges)[:MAX_RANGES]
+    return b"".join([_RANGE.pack(start, end) for start, end in listed])
