@@ -176,7 +176,8 @@ class HopSession:
             case Gap() if event.sender == self._neighbour(1):
                 return self._gap(message)
             case Fail() if event.sender == self._neighbour(1):
-                return [Forward(self.client, message)]
+                blamed = message.peer or event.sender
+                return [Forward(self.client, msgspec.structs.replace(message, peer=blamed))]
             case Commit() if from_client:
                 self._lease_ends = None
             case Close() if from_client:

@@ -1,0 +1,474 @@
+"""Servers and clients of the model check: real sessions around a hash chain."""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from hash_chain import HashChain
+
+from swarm.errors import SwarmError
+from swarm.sessions.admission import Admission
+from swarm.sessions.client import ClientSession
+from swarm.sessions.events import (
+    Compute,
+    Deliver,
+    Event,
+    Forward,
+    Free,
+    Instruction,
+    NeedsRoute,
+    Opened,
+    PassDone,
+    PeerLost,
+    Raise,
+    Received,
+    RouteChanged,
+    Tick,
+)
+from swarm.sessions.grants import check_grant
+from swarm.sessions.hop import HopSession
+from swarm.sessions.messages import (
+    Close,
+    Commit,
+    Fail,
+    FailKind,
+    Fence,
+    Grant,
+    Held,
+    Hop,
+    Message,
+    Open,
+    Refused,
+    RefuseKind,
+    Replay,
+    RowOperation,
+    SignedGrant,
+    Step,
+    TensorSpec,
+    Want,
+    decode,
+    decode_grant,
+    encode,
+)
+from swarm.sessions.opening import Opening
+from swarm.spans import PeerId, SessionId, Span
+
+BLOCKS = 6
+CHECKPOINT = "hash-chain"
+Sent = tuple[PeerId, Message, list[int]]
+"""Receiver, message, payload."""
+
+
+def materialize(forward: Forward, counts: tuple[int, ...]) -> Sent:
+    """What a sender puts on the wire for `forward`; `counts`: of the pass it comes from."""
+    if forward.parts is not None:
+        payload = [
+            token
+            for part in forward.parts
+            for token in part.payload[part.first : part.first + part.tokens]
+        ]
+    elif forward.rows is not None and forward.payload is not None:
+        payload, first = [], 0
+        for count, (skip, take) in zip(counts, forward.rows, strict=True):
+            payload += forward.payload[first + skip : first + skip + take]
+            first += count
+    else:
+        payload = list(forward.payload or ())
+    message = forward.message
+    if payload:
+        spec = TensorSpec("hidden", "float32", (len(payload), 1))
+        message = msgspec.structs.replace(message, tensors=(spec,))
+    return forward.to, decode(encode(message)), payload
+
+
+@dataclass
+class Running:
+    """A session on a server: its rules, its cache, what its passes were asked for."""
+
+    session: HopSession
+    chain: HashChain
+    counts: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+
+
+class ModelServer:
+    """A server that can host every block."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        *,
+        capacity_tokens: int,
+        hop_class: type[HopSession] = HopSession,
+        strict: bool = True,
+        keep_backup: bool = True,
+    ) -> None:
+        self.peer = peer
+        self.admission = Admission(capacity_tokens, page_tokens=4)
+        self.running: dict[SessionId, Running] = {}
+        self.passes: deque[tuple[SessionId, Compute]] = deque()
+        self._asked: dict[SessionId, tuple[Open, Grant, PeerId, float]] = {}
+        self._hop_class = hop_class
+        self._strict = strict
+        self._keep_backup = keep_backup
+
+    def receive(self, sender: PeerId, message: Message, payload: Any, now: float) -> list[Sent]:
+        if isinstance(message, Open):
+            return self._open(sender, message, now)
+        session = SessionId(message.session)  # type: ignore[union-attr]
+        running = self.running.get(session)
+        if running is None:
+            if isinstance(message, Close):
+                return self._release(session, now)
+            if isinstance(message, Step | Commit | Fence | Replay):
+                fail = Fail(session, 0, FailKind.UNKNOWN_SESSION, f"{self.peer} does not know it")
+                return [(sender, fail, [])]
+            return []
+        event: Event = Received(sender, message, payload)
+        if isinstance(message, Fence) and message.signed is not None:
+            event = RouteChanged(sender, message, decode_grant(message.signed.grant))
+        return self._handle(session, event, now)
+
+    def lose(self, peer: PeerId, now: float) -> list[Sent]:
+        sent: list[Sent] = []
+        for session in list(self.running):
+            sent += self._handle(session, PeerLost(peer, "cut"), now)
+        for session, (_, _, client, _) in list(self._asked.items()):
+            if client == peer and session not in self.running:
+                sent += self._release(session, now)
+        return sent
+
+    def tick(self, now: float) -> list[Sent]:
+        sent: list[Sent] = []
+        for session in list(self.running):
+            sent += self._handle(session, Tick(), now)
+        decision = self.admission.tick(now)
+        for session in decision.expired:
+            sent.append(self._refuse(session, RefuseKind.CACHE_FULL, "waited in vain"))
+        return sent + self._admitted(decision.admitted, now)
+
+    def compute(self, now: float) -> list[Sent]:
+        """The engine does its next pass."""
+        session, asked = self.passes.popleft()
+        running = self.running.get(session)
+        if running is None:
+            return []
+        step = asked.step
+        if asked.first_of_epoch:
+            assert step.operation is not None
+            running.chain.apply(step.operation.parents, step.operation.truncate_to)
+        else:
+            assert step.operation is None
+        output = running.chain.forward(step.starts, step.counts, step.position_ids, asked.payload)
+        done = PassDone(step.epoch, step.seq, output, output_bytes=8 * len(output))
+        return self._handle(session, done, now)
+
+    @property
+    def deadline(self) -> float | None:
+        deadlines = [running.session.deadline for running in self.running.values()]
+        if self.admission.deadline is not None:
+            deadlines.append(self.admission.deadline)
+        return min(deadlines, default=None)
+
+    def _open(self, sender: PeerId, message: Open, now: float) -> list[Sent]:
+        grant = decode_grant(message.signed.grant)
+        session = SessionId(grant.session)
+        self._asked[session] = (message, grant, sender, now)
+        why = check_grant(grant, message.hop, self.peer, Span(0, BLOCKS), CHECKPOINT, sender)
+        if why is not None:
+            return [self._refuse(session, *why)]
+        tokens = self.admission.tokens_of(grant)
+        admitted = self.admission.request(session, tokens, message.wait_s, now)
+        if admitted is False:
+            return [self._refuse(session, RefuseKind.CACHE_FULL, "full")]
+        return self._admitted((session,) if admitted else (), now)
+
+    def _admitted(self, sessions: tuple[SessionId, ...], now: float) -> list[Sent]:
+        sent: list[Sent] = []
+        for session in sessions:
+            message, grant, client, asked_at = self._asked[session]
+            if session not in self.running:
+                left = max(0.0, asked_at + message.wait_s - now)
+                hop = self._hop_class(
+                    grant, message.hop, now, lease_s=2.0 + left, keep_backup=self._keep_backup
+                )
+                blocks = grant.hops[message.hop]
+                chain = HashChain(blocks.start, blocks.end, strict=self._strict)
+                self.running[session] = Running(hop, chain)
+            sent.append((client, Held(session, grant.route, message.attempt), []))
+        return sent
+
+    def _refuse(self, session: SessionId, why: RefuseKind, detail: str) -> Sent:
+        message, grant, client, _ = self._asked.pop(session)
+        free = self.admission.free_tokens
+        return client, Refused(session, grant.route, why, detail, free, message.attempt), []
+
+    def _handle(self, session: SessionId, event: Event, now: float) -> list[Sent]:
+        running = self.running[session]
+        sent: list[Sent] = []
+        for instruction in running.session.handle(event, now):
+            match instruction:
+                case Compute(step=step):
+                    running.counts[step.epoch, step.seq] = step.counts
+                    self.passes.append((session, instruction))
+                case Forward(message=message):
+                    key = (getattr(message, "epoch", 0), getattr(message, "seq", 0))
+                    sent.append(materialize(instruction, running.counts.get(key, ())))
+                case Free():
+                    sent += self._release(session, now)
+                case _:
+                    raise AssertionError(instruction)
+        if session in self.running:
+            running.session.validate()
+        self.admission.validate()
+        return sent
+
+    def _release(self, session: SessionId, now: float) -> list[Sent]:
+        self.running.pop(session, None)
+        self._asked.pop(session, None)
+        return self._admitted(self.admission.release(session).admitted, now)
+
+
+class ModelClient:
+    """A client that runs a random program and compares every answer with the direct computation."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        rng: random.Random,
+        servers: list[PeerId],
+        *,
+        turns: int,
+        rows: int,
+        length: int,
+        can_reroute: bool,
+        open_deadline_s: float = 60.0,
+    ) -> None:
+        self.peer = peer
+        self.answers = 0
+        self.reroutes = 0
+        self.error: SwarmError | None = None
+        self.done = False
+        self._rng = rng
+        self._servers = servers
+        self._turns = turns
+        self._can_reroute = can_reroute
+        self._open_deadline_s = open_deadline_s
+        self._lost: set[PeerId] = set()
+        self._expected: dict[int, list[list[int]]] = {}
+        self._reference = HashChain(0, BLOCKS)
+        self._lengths: tuple[int, ...] = ()
+        self.session: ClientSession | None = None
+        self.grant = Grant(
+            session=rng.randbytes(16),
+            route=0,
+            checkpoint=CHECKPOINT,
+            hops=self._cut(0, BLOCKS, servers),
+            client=peer,
+            rows=rows,
+            length=length,
+            dtype="float32",
+            lifetime_s=600.0,
+        )
+        self.opening: Opening | None = None
+
+    # ---- what the world calls
+
+    def start(self, now: float) -> list[Sent]:
+        self.opening = Opening(self.grant, _signed(self.grant), deadline_s=self._open_deadline_s)
+        return self._do(self.opening.start(now), now)
+
+    def receive(self, sender: PeerId, message: Message, payload: Any, now: float) -> list[Sent]:
+        return self._event(Received(sender, message, payload), now)
+
+    def lose(self, peer: PeerId, now: float) -> list[Sent]:
+        self._lost.add(peer)
+        return self._event(PeerLost(peer, "cut"), now)
+
+    def tick(self, now: float) -> list[Sent]:
+        return self._event(Tick(), now)
+
+    @property
+    def deadline(self) -> float | None:
+        if self.done:
+            return None
+        machines = (self.opening, self.session)
+        deadlines = [m.deadline for m in machines if m is not None and m.deadline is not None]
+        return min(deadlines, default=None)
+
+    @property
+    def may_act(self) -> bool:
+        """Whether the user would do something of his own now."""
+        if self.session is None or self.done or self._opening_goes_on:
+            return False
+        return not self._expected or self._rng.random() < 0.2
+
+    def act(self, now: float) -> list[Sent]:
+        """The user's next turn: some steps at once, or the end."""
+        assert self.session is not None
+        if not self._turns:
+            if self._expected:
+                return []
+            self.done = True
+            return self._do(self.session.close(), now)
+        self._turns -= 1
+        if self._can_reroute and self._rng.random() < 0.1:
+            return self._new_route(PeerId(self._rng.choice(self.grant.hops).peer), now)
+        sent = self._submit(self._draw_operation(), now)
+        for _ in range(self._rng.choice((0, 0, 0, 1, 3))):
+            sent += self._submit(None, now)
+        return sent
+
+    @property
+    def _opening_goes_on(self) -> bool:
+        return self.opening is not None and not self.opening.finished
+
+    def _event(self, event: Event, now: float) -> list[Sent]:
+        sent: list[Sent] = []
+        if self._opening_goes_on and self.opening is not None:
+            sent += self._do(self.opening.handle(event, now), now)
+        if self.session is not None:
+            sent += self._do(self.session.handle(event, now), now)
+            self.session.validate()
+        return sent
+
+    # ---- steps and their answers
+
+    def _draw_operation(self) -> RowOperation | None:
+        lengths = self._lengths
+        if not lengths or self._rng.random() < 0.5:
+            return None
+        rng, parents = self._rng, None
+        if rng.random() < 0.6:
+            rows = rng.randint(1, self.grant.rows)
+            parents = tuple(rng.randrange(len(lengths)) for _ in range(rows))
+            lengths = tuple(lengths[parent] for parent in parents)
+        truncate_to = None
+        if parents is None or rng.random() < 0.5:
+            truncate_to = tuple(rng.randint(max(0, n - 5), n) for n in lengths)
+        return RowOperation(parents=parents, truncate_to=truncate_to)
+
+    def _submit(self, operation: RowOperation | None, now: float) -> list[Sent]:
+        assert self.session is not None
+        rng, lengths = self._rng, self._lengths
+        if operation is not None:
+            if operation.parents is not None:
+                lengths = tuple(lengths[parent] for parent in operation.parents)
+            lengths = operation.truncate_to or lengths
+        rows = len(lengths) or rng.randint(1, self.grant.rows)
+        starts = lengths or (0,) * rows
+        most = rng.choice((1, 1, 1, 4, 9))
+        counts = tuple(
+            min(rng.randint(0 if rows > 1 else 1, most), self.grant.length - start)
+            for start in starts
+        )
+        if not sum(counts):
+            return []
+        inputs = [rng.getrandbits(40) for _ in range(sum(counts))]
+        position_ids = tuple(rng.randrange(100) for _ in inputs)
+        want = rng.choice(list(Want))
+        ticket, instructions = self.session.step(
+            counts, position_ids, want, inputs, now=now, operation=operation
+        )
+        if operation is not None:
+            self._reference.apply(operation.parents, operation.truncate_to)
+        outputs = self._reference.forward(starts, counts, position_ids, inputs)
+        self._lengths = tuple(map(sum, zip(starts, counts, strict=True)))
+        self._expected[ticket] = _by_row(outputs, counts, want)
+        return self._do(instructions, now)
+
+    def _deliver(self, deliver: Deliver) -> None:
+        expected = self._expected.pop(deliver.ticket)
+        ((output, payload),) = deliver.outputs
+        assert _by_row(payload, output.counts, Want.ALL) == expected, "a wrong answer"
+        self.answers += 1
+
+    # ---- routes
+
+    def _cut(self, start: int, end: int, servers: list[PeerId]) -> tuple[Hop, ...]:
+        """Some servers, in random order, for blocks `start:end`, cut at random places."""
+        most = min(len(servers), end - start, 3)
+        hops = self._rng.randint(1, most)
+        cuts = [start, *sorted(self._rng.sample(range(start + 1, end), hops - 1)), end]
+        chosen = self._rng.sample(servers, hops)
+        return tuple(Hop(peer, a, b) for peer, a, b in zip(chosen, cuts, cuts[1:], strict=False))
+
+    def _new_route(self, without: PeerId, now: float) -> list[Sent]:
+        """Open other hops in place of `without` and all that are lost, and go on over them."""
+        assert self.session is not None
+        held = {hop.peer: hop for hop in self.session.grant.hops}
+        keep = [hop for peer, hop in held.items() if peer not in self._lost | {without}]
+        others = [p for p in self._servers if p not in self._lost and p not in held]
+        hops: list[Hop] = []
+        reached = 0
+        for hop in [*keep, None]:
+            until = BLOCKS if hop is None else hop.start
+            if until > reached:
+                if not others:
+                    return self._give_up(SwarmError("no servers are left"), now)
+                hops += self._cut(reached, until, others)
+                others = [p for p in others if p not in {hop.peer for hop in hops}]
+            if hop is not None:
+                hops.append(hop)
+                reached = hop.end
+        sent = self._do(self.opening.cancel(), now) if self.opening is not None else []
+        self.grant = msgspec.structs.replace(
+            self.grant, route=self.grant.route + 1, hops=tuple(hops)
+        )
+        fresh = tuple(i for i, hop in enumerate(hops) if hop not in keep)
+        self.opening = Opening(
+            self.grant, _signed(self.grant), deadline_s=self._open_deadline_s, hops=fresh
+        )
+        return sent + self._do(self.opening.start(now), now)
+
+    def _opened(self, now: float) -> list[Sent]:
+        if self.session is None:
+            self.session = ClientSession(
+                self.grant, window=self._rng.randint(1, 4), can_reroute=self._can_reroute
+            )
+            return []
+        self.reroutes += 1
+        return self._do(self.session.reroute(self.grant, _signed(self.grant), now), now)
+
+    def _give_up(self, error: SwarmError, now: float) -> list[Sent]:
+        self.error, self.done = error, True
+        sent = self._do(self.opening.cancel(), now) if self.opening is not None else []
+        return sent + (self._do(self.session.close(), now) if self.session is not None else [])
+
+    def _do(self, instructions: list[Instruction], now: float) -> list[Sent]:
+        sent: list[Sent] = []
+        for instruction in instructions:
+            match instruction:
+                case Forward():
+                    sent.append(materialize(instruction, ()))
+                case Deliver():
+                    self._deliver(instruction)
+                case Opened():
+                    sent += self._opened(now)
+                case NeedsRoute(peer=peer):
+                    self._lost.add(peer)
+                    sent += self._new_route(peer, now)
+                case Raise(error=error):
+                    if self.session is not None and self.session.error is None:
+                        # Only the way to a fresh hop failed: try others.
+                        self._lost.add(PeerId(getattr(error, "peer", "") or ""))
+                        sent += self._new_route(PeerId(""), now)
+                    else:
+                        sent += self._give_up(error, now)
+                case _:
+                    raise AssertionError(instruction)
+        return sent
+
+
+def _by_row(outputs: list[int], counts: tuple[int, ...], want: Want) -> list[list[int]]:
+    rows, first = [], 0
+    for count in counts:
+        row = outputs[first : first + count]
+        rows.append({Want.ALL: row, Want.LAST: row[-1:], Want.NONE: []}[want])
+        first += count
+    return rows
+
+
+def _signed(grant: Grant) -> SignedGrant:
+    return SignedGrant(encode(grant), b"s" * 64)
