@@ -1,0 +1,332 @@
+"""The thread that computes: one pass at a time, many sessions in each pass.
+
+Its boundary is messages: jobs go in from any thread, results come out as one callback a pass. What
+joins a pass is decided when the engine is free and not before: all decode rows that are ready,
+then prefill as long as the pass's token budget lasts, at most one step of each session.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from swarm.errors import NotFiniteError, SessionError, StepRejectedError, SwarmError
+from swarm.models.packed_attention import KVStore, PassRow
+from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.fair_queue import Entry, FairQueue
+from swarm.server.engine_jobs import EngineJob, EngineResult, EngineStats
+from swarm.server.kv_cache import PagedCache
+from swarm.sessions.messages import RowOperation
+from swarm.spans import SessionId, Span
+
+logger = logging.getLogger("swarm.server.engine")
+
+DEFAULT_MAX_PASS_TOKENS = 512
+
+
+class Blocks(Protocol):
+    """What the engine needs of a `BlockSlice`."""
+
+    @property
+    def span(self) -> Span: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        rows: Sequence[PassRow],
+        kv: KVStore,
+    ) -> torch.Tensor: ...
+
+
+class Engine:
+    """Runs a slice over its cache, in a thread of its own.
+
+    `on_results` is called in that thread, once a pass, with the results of all its jobs; it must
+    only hand them over (`loop.call_soon_threadsafe`). All other methods may be called from any
+    thread, return at once, and take effect between two passes, in the order of the calls.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        cache: PagedCache,
+        on_results: Callable[[list[EngineResult]], None],
+        *,
+        max_pass_tokens: int = DEFAULT_MAX_PASS_TOKENS,
+        threads: int | None = None,
+    ) -> None:
+        """`max_pass_tokens`: the first step that is no decode always joins a pass, further ones
+        as long as all of them have at most so many tokens. `threads`: how many torch may use in
+        a pass; None leaves torch's own setting."""
+        self._blocks = blocks
+        self._cache = cache
+        self._on_results = on_results
+        self._max_pass_tokens = max_pass_tokens
+        self._threads = threads
+        self._changed = threading.Condition(threading.Lock())
+        self._queue: FairQueue[tuple[EngineJob, float]] = FairQueue()
+        self._commands: list[tuple[SessionId, Callable[[], object]]] = []
+        self._stopping = False
+        self._faults: dict[SessionId, SwarmError] = {}
+        """Why a session's cache is not what its client believes; the engine's thread only."""
+        self._passes = self._jobs = self._failed_jobs = 0
+        self._decode_tokens = self._prefill_tokens = 0
+        self._busy_s = self._queue_s = self._recent_queue_ms = 0.0
+        self._thread = threading.Thread(target=self._run, name="swarm-engine", daemon=True)
+
+    # ---- any thread
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def reserve(self, session: SessionId, rows: int, length: int) -> None:
+        """Set cache aside for a session that was admitted. If there is no room all the same, its
+        jobs fail with `CacheFullError`."""
+        self._command(session, lambda: self._cache.reserve(session, rows, length))
+
+    def submit(self, job: EngineJob) -> None:
+        """Queue a step; a session's own steps run in the order of their submission."""
+        waiting = (job, time.perf_counter())
+        entry = Entry(waiting, job.service_class, job.client, job.session, job.tokens)
+        with self._changed:
+            self._queue.push(entry)
+            self._changed.notify()
+
+    def apply(self, session: SessionId, operation: RowOperation) -> None:
+        """Fork and cut a session's rows now. Jobs that wait would come after it: cancel first."""
+        self._command(session, lambda: self._apply(session, operation))
+
+    def cancel(self, session: SessionId) -> None:
+        """Drop the session's waiting jobs without results; their operations are still applied.
+
+        A pass that is running is not disturbed: its results come.
+        """
+        with self._changed:
+            for entry in self._queue.remove_session(session):
+                operation = entry.item[0].operation
+                if operation is not None:
+                    self._commands.append((session, _call(self._apply, session, operation)))
+            self._changed.notify()
+
+    def release(self, session: SessionId) -> None:
+        """Drop the session's waiting jobs and give its cache back; unknown sessions are fine."""
+        with self._changed:
+            self._queue.remove_session(session)
+            self._commands.append((session, lambda: self._release(session)))
+            self._changed.notify()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish the running pass, drop what waits, end the thread. False: still busy by then."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def stats(self) -> EngineStats:
+        with self._changed:
+            return EngineStats(
+                passes=self._passes,
+                jobs=self._jobs,
+                failed_jobs=self._failed_jobs,
+                decode_tokens=self._decode_tokens,
+                prefill_tokens=self._prefill_tokens,
+                busy_s=self._busy_s,
+                queue_s=self._queue_s,
+                recent_queue_ms=self._recent_queue_ms,
+                waiting_jobs=len(self._queue),
+                waiting_tokens=sum(self._queue.cost(each) for each in ServiceClass),
+            )
+
+    # ---- the engine's thread
+
+    def _command(self, session: SessionId, command: Callable[[], object]) -> None:
+        with self._changed:
+            self._commands.append((session, command))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while True:
+                with self._changed:
+                    while not (self._commands or self._queue or self._stopping):
+                        self._changed.wait()
+                    if self._stopping:
+                        return
+                    commands, self._commands = self._commands, []
+                    batch = self._take_batch()
+                for session, command in commands:
+                    self._obey(session, command)
+                if batch:
+                    self._pass(batch)
+
+    def _take_batch(self) -> list[tuple[EngineJob, float]]:
+        batch: list[tuple[EngineJob, float]] = []
+        sessions: set[SessionId] = set()
+        tokens = 0
+        while (entry := self._queue.peek()) is not None and entry.item[0].session not in sessions:
+            if entry.service_class > ServiceClass.DECODE:
+                if tokens and tokens + entry.cost > self._max_pass_tokens:
+                    break
+                tokens += entry.cost
+            batch.append(self._queue.pop().item)
+            sessions.add(entry.item[0].session)
+        return batch
+
+    def _obey(self, session: SessionId, command: Callable[[], object]) -> None:
+        try:
+            command()
+        except SwarmError as error:
+            logger.warning("session %s: %s", session.hex()[:8], error)
+            self._faults[session] = error
+
+    def _apply(self, session: SessionId, operation: RowOperation) -> None:
+        self._cache.apply(session, operation.parents, operation.truncate_to)
+
+    def _release(self, session: SessionId) -> None:
+        self._cache.release(session)
+        self._faults.pop(session, None)
+
+    def _pass(self, batch: list[tuple[EngineJob, float]]) -> None:
+        began = time.perf_counter()
+        errors: dict[int, SwarmError] = {}
+        ready: list[tuple[EngineJob, list[PassRow]]] = []
+        for job, _ in batch:
+            try:
+                ready.append((job, self._prepare(job)))
+            except SwarmError as error:
+                errors[id(job)] = error
+        outputs = self._compute(ready, errors)
+        compute_s = time.perf_counter() - began
+        waits_ms = [(began - submitted) * 1e3 for _, submitted in batch]
+        self._count(batch, waits_ms, compute_s, len(errors))
+        self._on_results(
+            [
+                EngineResult(job, outputs.get(id(job)), errors.get(id(job)), compute_s * 1e3, wait)
+                for (job, _), wait in zip(batch, waits_ms, strict=True)
+            ]
+        )
+
+    def _prepare(self, job: EngineJob) -> list[PassRow]:
+        """Check a job against its session's cache, apply its operation, and name its rows."""
+        fault = self._faults.get(job.session)
+        if fault is not None:
+            raise fault
+        tokens = sum(job.counts)
+        expected = (tokens, self._blocks.hidden_size)
+        if tuple(job.hidden.shape) != expected or job.tokens != tokens:
+            raise StepRejectedError(
+                f"{job.tokens} positions and activations of shape {tuple(job.hidden.shape)} "
+                f"where {expected} was announced",
+                session=job.session,
+                blocks=str(self._blocks.span),
+            )
+        if job.operation is not None:
+            self._apply(job.session, job.operation)
+        rows = [
+            PassRow(self._cache.row(job.session, row), start, count)
+            for row, (start, count) in enumerate(zip(job.starts, job.counts, strict=True))
+            if count
+        ]
+        for row in rows:
+            self._cache.check(row)
+        return rows
+
+    def _compute(
+        self, ready: list[tuple[EngineJob, list[PassRow]]], errors: dict[int, SwarmError]
+    ) -> dict[int, torch.Tensor]:
+        """Run the jobs in one pass; if it fails, each alone, so that only the guilty one does."""
+        if not any(rows for _, rows in ready):
+            return {id(job): job.hidden for job, _ in ready}
+        try:
+            output = self._forward(ready)
+        except Exception as error:
+            if len(ready) > 1:
+                outputs: dict[int, torch.Tensor] = {}
+                for each in ready:
+                    outputs |= self._compute([each], errors)
+                return outputs
+            job = ready[0][0]
+            errors[id(job)] = self._explain(job, error)
+            return {}
+        parts = torch.split(output, [job.tokens for job, _ in ready])
+        outputs = {id(job): part for (job, _), part in zip(ready, parts, strict=True)}
+        if not torch.isfinite(output.sum()):
+            for job, _ in ready:
+                if not torch.isfinite(outputs[id(job)]).all():
+                    errors[id(job)] = self._not_finite(job)
+                    del outputs[id(job)]
+        return outputs
+
+    def _forward(self, ready: list[tuple[EngineJob, list[PassRow]]]) -> torch.Tensor:
+        device, dtype = self._blocks.device, self._blocks.dtype
+        parts = [job.hidden.to(device, dtype) for job, _ in ready]
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        positions = [position for job, _ in ready for position in job.position_ids]
+        rows = [row for _, rows in ready for row in rows]
+        return self._blocks.forward(
+            hidden, torch.tensor(positions, device=device), rows, self._cache
+        )
+
+    def _explain(self, job: EngineJob, error: Exception) -> SwarmError:
+        if isinstance(error, SwarmError):
+            return error
+        logger.error("a pass over blocks %s failed", self._blocks.span, exc_info=error)
+        return SessionError(
+            f"computing {job.tokens} tokens failed: {type(error).__name__}: {error}; open the "
+            "session again on other servers",
+            session=job.session,
+            blocks=str(self._blocks.span),
+        )
+
+    def _not_finite(self, job: EngineJob) -> SessionError:
+        span = str(self._blocks.span)
+        if not torch.isfinite(job.hidden).all():
+            return StepRejectedError(
+                "the activations that came in are not finite", session=job.session, blocks=span
+            )
+        return NotFiniteError(
+            f"blocks {span} made NaN or infinity from sound input; another dtype may help",
+            session=job.session,
+            blocks=span,
+        )
+
+    def _count(
+        self,
+        batch: list[tuple[EngineJob, float]],
+        waits_ms: list[float],
+        compute_s: float,
+        failed: int,
+    ) -> None:
+        with self._changed:
+            self._passes += 1
+            self._jobs += len(batch)
+            self._failed_jobs += failed
+            self._busy_s += compute_s
+            self._queue_s += sum(waits_ms) / 1e3
+            for job, _ in batch:
+                if job.service_class <= ServiceClass.DECODE:
+                    self._decode_tokens += job.tokens
+                else:
+                    self._prefill_tokens += job.tokens
+            mean_ms = sum(waits_ms) / len(waits_ms)
+            self._recent_queue_ms += 0.1 * (mean_ms - self._recent_queue_ms)
+
+
+def _call(
+    apply: Callable[[SessionId, RowOperation], None], session: SessionId, operation: RowOperation
+) -> Callable[[], None]:
+    return lambda: apply(session, operation)
