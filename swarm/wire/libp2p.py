@@ -1,0 +1,419 @@
+"""The real network: libp2p through a daemon process of our own, which is watched and rebuilt."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from swarm.errors import AddressError, DaemonError, SwarmError, UnreachablePeerError
+from swarm.spans import PeerId
+from swarm.wire.addresses import check_address, is_relayed, split_peer, with_fixed_port
+from swarm.wire.daemon import Daemon, DaemonConfig, start_daemon
+from swarm.wire.daemon_stream import DaemonStream, with_length
+from swarm.wire.identity import Identity
+from swarm.wire.network import ByteStream
+
+if TYPE_CHECKING:
+    from hivemind.p2p import P2P
+
+logger = logging.getLogger(__name__)
+
+STREAM_PROTOCOL = "/swarm/link/1"
+DEFAULT_LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+CONTROL_TIMEOUT_S = 5.0
+"""For answers of our own daemon."""
+CONNECT_TIMEOUT_S = 4.0
+"""For one peer at the addresses that we know."""
+REMEMBER_EVERY_S = 10.0
+MAX_REMEMBERED_PEERS = 64
+FIRST_BACKOFF_S = 0.2
+MAX_BACKOFF_S = 15.0
+DAEMON_FLUSH_S = 0.1
+
+
+class Libp2pNetwork:
+    """Our place in the libp2p network; implements `swarm.wire.network.Network`.
+
+    The daemon's death ends all streams. It is started again with the same identity and the same
+    ports, reconnects to the initial peers and to those that were connected before, and then the
+    callbacks in `on_rebuilt` are awaited in order.
+    """
+
+    def __init__(self, identity: Identity, config: DaemonConfig, initial_peers: list[str]) -> None:
+        """Use `create`."""
+        self.on_stream: Callable[[ByteStream], None] | None = None
+        self.on_rebuilt: list[Callable[[], Awaitable[None]]] = []
+        self.rebuilds = 0
+        """How often the daemon had to be started again."""
+        self._identity = identity
+        self._config = config
+        self._initial_peers = initial_peers
+        self._daemon: Daemon | None = None
+        self._listener: asyncio.Server | None = None
+        self._addresses: list[str] = []
+        self._known: dict[PeerId, tuple[str, ...]] = {}
+        self._remembered: dict[PeerId, tuple[str, ...]] = {}
+        self._streams: set[DaemonStream] = set()
+        self._ready = asyncio.Event()
+        self._closing = False
+        self._watcher: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def create(
+        cls,
+        identity: Identity,
+        *,
+        listen: Sequence[str] = DEFAULT_LISTEN,
+        initial_peers: Sequence[str] = (),
+        announce: Sequence[str] = (),
+        client_only: bool = False,
+        relay: bool = False,
+        startup_timeout_s: float = 30.0,
+    ) -> "Libp2pNetwork":
+        """Starts the daemon and joins the network of `initial_peers` (none: begins a new one).
+
+        `listen`: multiaddresses of this machine, port 0 for any free port (kept from then on);
+        `announce`: under which others see us, when it is not these; `client_only`: does not listen
+        and serves nothing to others; `relay`: uses and offers relays, hole punching and UPnP.
+
+        Raises AddressError, UnreachablePeerError or DaemonError.
+        """
+        bootstrap = [
+            address for address in initial_peers if split_peer(address)[1] != identity.peer_id
+        ]
+        ports = [] if client_only else [with_fixed_port(address) for address in listen]
+        config = DaemonConfig(
+            listen=tuple(ports),
+            announce=tuple(check_address(address) for address in announce),
+            relay=relay,
+            client_only=client_only,
+            startup_timeout_s=startup_timeout_s,
+        )
+        network = cls(identity, config, bootstrap)
+        try:
+            await network._start(bootstrap)
+        except BaseException:
+            await network._stop_daemon()
+            raise
+        network._watcher = asyncio.create_task(network._watch(), name="libp2p watcher")
+        return network
+
+    # ---- Network
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._identity.peer_id
+
+    @property
+    def addresses(self) -> list[str]:
+        """Full multiaddresses, each ending with `/p2p/` and our id; empty for a client."""
+        return list(self._addresses)
+
+    async def dial(self, peer: PeerId, timeout_s: float) -> ByteStream:
+        """Opens a stream to `peer`, at the addresses added for it or those that libp2p finds.
+
+        Raises UnreachablePeerError, at the latest after `timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ready.wait()
+                await self._connect(peer, timeout_s)
+                return await self._open_stream(peer, timeout_s)
+        except TimeoutError as error:
+            raise self._unreachable(peer, f"no answer within {timeout_s:.1f} s") from error
+        except OSError as error:
+            raise self._unreachable(peer, f"our libp2p daemon is gone ({error})") from error
+
+    async def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._flush_streams()
+        await self._stop_daemon()
+
+    # ---- beyond Network
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    @property
+    def client_only(self) -> bool:
+        return self._config.client_only
+
+    @property
+    def p2p(self) -> "P2P":
+        """hivemind's handle of the present daemon; another one after a rebuild."""
+        if self._daemon is None:
+            raise DaemonError("the libp2p daemon is not running; it is being started again")
+        return self._daemon.p2p
+
+    @property
+    def daemon_pid(self) -> int | None:
+        return self._daemon.pid if self._daemon is not None else None
+
+    def add_addresses(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Where `peer` may be found (with or without its id at the end), for later dials.
+
+        Replaces what was added before. Malformed addresses are left out: they come from others.
+        """
+        known: list[str] = []
+        for address in addresses:
+            try:
+                known.append(check_address(address).removesuffix(f"/p2p/{peer}"))
+            except AddressError as error:
+                logger.info("an address of %s is left out: %s", peer, error)
+        self._known[peer] = tuple(known)
+
+    def bootstrap_peers(self) -> list[str]:
+        """Full addresses of the peers to join by: the initial ones and those met since."""
+        met = [
+            f"{address}/p2p/{peer}"
+            for peer, addresses in self._remembered.items()
+            for address in addresses[:1]
+        ]
+        return [*self._initial_peers, *(one for one in met if one not in self._initial_peers)]
+
+    # ---- starting, watching, rebuilding
+
+    async def _start(self, bootstrap: Sequence[str]) -> None:
+        daemon = await start_daemon(self._identity, self._config, bootstrap)
+        self._daemon = daemon
+        async with asyncio.timeout(CONTROL_TIMEOUT_S):
+            if not self._config.client_only:
+                await self._accept_streams(daemon)
+            await self._learn_addresses(daemon)
+        self._ready.set()
+
+    async def _accept_streams(self, daemon: Daemon) -> None:
+        from hivemind.proto import p2pd_pb2
+        from hivemind.utils.multiaddr import Multiaddr
+
+        path = str(daemon.folder / "streams")
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            lambda: self._new_stream(self._stream_came), path
+        )
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.STREAM_HANDLER,
+            streamHandler=p2pd_pb2.StreamHandlerRequest(
+                addr=Multiaddr(f"/unix{path}").to_bytes(),
+                proto=[STREAM_PROTOCOL],
+                balanced=False,
+            ),
+        )
+        stream, response = await self._ask(daemon, request)
+        stream.close()
+        if response.type == p2pd_pb2.Response.ERROR:
+            raise DaemonError(f"our libp2p daemon takes no streams: {response.error.msg}")
+
+    async def _learn_addresses(self, daemon: Daemon) -> None:
+        _, found = await daemon.p2p._client.identify()
+        here = [str(address) for address in found]
+        self._addresses = [] if self.client_only else [f"{one}/p2p/{self.peer_id}" for one in here]
+        if not self._config.announce:
+            for wanted in self._config.listen:
+                port = wanted.split("/")[4]
+                if not any(f"/{port}" in address for address in here):
+                    raise AddressError(f"cannot listen on {wanted}; choose another port")
+
+    async def _watch(self) -> None:
+        while True:
+            assert self._daemon is not None
+            code = await self._remember_until_exit(self._daemon)
+            self._ready.clear()
+            logger.warning("our libp2p daemon ended (code %d); starting it again", code)
+            await self._stop_daemon()
+            await self._rebuild()
+            self.rebuilds += 1
+            logger.warning("our libp2p daemon runs again, at the same addresses")
+            for callback in list(self.on_rebuilt):
+                try:
+                    await callback()
+                except Exception:
+                    logger.exception("a callback failed after the libp2p daemon was rebuilt")
+
+    async def _remember_until_exit(self, daemon: Daemon) -> int:
+        exited = asyncio.ensure_future(daemon.exited())
+        try:
+            while True:
+                done, _ = await asyncio.wait([exited], timeout=REMEMBER_EVERY_S)
+                if done:
+                    return exited.result()
+                try:
+                    async with asyncio.timeout(CONTROL_TIMEOUT_S):
+                        await self._remember_peers(daemon)
+                        await self._learn_addresses(daemon)
+                except (Exception, TimeoutError) as error:
+                    logger.info("our libp2p daemon does not answer: %r", error)
+        finally:
+            exited.cancel()
+
+    async def _remember_peers(self, daemon: Daemon) -> None:
+        for found in await daemon.p2p.list_peers():
+            peer = PeerId(str(found.peer_id))
+            direct = tuple(
+                text.removesuffix(f"/p2p/{peer}")
+                for text in map(str, found.addrs)
+                if not is_relayed(text)
+            )
+            self._remembered.pop(peer, None)
+            self._remembered[peer] = direct
+        while len(self._remembered) > MAX_REMEMBERED_PEERS:
+            del self._remembered[next(iter(self._remembered))]
+
+    async def _rebuild(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        with_peers = True
+        while True:
+            try:
+                await self._start(self._initial_peers if with_peers else ())
+                break
+            except UnreachablePeerError:
+                with_peers = False  # they may be gone for good; we are still one of the network
+            except (SwarmError, OSError, TimeoutError) as error:
+                logger.warning("cannot start the libp2p daemon again: %s", error)
+            await self._stop_daemon()
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+        await asyncio.gather(*(self._reconnect(peer) for peer in list(self._remembered)))
+
+    async def _reconnect(self, peer: PeerId) -> None:
+        try:
+            await self._connect(peer, CONNECT_TIMEOUT_S, self._remembered.get(peer, ()))
+        except (OSError, TimeoutError) as error:
+            logger.info("%s was connected and is not any more: %s", peer, error)
+
+    async def _flush_streams(self) -> None:
+        """Lets last words out. The daemon does not say when it has passed them on, and drops what it
+        holds when it is ended; so it gets a moment."""
+        if not self._streams:
+            return
+        for stream in list(self._streams):
+            stream.close()
+        while self._streams:  # each is aborted after CLOSE_GRACE_S
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(DAEMON_FLUSH_S)
+
+    async def _stop_daemon(self) -> None:
+        self._ready.clear()
+        for stream in list(self._streams):
+            stream.break_off("our libp2p daemon ended")
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            await daemon.stop()
+
+    # ---- streams
+
+    def _new_stream(self, on_prelude: Callable[[DaemonStream, bytes | None], None]) -> DaemonStream:
+        stream = DaemonStream(on_prelude, self._streams.discard)
+        self._streams.add(stream)
+        return stream
+
+    def _stream_came(self, stream: DaemonStream, prelude: bytes | None) -> None:
+        from hivemind.p2p import PeerID
+        from hivemind.proto import p2pd_pb2
+
+        if prelude is None:
+            return
+        info = p2pd_pb2.StreamInfo.FromString(prelude)
+        stream.identify_peer(PeerId(PeerID(info.peer).to_base58()))
+        if self.on_stream is None or self._closing:
+            stream.close()
+        else:
+            self.on_stream(stream)
+
+    async def _open_stream(self, peer: PeerId, timeout_s: float) -> DaemonStream:
+        from hivemind.p2p import PeerID
+        from hivemind.proto import p2pd_pb2
+
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.STREAM_OPEN,
+            streamOpen=p2pd_pb2.StreamOpenRequest(
+                peer=PeerID.from_base58(peer).to_bytes(),
+                proto=[STREAM_PROTOCOL],
+                timeout=_whole_seconds(timeout_s),
+            ),
+        )
+        stream, response = await self._ask(self._running(peer), request)
+        if response.type == p2pd_pb2.Response.ERROR:
+            stream.abort()
+            raise self._unreachable(peer, response.error.msg)
+        stream.identify_peer(peer)
+        return stream
+
+    async def _connect(
+        self, peer: PeerId, timeout_s: float, addresses: Sequence[str] | None = None
+    ) -> None:
+        """Makes sure of a connection at the addresses that we were told, if we were told any.
+
+        libp2p then knows them too. It answers at once when there is a connection already. A failure
+        is only logged: libp2p may find other addresses when the stream is opened.
+        """
+        from hivemind.p2p import PeerID
+        from hivemind.proto import p2pd_pb2
+        from hivemind.utils.multiaddr import Multiaddr
+
+        told = self._known.get(peer, ()) if addresses is None else addresses
+        direct = [Multiaddr(one).to_bytes() for one in told if not is_relayed(one)]
+        if not direct:
+            return
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.CONNECT,
+            connect=p2pd_pb2.ConnectRequest(
+                peer=PeerID.from_base58(peer).to_bytes(),
+                addrs=direct,
+                timeout=_whole_seconds(min(timeout_s, CONNECT_TIMEOUT_S)),
+            ),
+        )
+        stream, response = await self._ask(self._running(peer), request)
+        stream.close()
+        if response.type == p2pd_pb2.Response.ERROR:
+            logger.info("%s is not at %s: %s", peer, ", ".join(told), response.error.msg)
+
+    async def _ask(self, daemon: Daemon, request: Any) -> tuple[DaemonStream, Any]:
+        """Sends a request over a new socket to the daemon; `(the socket, the response)`.
+
+        Raises OSError when the daemon is gone.
+        """
+        from hivemind.proto import p2pd_pb2
+
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes | None] = loop.create_future()
+
+        def came(_: DaemonStream, prelude: bytes | None) -> None:
+            if not answer.done():
+                answer.set_result(prelude)
+
+        _, stream = await loop.create_unix_connection(
+            lambda: self._new_stream(came), daemon.control_path
+        )
+        try:
+            stream.write(with_length(request.SerializeToString()))
+            prelude = await answer
+            if prelude is None:
+                raise ConnectionResetError("the libp2p daemon closed its socket")
+            return stream, p2pd_pb2.Response.FromString(prelude)
+        except BaseException:
+            stream.abort()
+            raise
+
+    def _running(self, peer: PeerId) -> Daemon:
+        if self._daemon is None:
+            raise self._unreachable(peer, "our libp2p daemon is being started again")
+        return self._daemon
+
+    def _unreachable(self, peer: PeerId, reason: str) -> UnreachablePeerError:
+        where = ", ".join(self._known.get(peer, ())) or "any address that libp2p knows"
+        return UnreachablePeerError(
+            f"cannot reach {peer} at {where}: {reason}; is it running?", peer=peer
+        )
+
+
+def _whole_seconds(timeout_s: float) -> int:
+    return max(1, round(timeout_s))
