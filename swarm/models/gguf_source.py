@@ -1,0 +1,211 @@
+"""Tensors in a GGUF file, dequantised one by one exactly as transformers' own GGUF loading does.
+
+transformers reads the whole file into float32; here its mapping of names and its tensor processors
+are applied to the tensors that are asked for. Parsing the metadata takes seconds (a hundred
+thousand strings), so the outcome is kept in the user's cache folder.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+from transformers.integrations.gguf import reader as gguf_reader
+from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+    load_gguf_checkpoint,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from swarm.errors import CheckpointError, NotServedError
+from swarm.models.disk_cache import cache_key, file_key, load_json, store_json
+from swarm.models.tensor_source import TensorInfo
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One tensor of the file; a parameter of the model is made of one or more of them."""
+
+    name: str
+    ggml_type: int
+    shape: tuple[int, ...]
+    """In torch's order of dimensions, in values."""
+    start: int
+    nbytes: int
+
+
+class GgufSource:
+    """The parameters of a GGUF file under transformers' names.
+
+    Raises CheckpointError for a damaged file, NotServedError for an architecture or a type of
+    quantisation that transformers cannot load.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.file_key = file_key(path)
+        key = cache_key(self.file_key, transformers.__version__)
+        index = load_json("gguf", key)
+        if index is None:
+            index = _build_index(path)
+            store_json("gguf", key, index)
+        self.config_dict: dict[str, Any] = index["config"]
+        """What transformers derives from the file's metadata."""
+        self._names: dict[str, str] = index["names"]
+        self._stored = {
+            name: [
+                _Stored(n, t, tuple(shape), start, nbytes) for n, t, shape, start, nbytes in parts
+            ]
+            for name, (_, parts) in index["tensors"].items()
+        }
+        self._tensors = {
+            name: TensorInfo(
+                tuple(shape), _type_name(self._stored[name]), _total(self._stored[name])
+            )
+            for name, (shape, _) in index["tensors"].items()
+        }
+        processor = TENSOR_PROCESSORS.get(index["architecture"], TensorProcessor)
+        self._processor = processor(config=self.config_dict)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
+
+    def read(self, name: str) -> torch.Tensor:
+        found: dict[str, torch.Tensor] = {}
+        for stored in self._stored[name]:
+            result = self._processor.process(
+                weights=gguf.dequantize(
+                    self._raw(stored), gguf.GGMLQuantizationType(stored.ggml_type)
+                ),
+                name=stored.name,
+                tensor_key_mapping=self._names,
+                parsed_parameters={"tensors": found},
+            )
+            if result.name is not None:
+                found[name] = torch.from_numpy(np.ascontiguousarray(result.weights))
+        tensor = found.get(name)
+        if tensor is None or tuple(tensor.shape) != self._tensors[name].shape:
+            raise CheckpointError(f"{self._path} does not hold {name} in the model's shape")
+        return tensor
+
+    def stored_bytes(self, name: str, start: int, end: int) -> bytes:
+        return b"".join(self._slices(name, start, end))
+
+    def _slices(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        passed = 0
+        with self._path.open("rb") as file:
+            for stored in self._stored[name]:
+                first, last = max(start - passed, 0), min(end - passed, stored.nbytes)
+                if first < last:
+                    file.seek(stored.start + first)
+                    yield file.read(last - first)
+                passed += stored.nbytes
+
+    def _raw(self, stored: _Stored) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The stored bytes as `[..., bytes of a row]`, in memory of their own."""
+        values, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(stored.ggml_type)]
+        shape = (*stored.shape[:-1], stored.shape[-1] // values * nbytes)
+        data = np.fromfile(self._path, dtype=np.uint8, count=stored.nbytes, offset=stored.start)
+        if data.nbytes != stored.nbytes:
+            raise CheckpointError(f"{self._path} ends inside {stored.name}; fetch the file again")
+        return data.reshape(shape)
+
+
+def _type_name(parts: list[_Stored]) -> str:
+    return "+".join(sorted({gguf.GGMLQuantizationType(part.ggml_type).name for part in parts}))
+
+
+def _total(parts: list[_Stored]) -> int:
+    return sum(part.nbytes for part in parts)
+
+
+def _build_index(path: Path) -> dict[str, Any]:
+    """`{architecture, config, names: {gguf: ours}, tensors: {ours: [shape, [stored ...]]}}`."""
+    try:
+        header = gguf_reader.GgufHeader.from_file(str(path))
+    except (ValueError, KeyError, IndexError, OSError, EOFError) as error:
+        raise CheckpointError(f"{path} is no GGUF file that can be read: {error}") from error
+    except Exception as error:  # struct.error and whatever else damaged bytes provoke
+        raise CheckpointError(f"{path} is a damaged GGUF file; fetch it again") from error
+    if header.architecture in GGUF_ARCHS:
+        raise NotServedError(
+            f"{path}: GGUF files of architecture {header.architecture} are not served; "
+            "use the model's safetensors files"
+        )
+    size = path.stat().st_size
+    stored = {
+        info.name: _Stored(
+            info.name, info.ggml_type, info.shape, header.data_start + info.offset, info.nbytes
+        )
+        for info in header.tensors
+    }
+    for part in stored.values():
+        if part.start + part.nbytes > size:
+            raise CheckpointError(f"{path} is cut off before {part.name} ends; fetch it again")
+    try:
+        config_dict = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
+    except ValueError as error:
+        raise NotServedError(f"{path}: {error}") from error
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=config_dict)
+    with torch.device("meta"):
+        config = CONFIG_MAPPING[config_dict["model_type"]].from_dict(config_dict)
+        model = AutoModelForCausalLM.from_config(config)
+        names = get_gguf_hf_weights_map(_Names(model), processor)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    parts = _parts(stored, names, shapes)
+    missing = {name for name, _ in model.named_parameters()} - parts.keys()
+    if missing:
+        raise CheckpointError(f"{path} does not hold {min(missing)} and {len(missing) - 1} more")
+    return {
+        "architecture": header.architecture,
+        "config": config_dict,
+        "names": names,
+        "tensors": {
+            name: (
+                shapes[name],
+                [(p.name, p.ggml_type, p.shape, p.start, p.nbytes) for p in parts[name]],
+            )
+            for name in parts
+        },
+    }
+
+
+class _Names:
+    """A model as the mapping of names sees it, without the insides of its lists of modules.
+
+    No stored name is mapped through those, and walking all of them takes seconds.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self.config = getattr(module, "config", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._module.state_dict())
+
+    def named_children(self) -> list[tuple[str, "_Names"]]:
+        if isinstance(self._module, torch.nn.ModuleList):
+            return []
+        return [(name, _Names(child)) for name, child in self._module.named_children()]
+
+
+def _parts(
+    stored: Mapping[str, _Stored], names: Mapping[str, str], shapes: Mapping[str, list[int]]
+) -> dict[str, list[_Stored]]:
+    """Which stored tensors make up each parameter; merged experts are mapped without a suffix."""
+    parts: defaultdict[str, list[_Stored]] = defaultdict(list)
+    for name, part in stored.items():
+        target = names.get(name) or names.get(name.removesuffix(".weight"))
+        if target is not None and target in shapes:
+            parts[target].append(part)
+    return dict(parts)

@@ -1,0 +1,47 @@
+"""Tokenizers, of folders and of GGUF files."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from swarm.errors import ModelNotFoundError
+from swarm.models.disk_cache import cache_folder, cache_key, file_key
+
+
+def load_folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer files in a folder; ModelNotFoundError if there are none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotFoundError(
+            f"{folder} holds no tokenizer that can be loaded: {error}"
+        ) from error
+
+
+def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer inside a GGUF file, with its chat template.
+
+    Converting it takes seconds, so it is kept in the user's cache folder in tokenizers' own format.
+    """
+    key = cache_key(file_key(path), transformers.__version__)
+    kept = cache_folder("tokenizers", key)
+    if (kept / "tokenizer_config.json").is_file():
+        return load_folder_tokenizer(kept)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    _keep(tokenizer, kept)
+    return tokenizer
+
+
+def _keep(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save whole or not at all; the work is only lost if the cache folder cannot be written."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
+            tokenizer.save_pretrained(temporary)
+            shutil.copytree(temporary, folder.with_name(f"{Path(temporary).name}-kept"))
+            folder.with_name(f"{Path(temporary).name}-kept").rename(folder)
+    except OSError:
+        return
