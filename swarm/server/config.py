@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from swarm.errors import AddressError, SwarmError, UsageError
 from swarm.spans import Span
+from swarm.wire.addresses import check_address, split_peer
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -64,11 +65,7 @@ class ServerConfig(BaseModel):
     @classmethod
     def _check_peers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for address in value:
-            if "/p2p/" not in address:
-                raise AddressError(
-                    f"{address} has no peer id; copy the whole address that a server prints,"
-                    " such as /ip4/203.0.113.7/tcp/31330/p2p/12D3Koo..."
-                )
+            split_peer(address)
         return value
 
     @field_validator("listen")
@@ -77,15 +74,6 @@ class ServerConfig(BaseModel):
         if not value:
             raise AddressError("a server needs at least one address to listen on")
         return value
-
-
-def check_address(address: str) -> None:
-    """Raises `AddressError` unless `address` looks like a TCP or QUIC multiaddr."""
-    parts = address.split("/")
-    if len(parts) < 5 or parts[0] or parts[1] not in {"ip4", "ip6", "dns", "dns4", "dns6"}:
-        raise AddressError(f"{address!r} is not an address; write it as /ip4/192.0.2.1/tcp/31330")
-    if parts[3] not in {"tcp", "udp"} or not parts[4].isdigit() or int(parts[4]) > 65535:
-        raise AddressError(f"{address!r} has no port; write it as /ip4/192.0.2.1/tcp/31330")
 
 
 def make_config(**values: object) -> ServerConfig:

@@ -1,0 +1,82 @@
+"""What this machine will host: device, dtype, and which blocks of the model fit where."""
+
+from math import prod
+
+import torch
+
+from swarm.errors import MemoryShortError, UsageError
+from swarm.models.checkpoint import Checkpoint
+from swarm.routing.placement import least_covered
+from swarm.routing.view import SwarmView
+from swarm.server.config import DTypeName, ServerConfig
+from swarm.server.memory import MemoryNeeds, in_words
+from swarm.spans import Span
+from swarm.wire.codecs import DTYPES
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `--device` names; `auto`: the first GPU if there is one. UsageError."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: torch knows no such device; use cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch finds no GPU here; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is not served; use cpu or cuda")
+    return device
+
+
+def pick_dtype(name: DTypeName, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of weights and cache; `auto`: float32 on a CPU, else the checkpoint's own."""
+    if name != "auto":
+        return DTYPES[name]
+    own = getattr(checkpoint.config, "dtype", None)
+    if device.type == "cpu" or own not in DTYPES.values():
+        return torch.float32
+    assert isinstance(own, torch.dtype)
+    return own
+
+
+def memory_needs(checkpoint: Checkpoint, dtype: torch.dtype) -> MemoryNeeds:
+    """What each block of `checkpoint` takes in `dtype`, from the headers of its files alone."""
+    sizes = []
+    for block in range(checkpoint.num_blocks):
+        stored = checkpoint.block_tensors(Span(block, block + 1)).values()
+        items = sum(prod(checkpoint.tensors[name].shape) for name in stored)
+        sizes.append(items * dtype.itemsize)
+    return MemoryNeeds(tuple(sizes), _token_bytes_per_block(checkpoint, dtype))
+
+
+def _token_bytes_per_block(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """From the config, before anything is loaded; the loaded slice knows better."""
+    config = checkpoint.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * heads * width) * dtype.itemsize
+
+
+def choose_span(
+    config: ServerConfig,
+    checkpoint: Checkpoint,
+    needs: MemoryNeeds,
+    free_bytes: int,
+    view: SwarmView,
+) -> Span:
+    """`--blocks`, else all that fit, else the least covered run. BadSpanError, MemoryShortError."""
+    if config.blocks is not None:
+        checkpoint.check_span(config.blocks)
+        needs.check(config.blocks, free_bytes, config.cache_tokens)
+        return config.blocks
+    count = needs.blocks_that_fit(free_bytes, config.cache_tokens)
+    if not count:
+        raise MemoryShortError(
+            f"not one block of {checkpoint.name} fits: it needs"
+            f" {in_words(max(needs.block_bytes))} and its cache, and {in_words(free_bytes)} are"
+            " free; free some memory, or use --dtype bfloat16 or fewer --cache-tokens"
+        )
+    if count == checkpoint.num_blocks:
+        return Span(0, count)
+    return least_covered(view, checkpoint.num_blocks, count)

@@ -1,0 +1,41 @@
+"""What a server tells of itself to whoever asks: the fields of `swarm-client status`."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LAG_INTERVAL_S = 0.5
+
+
+@dataclass
+class LoopLag:
+    """How late the event loop runs its timers: the worst of the last minute or so."""
+
+    worst_ms: float = 0.0
+
+    async def watch(self) -> None:
+        """Measures until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
+            late_ms = max(0.0, loop.time() - due) * 1e3
+            # The worst fades within about a minute, so that an old hiccup is not shown for ever.
+            self.worst_ms = max(late_ms, 0.98 * self.worst_ms)
+
+
+def open_file_count() -> int:
+    """File descriptors of this process, its sockets included."""
+    return len(os.listdir("/proc/self/fd")) - 1 if os.path.isdir("/proc/self/fd") else 0
+
+
+def process_fields(streams: int, lag: LoopLag) -> Mapping[str, Any]:
+    """What shows whether a long-running server leaks."""
+    return {
+        "streams": streams,
+        "tasks": len(asyncio.all_tasks()),
+        "open_files": open_file_count(),
+        "loop_lag_ms": round(lag.worst_ms, 2),
+    }
