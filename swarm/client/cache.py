@@ -1,0 +1,378 @@
+"""transformers' cache, whose keys and values lie on the servers."""
+
+import threading
+import weakref
+from typing import Any, NoReturn
+
+import torch
+from transformers.cache_utils import Cache
+
+from swarm.client.chain import Chain, ChainStep, OpenChain
+from swarm.client.packing import Packing
+from swarm.errors import NotServedError, SessionClosedError, SessionFullError
+from swarm.sessions.messages import Hop, RowOperation
+
+UNKNOWN_ID = -1
+"""Stands for a slot that was fed as an embedding; equal to no token."""
+
+
+class RemoteCache(Cache):
+    """Knows what the servers of one session hold, in the columns of transformers' batches.
+
+    A column is a position of the padded batch; a slot is a token on the servers. Padding has
+    columns but no slots. `reorder_cache`, `crop` and the like change nothing at once: they are
+    gathered into one `RowOperation` that rides on the next step.
+
+    The session is opened by the first step, with as many rows as that has (at least `rows`) and
+    `length` slots for each. Not for two threads at once: hold `lock` over a whole call.
+    """
+
+    def __init__(
+        self, open_chain: OpenChain, *, length: int, rows: int = 1, blocks: int = 1
+    ) -> None:
+        super().__init__(layers=[])
+        self.lock = threading.RLock()
+        self.length = length
+        self._min_rows = rows
+        self._max_rows = 0
+        self._copies = 1
+        self._blocks = blocks
+        self._open_chain = open_chain
+        self._chain: Chain | None = None
+        self._closed: str | None = None
+        self._rows = 0
+        self._columns = 0
+        self._held: tuple[int, ...] = ()
+        """Slots of each row on the servers."""
+        self._slots: tuple[int, ...] = ()
+        """Slots of each row once the operation below has been applied."""
+        self._parents: tuple[int, ...] | None = None
+        self._valid: torch.Tensor | None = None
+        """Bool `[rows, columns]`; None: no padding so far."""
+        self._ids: torch.Tensor | None = None
+        """int64 `[rows, columns]`."""
+
+    # ---- what transformers reads
+
+    def __len__(self) -> int:
+        return self._blocks
+
+    def __repr__(self) -> str:
+        return f"RemoteCache(rows={self._rows}, columns={self._columns}, length={self.length})"
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._columns
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._columns + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    @property
+    def batch_size(self) -> int:
+        return self._rows or -1
+
+    @property
+    def is_initialized(self) -> bool:
+        return self._rows > 0
+
+    @property
+    def is_croppable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    # ---- what transformers does
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotServedError("this cache is for the swarm's model; its keys and values are remote")
+
+    def reset(self) -> None:
+        """Forget every token; the session and its room stay."""
+        self.rewind(0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last `-tokens_to_remove` columns."""
+        if tokens_to_remove > 0:
+            raise ValueError("crop() takes the number of tokens to remove, as a negative number")
+        self.rewind(max(0, self._columns + tokens_to_remove))
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Row r continues what was row `beam_idx[r]`."""
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._select(torch.arange(self._rows).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._select(indices)
+
+    def activate_past_recording(self) -> None:
+        """Nothing to do: any suffix can be dropped at any time."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise NotServedError("a cache of the swarm cannot be copied; open another session")
+
+    # ---- what the swarm's model does
+
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        """The session's hops; empty before its first step."""
+        return () if self._chain is None else self._chain.route
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed is not None
+
+    def rewind(self, columns: int) -> None:
+        """Keep the first `columns` columns."""
+        if columns >= self._columns:
+            return
+        if self._valid is not None:
+            self._valid = self._valid[:, :columns]
+            self._slots = tuple(self._valid.sum(dim=1).tolist())
+        else:
+            self._slots = (columns,) * self._rows
+        if self._ids is not None:
+            self._ids = self._ids[:, :columns]
+        self._columns = columns
+
+    def align(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        """Keep what `input_ids` [rows, columns] begins with, for a call that gives all ids.
+
+        Each new row continues the row of the cache with which it shares most tokens, padding
+        apart; everything else is rolled back. At least one column is left to compute.
+        """
+        ids = input_ids.detach().cpu()
+        valid = None if attention_mask is None else attention_mask.detach().cpu().bool()
+        if self._rows == 0 or self._columns == 0:
+            return
+        tokens = [_tokens(ids, valid, row) for row in range(ids.shape[0])]
+        held = [_tokens(self._ids, self._valid, row) for row in range(self._rows)]
+        parents, common = [], []
+        for row, wanted in enumerate(tokens):
+            shared = [_common_prefix(wanted, other) for other in held]
+            best = max(range(self._rows), key=lambda old: (shared[old], old == row))
+            parents.append(best)
+            common.append(shared[best])
+        columns = ids.shape[1] - 1
+        if valid is None:
+            columns = min(columns, *common)
+            self._slots = (columns,) * len(parents)
+        else:
+            # Columns only grow, so the widest one that every row allows is found from the left.
+            fits = (valid.cumsum(dim=1) <= torch.tensor(common)[:, None]).all(dim=0)
+            columns = min(columns, int(fits.sum()))
+            self._slots = tuple(valid[:, :columns].sum(dim=1).tolist())
+        self._take_parents(parents)
+        self._rows, self._columns = len(parents), columns
+        self._ids = ids[:, :columns]
+        self._valid = None if valid is None else valid[:, :columns]
+
+    def check_mask(self, attention_mask: torch.Tensor, new_columns: int) -> torch.Tensor:
+        """The new columns of `attention_mask`, as bool [rows, new columns] on the CPU.
+
+        Raises NotServedError for masks that are not [rows, all columns], or that change what was
+        padding and what was not in columns that the servers hold.
+        """
+        if attention_mask.dim() != 2:
+            raise NotServedError(
+                f"attention_mask has shape {list(attention_mask.shape)}; the swarm serves 2D masks "
+                "that mark padding, [rows, columns]"
+            )
+        columns = self._columns + new_columns
+        if attention_mask.shape[1] != columns:
+            raise NotServedError(
+                f"attention_mask has {attention_mask.shape[1]} columns, but {self._columns} are "
+                f"held and {new_columns} are new; give the mask of all {columns}"
+            )
+        valid = attention_mask.detach().cpu().bool()
+        past = valid[:, : self._columns]
+        agrees = bool(past.all()) if self._valid is None else torch.equal(past, self._valid)
+        if not agrees:
+            raise NotServedError(
+                "attention_mask changes columns that the servers already hold; what was padding "
+                "must stay padding"
+            )
+        return valid[:, self._columns :]
+
+    @property
+    def has_padding(self) -> bool:
+        return self._valid is not None and not bool(self._valid.all())
+
+    def expect_copies(self, copies: int) -> None:
+        """The next step's rows are runs of `copies` equal ones (beams, returned sequences).
+
+        They are computed once and forked.
+        """
+        self._copies = copies
+
+    def step(
+        self,
+        hidden: torch.Tensor,
+        *,
+        position_ids: torch.Tensor,
+        valid: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        keep: int,
+    ) -> torch.Tensor:
+        """Run new columns through all blocks.
+
+        `hidden`: [rows, columns, hidden_size]; `position_ids`: [1 or rows, columns]; `valid`: bool
+        [rows, columns] or None; `keep`: how many of the last columns' answers are needed. Returns
+        [rows, columns, hidden_size], zero where nothing was asked for.
+        """
+        rows, columns = hidden.shape[:2]
+        copies, self._copies = self._copies, 1
+        if copies > 1 and rows % copies == 0 and self._rows in (0, rows // copies):
+            self._min_rows = max(self._min_rows, rows)
+            if _are_copies(hidden, copies) and (valid is None or _are_copies(valid, copies)):
+                one = position_ids if position_ids.shape[0] == 1 else position_ids[::copies]
+                answers = self.step(
+                    hidden[::copies],
+                    position_ids=one,
+                    valid=None if valid is None else valid[::copies],
+                    input_ids=None if input_ids is None else input_ids[::copies],
+                    keep=keep,
+                )
+                self.batch_repeat_interleave(copies)
+                return answers.repeat_interleave(copies, dim=0)
+            self.batch_repeat_interleave(copies)
+        packing = Packing.of(rows, columns, valid)
+        self._start(rows, packing)
+        if self._rows != rows:
+            raise NotServedError(f"{rows} rows, but the cache has {self._rows}")
+        starts = self._slots
+        self._check_room(packing)
+        if not any(packing.counts):
+            answers = hidden.new_zeros((0, hidden.shape[-1]))
+        else:
+            answers = self._run(packing, hidden, position_ids, keep)
+            self._held = tuple(s + c for s, c in zip(starts, packing.counts, strict=True))
+            self._slots, self._parents = self._held, None
+        self._remember(packing, valid, input_ids)
+        self._columns += columns
+        return packing.scatter(answers.to(hidden.device), keep)
+
+    def close(self, reason: str = "closed") -> None:
+        """Free the servers; never waits."""
+        if self._closed is None:
+            self._closed = reason
+        if self._chain is not None:
+            self._chain.close()
+
+    # ---- within
+
+    def _start(self, rows: int, packing: Packing) -> None:
+        if self._closed is not None:
+            raise SessionClosedError(
+                f"the session is over ({self._closed}); begin another generate() or session"
+            )
+        if self._chain is None:
+            self._max_rows = max(rows, self._min_rows)
+            self._check_room(packing)
+            self._chain = self._open_chain(self._max_rows, self.length)
+            # The collector may run this in any thread, also in the loop's own: close() never waits.
+            weakref.finalize(self, self._chain.close).atexit = False
+        if self._rows == 0:
+            self._rows, self._slots, self._held = rows, (0,) * rows, (0,) * rows
+
+    def _check_room(self, packing: Packing) -> None:
+        if self._max_rows and packing.rows > self._max_rows:
+            raise SessionFullError(
+                f"{packing.rows} rows in a session for {self._max_rows}; open it with "
+                f"model.session(max_length=..., rows={packing.rows})"
+            )
+        slots = self._slots or (0,) * packing.rows
+        needed = max(map(sum, zip(slots, packing.counts, strict=False)), default=0)
+        if needed > self.length:
+            raise SessionFullError(
+                f"{needed} tokens in a session for {self.length}; open a longer one with "
+                "model.session(max_length=...)"
+            )
+
+    def _run(
+        self, packing: Packing, hidden: torch.Tensor, position_ids: torch.Tensor, keep: int
+    ) -> torch.Tensor:
+        assert self._chain is not None
+        positions = position_ids.expand(packing.rows, packing.columns)
+        step = ChainStep(
+            hidden=packing.gather(hidden.detach()).cpu(),
+            starts=self._slots,
+            counts=packing.counts,
+            position_ids=packing.gather(positions.cpu()).tolist(),
+            keep=keep,
+            operation=self._operation(),
+        )
+        try:
+            return self._chain.step(step)
+        except BaseException as error:
+            # What the servers hold is not known any more; they are freed at once.
+            self.close(f"{type(error).__name__}: {error}".removesuffix(": "))
+            raise
+
+    def _operation(self) -> RowOperation | None:
+        forked = self._parents is not None
+        if not forked and self._slots == self._held:
+            return None
+        inherited = self._held
+        if self._parents is not None:
+            inherited = tuple(self._held[parent] for parent in self._parents)
+        truncated = self._slots != inherited
+        return RowOperation(
+            parents=self._parents, truncate_to=self._slots if truncated else None
+        )
+
+    def _remember(
+        self, packing: Packing, valid: torch.Tensor | None, input_ids: torch.Tensor | None
+    ) -> None:
+        rows, columns = packing.rows, packing.columns
+        if packing.index is not None or self._valid is not None:
+            old = self._valid
+            if old is None:
+                old = torch.ones((rows, self._columns), dtype=torch.bool)
+            new = torch.ones((rows, columns), dtype=torch.bool) if valid is None else valid
+            self._valid = torch.cat([old, new], dim=1)
+        if input_ids is None:
+            ids = torch.full((rows, columns), UNKNOWN_ID)
+        else:
+            ids = input_ids.detach().cpu()
+        self._ids = ids if self._ids is None else torch.cat([self._ids, ids], dim=1)
+
+    def _select(self, indices: torch.Tensor) -> None:
+        chosen = indices.detach().cpu()
+        if chosen.dtype == torch.bool:
+            chosen = chosen.nonzero().squeeze(1)
+        parents = [int(parent) for parent in chosen.tolist()]
+        if self._rows == 0 or parents == list(range(self._rows)):
+            return
+        self._slots = tuple(self._slots[parent] for parent in parents)
+        self._take_parents(parents)
+        self._rows = len(parents)
+        self._valid = None if self._valid is None else self._valid[chosen]
+        self._ids = None if self._ids is None else self._ids[chosen]
+
+    def _take_parents(self, parents: list[int]) -> None:
+        before = self._parents or range(len(self._held))
+        composed = tuple(before[parent] for parent in parents)
+        self._parents = None if composed == tuple(range(len(self._held))) else composed
+
+
+def _are_copies(batch: torch.Tensor, copies: int) -> bool:
+    runs = batch.unflatten(0, (-1, copies))
+    return torch.equal(runs, runs[:, :1].expand_as(runs))
+
+
+def _tokens(ids: torch.Tensor | None, valid: torch.Tensor | None, row: int) -> list[int]:
+    assert ids is not None
+    return [int(i) for i in (ids[row] if valid is None else ids[row][valid[row]]).tolist()]
+
+
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b or a == UNKNOWN_ID:
+            return index
+    return min(len(first), len(second))

@@ -1,0 +1,282 @@
+"""What the swarm adds to a checkpoint's own transformers class: `generate()` and `forward()`."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from swarm.client.cache import RemoteCache
+from swarm.client.calls import Call, Generation, current_call, current_generation
+from swarm.client.chain import OpenChain
+from swarm.client.session import Session, active_session
+from swarm.errors import NotServedError
+from swarm.sessions.messages import Hop
+
+CONTINUATION_ROOM = 512
+"""Slots reserved beyond the input when nothing says how long a cache will grow."""
+
+
+@dataclass
+class Remote:
+    """What a model needs of the swarm."""
+
+    open_chain: OpenChain
+    blocks: int
+    close: Callable[[], None]
+    last_route: tuple[Hop, ...] = ()
+
+
+class RemoteModel:
+    """Mixed into the model's class, before it; see `attach`."""
+
+    _remote: Remote
+
+    # ---- for users
+
+    def session(self, *, max_length: int, rows: int = 1) -> Session:
+        """A cache kept over calls, for `with`.
+
+        `max_length`: most tokens of a row, prompt and answers together; `rows`: most rows at once
+        (beams, returned sequences), if later calls have more than the first.
+        """
+        return Session(self, self._new_cache(rows, max_length))
+
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        """The hops of the session that computed last; empty before the first."""
+        return self._remote.last_route
+
+    def close(self) -> None:
+        """Leave the swarm; sessions that are open end with it."""
+        self._remote.close()
+
+    def generate(
+        self, inputs: Any = None, *args: Any, session: Session | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' `generate()`, over the swarm.
+
+        `session`: keep the cache there (default: the `with model.session(...)` around the call).
+        Raises NotServedError for what the swarm does not serve, MissingBlocksError,
+        CacheFullError, SessionLostError and PeerError for what goes wrong out there.
+        """
+        session = session or active_session(self)
+        if session is None or kwargs.get("past_key_values") is not None:
+            return self._generate(Generation(self), inputs, *args, **kwargs)
+        with session.cache.lock:
+            ids = inputs if inputs is not None else kwargs.get("input_ids")
+            if ids is None or kwargs.get("inputs_embeds") is not None:
+                session.cache.rewind(0)
+            else:
+                self._align(session.cache, ids, kwargs.get("attention_mask"))
+            kwargs["past_key_values"] = session.cache
+            return self._generate(Generation(self, session.cache), inputs, *args, **kwargs)
+
+    # ---- what transformers calls
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.update(zip(self._forward_names, args, strict=False))
+        self._refuse_unserved(kwargs)
+        inputs = kwargs.get("input_ids")
+        given = inputs if inputs is not None else kwargs.get("inputs_embeds")
+        if given is None or given.dim() < 2:
+            raise ValueError("give input_ids [rows, columns] or inputs_embeds")
+        rows, columns = int(given.shape[0]), int(given.shape[1])
+        use_cache = kwargs.get("use_cache")
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True)  # type: ignore[attr-defined]
+        as_dict = kwargs.pop("return_dict", None)
+        if as_dict is None:
+            as_dict = self.config.return_dict  # type: ignore[attr-defined]
+        cache, transient = self._cache_for(kwargs, rows, columns, use_cache)
+        with cache.lock:
+            try:
+                output = self._forward(cache, inputs, rows, columns, kwargs)
+            finally:
+                if transient:
+                    cache.close()
+        if not use_cache:
+            kept = {name: value for name, value in output.items() if name != "past_key_values"}
+            output = type(output)(**kept)
+        return output if as_dict else output.to_tuple()
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.get("past_key_values") or self._generation_cache()
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        if inputs.get("past_key_values") is None and cache is not None:
+            # With use_cache=False, or dropped on purpose (Phi-3 at its long-context limit).
+            cache.reset()
+            inputs["past_key_values"] = cache
+        return inputs
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise NotServedError(
+                f"cache_implementation={generation_config.cache_implementation!r}: the swarm's "
+                "cache lies on the servers; leave it out"
+            )
+        if getattr(generation_config, "assistant_early_exit", None):
+            raise NotServedError(
+                "assistant_early_exit needs layers here; use an assistant_model or "
+                "prompt_lookup_num_tokens"
+            )
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        given = model_kwargs.get("past_key_values")
+        if given is not None:
+            given = _checked(given)
+            given._is_user_defined = True
+            given.expect_copies(copies)
+            return
+        # Looked-up candidates may reach beyond the last token that will be taken.
+        length = max(1, max_cache_length) + (generation_config.prompt_lookup_num_tokens or 0)
+        if generation_config.is_assistant:
+            # An assistant's cache is handed back and grows from call to call.
+            length += CONTINUATION_ROOM
+        cache = self._new_cache(batch_size * copies, length)
+        cache.expect_copies(copies)
+        generation = current_generation.get()
+        if generation is not None and generation.model is self:
+            generation.cache = cache
+        if generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = cache
+
+    # ---- within
+
+    _forward_names: tuple[str, ...] = ()
+
+    def _new_cache(self, rows: int, length: int) -> RemoteCache:
+        return RemoteCache(
+            self._remote.open_chain, length=length, rows=rows, blocks=self._remote.blocks
+        )
+
+    def _generate(self, generation: Generation, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        given = generation.cache or kwargs.get("past_key_values")
+        token = current_generation.set(generation)
+        result = None
+        try:
+            result = super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            current_generation.reset(token)
+            own = generation.cache
+            if own is not None and own is not given:
+                self._remote.last_route = own.route or self._remote.last_route
+                if getattr(result, "past_key_values", None) is not own:
+                    own.close("generate() has ended")
+        return result
+
+    def _align(self, cache: RemoteCache, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Roll back what the ids do not share, unless only new ids with a longer mask are given."""
+        if mask is None or tuple(mask.shape) == tuple(ids.shape):
+            cache.align(ids, mask)
+
+    def _cache_for(
+        self, kwargs: dict[str, Any], rows: int, columns: int, use_cache: bool
+    ) -> tuple[RemoteCache, bool]:
+        """The cache of a call, and whether it ends with it."""
+        given = kwargs.get("past_key_values")
+        if given is not None:
+            return _checked(given), False
+        within = self._generation_cache()
+        session = active_session(self)
+        if session is not None and within is None:
+            return session.cache, False
+        if use_cache:
+            room = CONTINUATION_ROOM if within is None else within.length
+            return self._new_cache(rows, columns + room), False
+        return self._new_cache(rows, columns), True
+
+    def _generation_cache(self) -> RemoteCache | None:
+        generation = current_generation.get()
+        if generation is None or generation.model is not self:
+            return None
+        return generation.cache
+
+    def _forward(
+        self,
+        cache: RemoteCache,
+        input_ids: torch.Tensor | None,
+        rows: int,
+        columns: int,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is None and cache.has_padding:
+            raise NotServedError("the cache has padding; give the attention_mask of all columns")
+        valid = None if mask is None else cache.check_mask(mask, columns)
+        position_ids = kwargs.get("position_ids")
+        if position_ids is None:
+            position_ids = torch.arange(columns)[None] + cache.get_seq_length()
+        elif position_ids.dim() != 2:
+            raise NotServedError(f"position_ids of shape {list(position_ids.shape)}; give 2D ones")
+        kept = kwargs.get("logits_to_keep", 0)
+        keep = min(kept, columns) if isinstance(kept, int) and kept > 0 else columns
+        kwargs["past_key_values"] = cache
+        token = current_call.set(Call(cache, valid, position_ids, input_ids, keep))
+        try:
+            output = super().forward(**kwargs, return_dict=True)  # type: ignore[misc]
+        finally:
+            current_call.reset(token)
+            self._remote.last_route = cache.route
+        return output
+
+    def _refuse_unserved(self, kwargs: dict[str, Any]) -> None:
+        for name, what in _UNSERVED.items():
+            wanted = kwargs.get(name)
+            if wanted is None:
+                wanted = getattr(self.config, name, False)  # type: ignore[attr-defined]
+            if wanted:
+                raise NotServedError(f"{name}: {what} stay on the servers")
+
+
+_UNSERVED = {
+    "output_attentions": "attentions",
+    "output_hidden_states": "hidden states between the blocks",
+}
+
+
+def _checked(cache: object) -> RemoteCache:
+    if not isinstance(cache, RemoteCache):
+        raise NotServedError(
+            f"past_key_values of class {type(cache).__name__}: the swarm's model makes its own "
+            "cache; leave it out, or pass one that this model returned"
+        )
+    return cache
+
+
+def attach(model: PreTrainedModel, remote: Remote) -> PreTrainedModel:
+    """Give `model`, whose layers are already replaced, the swarm's `generate()` and `forward()`.
+
+    The result is an instance of a subclass, of the same name, of the checkpoint's own class.
+    """
+    original = type(model)
+
+    # transformers looks at the signatures to see what a model takes.
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return RemoteModel.forward(self, *args, **kwargs)
+
+    @wraps(original.prepare_inputs_for_generation)
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return RemoteModel.prepare_inputs_for_generation(self, *args, **kwargs)
+
+    members = {
+        "__module__": original.__module__,
+        "forward": forward,
+        "prepare_inputs_for_generation": prepare,
+        "_forward_names": tuple(inspect.signature(original.forward).parameters)[1:],
+    }
+    bases: tuple[Any, ...] = (RemoteModel, original)
+    model.__class__ = type(original.__name__, bases, members)
+    model._remote = remote
+    model.requires_grad_(False)
+    return model.eval()
