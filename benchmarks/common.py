@@ -27,6 +27,7 @@ os.environ.update(ONE_THREAD)
 
 import psutil
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -88,8 +89,6 @@ def _cell(value: object) -> str:
 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    import transformers
-
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -115,6 +114,7 @@ def random_prompt(length: int, session: int, vocabulary: int) -> torch.Tensor:
 
 def plain_model(folder: Path | None) -> PreTrainedModel:
     """transformers' own float32 model of `folder`; None: of the embedded GGUF."""
+    transformers.utils.logging.disable_progress_bar()
     if folder is not None:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     else:

@@ -36,6 +36,8 @@ from common import (
 from processes import Program, running_servers
 
 WEIGHTS_SHA256 = "9365b4c5937c5ed0a354d59735b308926e782d99bc3142ba3eff0a79a7af026c"
+FIRST_TOKENS = (18557, 1110, 1110, 1110, 1110, *[27562] * 7)
+"""What plain transformers answers to the short prompt."""
 VOCABULARY = 32000
 NEW_TOKENS = 64
 SHORT_PROMPT = 32
@@ -189,6 +191,7 @@ def main() -> None:
             report.note,
         )
         expected = one["plain"][0].result.token_ids
+        report.figures["first tokens as expected"] = expected[:12] == FIRST_TOKENS
         equal = all(m.result.token_ids == expected for turns in one.values() for m in turns)
         report.figures["token ids equal plain's"] = equal
         report.note(f"token ids {'equal' if equal else 'DIFFER FROM'} plain transformers'")

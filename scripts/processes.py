@@ -182,10 +182,14 @@ class ServerProgram(Program):
         environment: Mapping[str, str] | None = None,
         on_event: Callable[[str, Event], None] | None = None,
     ) -> None:
+        """`options`: any further ones. Without `--identity` in them it gets a key of its own."""
+        self._folder = tempfile.TemporaryDirectory(prefix="swarm-server-")
         command = [*command_line("swarm-server"), *([model] if model else [])]
         command += ["--blocks", blocks] if blocks else []
         command += ["--peers", *peers] if peers else []
         command += ["--listen", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--json-logs", *options]
+        if "--identity" not in options:
+            command += ["--identity", f"{self._folder.name}/identity"]
         self.blocks = blocks
         super().__init__(
             f"server {blocks or 'without --blocks'}",
@@ -193,6 +197,11 @@ class ServerProgram(Program):
             environment=environment,
             on_event=on_event,
         )
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        code = super().stop(timeout_s)
+        self._folder.cleanup()
+        return code
 
     def address(self, timeout_s: float = 120.0) -> str:
         """Where others join; waits until the server listens."""
