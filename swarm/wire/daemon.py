@@ -148,6 +148,7 @@ def _make_folder(identity: Identity) -> Path:
 async def _stop(p2p: "P2P") -> None:
     child = p2p._child
     p2p._terminate()
+    _fail_pending_calls(p2p)
     if child is None:
         return
     try:
@@ -160,6 +161,19 @@ async def _stop(p2p: "P2P") -> None:
         await child.wait()
     finally:
         child._transport.close()  # its output pipe, which hivemind leaves to the collector
+
+
+def _fail_pending_calls(p2p: "P2P") -> None:
+    """Calls of the DHT that wait for an answer would otherwise wait for their deadlines."""
+    if p2p._client is None:
+        return
+    from hivemind.p2p import P2PDaemonError
+
+    for call in list(p2p._client.control._pending_calls.values()):
+        if not call.done():
+            call.set_exception(P2PDaemonError("the libp2p daemon was stopped"))
+    for task in list(p2p._client.control._handler_tasks.values()):
+        task.cancel()
 
 
 def _ignore_loss_of(p2p: "P2P") -> None:

@@ -3,8 +3,8 @@
 The import takes seconds, so it happens in a thread and only where a network is made. hivemind
 1.1.12 does four things to the process that a library must not do; all are undone here: it prints
 its log to the terminal, renames the level WARNING to WARN, sets torch's strategy for sharing
-tensors between processes, and warns of its own deprecated calls. Its log goes to the logger `hivemind` and
-is silent unless `HIVEMIND_LOGLEVEL` is set.
+tensors between processes, and warns of its own deprecated calls. Its log goes to the logger
+`hivemind` and is silent unless `HIVEMIND_LOGLEVEL` is set.
 """
 
 import logging

@@ -54,6 +54,7 @@ class Libp2pNetwork:
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._remembered: dict[PeerId, tuple[str, ...]] = {}
         self._streams: set[DaemonStream] = set()
+        self._all_streams_gone = asyncio.Event()
         self._ready = asyncio.Event()
         self._closing = False
         self._watcher: asyncio.Task[None] | None = None
@@ -167,6 +168,20 @@ class Libp2pNetwork:
             except AddressError as error:
                 logger.info("an address of %s is left out: %s", peer, error)
         self._known[peer] = tuple(known)
+
+    async def connect(self, address: str, timeout_s: float) -> bool:
+        """Whether there is a connection to the peer of a full address now.
+
+        Raises AddressError when the address is malformed or names no peer.
+        """
+        where, peer = split_peer(address)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ready.wait()
+                return await self._connect(peer, timeout_s, [where])
+        except (OSError, TimeoutError, UnreachablePeerError) as error:
+            logger.info("%s is not at %s: %r", peer, where, error)
+            return False
 
     def bootstrap_peers(self) -> list[str]:
         """Full addresses of the peers to join by: the initial ones and those met since."""
@@ -283,18 +298,17 @@ class Libp2pNetwork:
     async def _reconnect(self, peer: PeerId) -> None:
         try:
             await self._connect(peer, CONNECT_TIMEOUT_S, self._remembered.get(peer, ()))
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, UnreachablePeerError) as error:
             logger.info("%s was connected and is not any more: %s", peer, error)
 
     async def _flush_streams(self) -> None:
-        """Lets last words out. The daemon does not say when it has passed them on, and drops what it
-        holds when it is ended; so it gets a moment."""
+        """Lets last words out. The daemon does not say when it has passed them on, and drops what
+        it holds when it is ended; so it gets a moment."""
         if not self._streams:
             return
         for stream in list(self._streams):
             stream.close()
-        while self._streams:  # each is aborted after CLOSE_GRACE_S
-            await asyncio.sleep(0.01)
+        await self._all_streams_gone.wait()  # each is aborted after CLOSE_GRACE_S
         await asyncio.sleep(DAEMON_FLUSH_S)
 
     async def _stop_daemon(self) -> None:
@@ -311,9 +325,15 @@ class Libp2pNetwork:
     # ---- streams
 
     def _new_stream(self, on_prelude: Callable[[DaemonStream, bytes | None], None]) -> DaemonStream:
-        stream = DaemonStream(on_prelude, self._streams.discard)
+        stream = DaemonStream(on_prelude, self._stream_gone)
         self._streams.add(stream)
+        self._all_streams_gone.clear()
         return stream
+
+    def _stream_gone(self, stream: DaemonStream) -> None:
+        self._streams.discard(stream)
+        if not self._streams:
+            self._all_streams_gone.set()
 
     def _stream_came(self, stream: DaemonStream, prelude: bytes | None) -> None:
         from hivemind.p2p import PeerID
@@ -349,7 +369,7 @@ class Libp2pNetwork:
 
     async def _connect(
         self, peer: PeerId, timeout_s: float, addresses: Sequence[str] | None = None
-    ) -> None:
+    ) -> bool:
         """Makes sure of a connection at the addresses that we were told, if we were told any.
 
         libp2p then knows them too. It answers at once when there is a connection already. A failure
@@ -362,7 +382,7 @@ class Libp2pNetwork:
         told = self._known.get(peer, ()) if addresses is None else addresses
         direct = [Multiaddr(one).to_bytes() for one in told if not is_relayed(one)]
         if not direct:
-            return
+            return False
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.CONNECT,
             connect=p2pd_pb2.ConnectRequest(
@@ -375,6 +395,7 @@ class Libp2pNetwork:
         stream.close()
         if response.type == p2pd_pb2.Response.ERROR:
             logger.info("%s is not at %s: %s", peer, ", ".join(told), response.error.msg)
+        return bool(response.type == p2pd_pb2.Response.OK)
 
     async def _ask(self, daemon: Daemon, request: Any) -> tuple[DaemonStream, Any]:
         """Sends a request over a new socket to the daemon; `(the socket, the response)`.

@@ -1,0 +1,335 @@
+"""Our member of the DHT: hivemind's Kademlia node in our own event loop, over our libp2p daemon."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from swarm.dht.source_limits import SourceLimits
+from swarm.errors import (
+    DaemonError,
+    PeerError,
+    PeerTimeoutError,
+    UnreachablePeerError,
+    UsageError,
+)
+from swarm.spans import PeerId
+from swarm.wire.addresses import split_peer
+from swarm.wire.libp2p import Libp2pNetwork
+
+if TYPE_CHECKING:
+    from hivemind.dht.node import DHTNode
+
+logger = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S = 3.0
+"""For one answer of one peer."""
+STORE_TIMEOUT_S = 12.0
+GET_TIMEOUT_S = 12.0
+JOIN_TIMEOUT_S = 12.0
+REJOIN_EVERY_S = 30.0
+REJOIN_PEERS = 4
+BLACKLIST_S = 5.0
+_STORE_HANDLER = "DHTProtocol.rpc_store"
+
+Found = dict[str, tuple[bytes, float]]
+"""Peer id -> (its value, the expiration as Unix time)."""
+
+
+class DhtNode:
+    """Stores and finds signed values; see `swarm.dht.directory` for what they say.
+
+    When the libp2p daemon was rebuilt, a new node with the same place in the DHT and the same
+    stored records takes over, and the callbacks in `on_rebuilt` are awaited.
+    """
+
+    def __init__(self, network: Libp2pNetwork, initial_peers: list[str]) -> None:
+        """Use `create`."""
+        self.network = network
+        self.on_rebuilt: list[Callable[[], Awaitable[None]]] = []
+        self._initial_peers = initial_peers
+        self._node: DHTNode | None = None
+        self._limits = SourceLimits()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def create(
+        cls, network: Libp2pNetwork, initial_peers: Sequence[str] | None = None
+    ) -> "DhtNode":
+        """Joins the DHT by the initial peers (default: those that the network was joined by).
+
+        A client-only network asks and stores, and keeps nothing for others.
+
+        Raises UnreachablePeerError when no initial peer answers or none can reach us, and
+        UsageError when our clock differs too much from theirs.
+        """
+        peers = network.bootstrap_peers() if initial_peers is None else list(initial_peers)
+        node = cls(network, [one for one in peers if split_peer(one)[1] != network.peer_id])
+        node._node = await node._make(None)
+        try:
+            await node._join(node._node)
+        except BaseException:
+            await node.close()
+            raise
+        network.on_rebuilt.append(node._rebuild)
+        node._keeper = asyncio.create_task(node._keep_joined(), name="dht keeper")
+        return node
+
+    async def store(self, values: dict[str, bytes], expiration: float) -> bool:
+        """Stores each sealed value under (key, our peer id) until `expiration` (Unix time).
+
+        False: for some key nobody took it (or all have a newer one). Raises PeerTimeoutError.
+        """
+        keys = list(values)
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                stored = await self._running().store_many(
+                    keys,
+                    [values[key] for key in keys],
+                    expiration,
+                    subkeys=[self.network.peer_id] * len(keys),
+                )
+        except TimeoutError as error:
+            raise PeerTimeoutError(
+                f"the directory did not store our record within {STORE_TIMEOUT_S:.0f} s"
+            ) from error
+        return all(stored.values())
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, Found]:
+        """What peers have stored under `keys`: the newest value of each peer that can be found.
+
+        Keys that could not be searched to the end in time are left out with a log line; raises
+        PeerTimeoutError when that is so for all of them.
+        """
+        searches = await self._running().get_many(
+            list(keys), sufficient_expiration_time=float("inf"), return_futures=True
+        )
+        try:
+            await asyncio.wait(searches.values(), timeout=GET_TIMEOUT_S)
+            late = [key for key, search in searches.items() if not search.done()]
+        finally:
+            for search in searches.values():
+                search.cancel()
+        if late:
+            logger.warning("%d of %d directory keys did not answer", len(late), len(searches))
+        if len(late) == len(searches):
+            raise PeerTimeoutError(
+                f"the directory did not answer within {GET_TIMEOUT_S:.0f} s; "
+                "are the peers that you joined by still running?"
+            )
+        return {
+            key: _found(search.result())
+            for key, search in searches.items()
+            if search.done() and not search.cancelled()
+        }
+
+    async def close(self) -> None:
+        """Leaves the DHT. The network is closed by whoever made it; do so after this."""
+        if self._rebuild in self.network.on_rebuilt:
+            self.network.on_rebuilt.remove(self._rebuild)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        node, self._node = self._node, None
+        if node is not None:
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await node.shutdown()
+            except (TimeoutError, OSError) as error:
+                logger.info("the DHT node was left without goodbye: %r", error)
+
+    # ---- joining
+
+    async def _make(self, before: "DHTNode | None") -> "DHTNode":
+        """A node that knows nobody yet; with the place and the records of the one before."""
+        from hivemind.dht.node import DHTNode
+
+        from swarm.dht.storage import BoundedStorage
+        from swarm.dht.validator import SwarmRecordValidator
+
+        p2p = self.network.p2p
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            node = await DHTNode.create(
+                p2p=p2p,
+                node_id=before.node_id if before is not None else None,
+                wait_timeout=CALL_TIMEOUT_S,
+                cache_locally=False,
+                cache_nearest=0,
+                cache_on_store=False,
+                cache_refresh_before_expiry=0,
+                reuse_get_requests=False,
+                blacklist_time=BLACKLIST_S,
+                backoff_rate=1.0,
+                client_mode=self.network.client_only,
+                record_validator=SwarmRecordValidator(),
+            )
+        protocol = node.protocol
+        protocol.storage = before.protocol.storage if before is not None else BoundedStorage()
+        protocol.cache = BoundedStorage()
+        _skip_bad_records(protocol)
+        handlers = p2p._client.control.unary_handlers
+        if _STORE_HANDLER in handlers:
+            handlers[_STORE_HANDLER] = self._limited(handlers[_STORE_HANDLER])
+        return node
+
+    def _limited(self, handler: Callable[[bytes, Any], Awaitable[bytes]]) -> Any:
+        async def limited(request: bytes, source: Any) -> bytes:
+            if not self._limits.allow(str(source), len(request), time.monotonic()):
+                raise PeerError("you store too much here; wait", peer=self.network.peer_id)
+            return await handler(request, source)
+
+        return limited
+
+    async def _join(self, node: "DHTNode") -> None:
+        if not self._initial_peers:
+            return
+        from hivemind.dht.protocol import ValidationError
+
+        peers = {split_peer(address)[1] for address in self._initial_peers}
+        try:
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                answers = await asyncio.gather(
+                    *(self._ping(node, peer, strict=True) for peer in peers),
+                    return_exceptions=True,
+                )
+        except TimeoutError:
+            answers = []
+        if any(not isinstance(answer, BaseException) and answer for answer in answers):
+            await self._look_around(node)
+            return
+        where = ", ".join(self._initial_peers)
+        for answer in answers:
+            if isinstance(answer, ValidationError) and "time" in str(answer):
+                raise UsageError(
+                    f"this machine's clock and that of {where} differ by more than 3 s; "
+                    "set the clock (for instance with NTP) and try again"
+                ) from answer
+            if isinstance(answer, ValidationError):
+                raise UnreachablePeerError(
+                    f"{where} answers, but cannot reach this machine at "
+                    f"{', '.join(self.network.addresses)}; open that port in the firewall or the "
+                    "router, or announce the address that others see"
+                ) from answer
+        raise UnreachablePeerError(
+            f"{where} can be reached, but does not answer as a member of a swarm's directory; "
+            "is it a swarm-server or swarm-dht of this version?"
+        )
+
+    @staticmethod
+    async def _ping(node: "DHTNode", peer: PeerId, *, strict: bool) -> Any:
+        from hivemind.p2p import PeerID
+
+        return await node.protocol.call_ping(
+            PeerID.from_base58(peer), validate=strict, strict=strict
+        )
+
+    async def _rebuild(self) -> None:
+        """The daemon is new: so are the handlers that it must know, and our connections."""
+        before = self._node
+        if before is not None:
+            before.is_alive = False
+        node = await self._make(before)
+        self._node = node
+        await self._meet(node, self._known_addresses())
+        for callback in list(self.on_rebuilt):
+            try:
+                await callback()
+            except Exception:
+                logger.exception("a callback failed after the DHT node was rebuilt")
+
+    async def _keep_joined(self) -> None:
+        """hivemind drops every peer that once fails to answer, for good; after an outage of the
+        network nobody would know anybody. So those that were known are asked again now and then."""
+        while True:
+            await asyncio.sleep(REJOIN_EVERY_S * random.uniform(0.75, 1.25))
+            node = self._node
+            if node is None:
+                continue
+            known = {str(peer) for peer in node.protocol.routing_table.peer_id_to_uid}
+            lost = [
+                address
+                for address in self._known_addresses()
+                if split_peer(address)[1] not in known
+            ]
+            try:
+                await self._meet(node, random.sample(lost, min(REJOIN_PEERS, len(lost))))
+            except Exception:
+                logger.exception("looking for lost peers of the directory failed")
+
+    async def _meet(self, node: "DHTNode", addresses: Sequence[str]) -> None:
+        async def meet(address: str) -> None:
+            if await self.network.connect(address, CALL_TIMEOUT_S):
+                await self._ping(node, split_peer(address)[1], strict=False)
+
+        try:
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                await asyncio.gather(*map(meet, addresses))
+        except TimeoutError:
+            logger.info("some peers of the directory do not answer")
+        if addresses:
+            await self._look_around(node)
+
+    @staticmethod
+    async def _look_around(node: "DHTNode") -> None:
+        """Learns of the peers that are nearest to our own place."""
+        try:
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                await node.find_nearest_nodes([node.node_id])
+        except TimeoutError:
+            logger.info("not all neighbours in the directory answer")
+
+    def _known_addresses(self) -> list[str]:
+        return sorted({*self._initial_peers, *self.network.bootstrap_peers()})
+
+    def _running(self) -> "DHTNode":
+        if self._node is None:
+            raise DaemonError("this member of the DHT is closed")
+        return self._node
+
+
+def _skip_bad_records(protocol: Any) -> None:
+    """Lets single bad records be skipped.
+
+    hivemind drops all records of a key when one of them fails the validator, so a hostile holder
+    could hide a whole shard with one forged record.
+    """
+    from swarm.dht.storage import newer_than_stored
+
+    call_find, is_sound = protocol.call_find, protocol._validate_record
+
+    def drop_bad_records(key: bytes, dictionary: Any) -> bool:
+        with dictionary.freeze():
+            for subkey, (value, expiration) in list(dictionary.items()):
+                packed = protocol.serializer.dumps(subkey)
+                if not is_sound(key, packed, value, expiration):
+                    logger.info("a record under the name of %.64s is not sound", subkey)
+                    del dictionary[subkey]
+        return True
+
+    async def find_newer(peer: Any, keys: Collection[Any]) -> Any:
+        answer = await call_find(peer, keys)
+        if answer is None:
+            return None
+        return {
+            key: (
+                newer_than_stored(protocol.storage, key, found.value) if found else None,
+                nearest,
+            )
+            for key, (found, nearest) in answer.items()
+        }
+
+    protocol._validate_dictionary = drop_bad_records
+    protocol.call_find = find_newer
+
+
+def _found(result: Any) -> Found:
+    if result is None or not isinstance(result.value, dict):
+        return {}
+    return {
+        peer: (item.value, float(item.expiration_time))
+        for peer, item in result.value.items()
+        if isinstance(peer, str) and isinstance(item.value, bytes)
+    }
