@@ -14,6 +14,7 @@
         ProtocolVersionError     speaks another version of the protocol
         FramingError             sent bytes that are no frame; its link is closed
         PeerTimeoutError         did not answer within the deadline
+        LinkFullError            more waits to be sent to it than its link may hold
         DaemonError              our own libp2p daemon cannot be started
       SessionError               one session, at one hop
         RefusedError             a hop did not take the session: its blocks, its quota, its state
@@ -92,6 +93,10 @@ class FramingError(PeerError):
 
 class PeerTimeoutError(PeerError, TimeoutError):
     """The peer did not answer within the deadline."""
+
+
+class LinkFullError(PeerError):
+    """More waits to be sent to the peer than its link may hold; send less, or later."""
 
 
 class DaemonError(PeerError):

@@ -6,7 +6,6 @@ may be chosen.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
@@ -98,20 +97,6 @@ class FairQueue(Generic[T]):
         for entry in removed:
             self._forget(entry)
         return removed
-
-    def __iter__(self) -> Iterator[Entry[T]]:
-        """Everything that waits, in the order in which `pop` would give it. O(n log n)."""
-        copy: FairQueue[T] = FairQueue()
-        for _, entry in sorted(self._all(), key=lambda arrival: arrival[0]):
-            copy.push(entry)
-        while copy:
-            yield copy.pop()
-
-    def _all(self) -> Iterator[tuple[int, Entry[T]]]:
-        for line in self._sessions.values():
-            yield from line
-        for ready in self._ready:
-            yield from (arrival for arrival in ready if not arrival[1].session)
 
     def _forget(self, entry: Entry[T]) -> None:
         self._length -= 1

@@ -22,6 +22,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from swarm.errors import FramingError
+from swarm.scheduling.classes import ServiceClass
 
 PROTOCOL_VERSION = 1
 MAGIC = b"SWRM"
@@ -60,7 +61,7 @@ class Flags(IntFlag):
 
 
 class Frame(NamedTuple):
-    """One frame; `body` is valid until the reader is fed again."""
+    """One frame; its header's fields, without the length, and its body."""
 
     type: int
     service_class: int
@@ -98,26 +99,36 @@ class Hello(NamedTuple):
 
 _PLAIN_TYPES = frozenset((FrameType.PING, FrameType.PONG, FrameType.BYE))
 _TYPES = frozenset(FrameType)
-_NUM_CLASSES = 5
-_EMPTY = memoryview(b"")
+_NUM_CLASSES = len(ServiceClass)
+_ALL_FLAGS = 3
+_MAX_STREAM = 1 << 48
 
 
 class FrameReader:
-    """Cuts a stream of bytes into frames; holds at most one frame's bytes beyond what it is fed."""
+    """Cuts a stream of bytes into frames; holds less than one frame beyond what it is fed."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._pieces: list[bytes | bytearray | memoryview] = []
+        self._held = 0
+        self._needed = HEADER.size
+        """How many bytes the first unfinished frame takes, as far as that is known."""
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """The frames that `data` completes. Their bodies are views: use them before feeding again.
+        """The frames that `data` completes; their bodies are views of `data` or of a copy.
 
         Raises FramingError for bytes that are no frame; nothing may be fed after that.
         """
-        if self._rest:
-            # A new object: the bodies that were handed out before may still view the old one.
-            data = self._rest = self._rest + data
-        frames = []
+        if self._held:
+            self._pieces.append(data)
+            self._held += len(data)
+            if self._held < self._needed:
+                return []
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+            self._held = 0
+        frames: list[Frame] = []
         offset, available = 0, len(data)
+        self._needed = HEADER.size
         view = memoryview(data)
         while available - offset >= HEADER.size:
             kind, service_class, flags, length, number, acknowledged, credit = HEADER.unpack_from(
@@ -125,22 +136,24 @@ class FrameReader:
             )
             if length > MAX_FRAGMENT_BYTES:
                 raise FramingError(
-                    f"a frame of {length} bytes; at most {MAX_FRAGMENT_BYTES} may be"
+                    f"a frame with a body of {length} bytes; at most {MAX_FRAGMENT_BYTES} may be"
                 )
-            if kind not in _TYPES or service_class >= _NUM_CLASSES or flags > 3:
-                raise FramingError(
-                    f"no frame: type {kind}, class {service_class}, flags {flags:#x}"
-                )
+            if kind not in _TYPES or service_class >= _NUM_CLASSES or flags > _ALL_FLAGS:
+                raise FramingError(f"no frame: type {kind}, class {service_class}, flags {flags}")
             if length and kind in _PLAIN_TYPES:
                 raise FramingError(f"a {FrameType(kind).name} frame with a body of {length} bytes")
             begin = offset + HEADER.size
             end = begin + length
             if end > available:
+                self._needed = HEADER.size + length
                 break
-            body = view[begin:end] if length else _EMPTY
-            frames.append(Frame(kind, service_class, flags, number, acknowledged, credit, body))
+            frames.append(
+                Frame(kind, service_class, flags, number, acknowledged, credit, view[begin:end])
+            )
             offset = end
-        self._rest = bytearray(view[offset:]) if offset < available else bytearray()
+        if offset < available:
+            self._pieces.append(bytes(view[offset:]))
+            self._held = available - offset
         return frames
 
 
@@ -198,7 +211,7 @@ def unpack_hello(frame: Frame) -> Hello:
     if len(body) < _HELLO.size:
         raise FramingError(f"a hello of {len(frame.body)} bytes")
     incarnation, remembers, stream, dialable = _HELLO.unpack_from(body)
-    if incarnation == 0 or stream == 0 or dialable > 1:
+    if incarnation == 0 or not 0 < stream < _MAX_STREAM or dialable > 1:
         raise FramingError("a hello with impossible fields")
     delivered = unpack_ranges(body[_HELLO.size :], frame.acknowledged)
     return Hello(

@@ -1,0 +1,222 @@
+"""The receiving half of a link: whole messages out of DATA frames, each exactly once. Pure."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import msgspec
+
+from swarm.errors import FramingError
+from swarm.sessions.messages import Message, decode
+from swarm.wire.frames import (
+    MAX_HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_UNFINISHED_BYTES,
+    PRELUDE,
+    Flags,
+    Frame,
+    Range,
+)
+
+CREDIT_BYTES = 4 * 1024 * 1024
+"""How many bytes of DATA bodies a peer may send beyond what we have received."""
+MAX_UNFINISHED_MESSAGES = 1024
+MAX_GAPS = 65536
+"""Most runs of delivered numbers with gaps between them; an honest peer makes a few."""
+
+_WHOLE = int(Flags.FIRST | Flags.LAST)
+_CREDIT_MASK = (1 << 32) - 1
+
+
+class Numbers:
+    """The numbers of the delivered messages: all below `complete`, and some runs above it."""
+
+    def __init__(self) -> None:
+        self.complete = 0
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def __contains__(self, number: int) -> bool:
+        if number < self.complete:
+            return True
+        index = bisect_right(self._starts, number) - 1
+        return index >= 0 and number < self._ends[index]
+
+    def add(self, number: int) -> None:
+        """`number` is not yet among them. Raises FramingError beyond `MAX_GAPS`."""
+        starts, ends = self._starts, self._ends
+        if number == self.complete:
+            self.complete += 1
+            if starts and starts[0] == self.complete:
+                self.complete = ends[0]
+                del starts[0], ends[0]
+            return
+        index = bisect_right(starts, number)
+        joins_left = index > 0 and ends[index - 1] == number
+        joins_right = index < len(starts) and starts[index] == number + 1
+        if joins_left and joins_right:
+            ends[index - 1] = ends[index]
+            del starts[index], ends[index]
+        elif joins_left:
+            ends[index - 1] = number + 1
+        elif joins_right:
+            starts[index] = number
+        else:
+            if len(starts) >= MAX_GAPS:
+                raise FramingError(f"message {number} leaves more than {MAX_GAPS} gaps before it")
+            starts.insert(index, number)
+            ends.insert(index, number + 1)
+
+    @property
+    def has_gaps(self) -> bool:
+        return bool(self._starts)
+
+    def ranges(self) -> Sequence[Range]:
+        """The runs above `complete`, ascending."""
+        return [Range(start, end) for start, end in zip(self._starts, self._ends, strict=True)]
+
+
+class _Arriving:
+    """A message that has begun and not ended. A duplicate is counted, but not kept."""
+
+    __slots__ = ("duplicate", "header", "left", "payload", "payload_filled", "service_class")
+
+    def __init__(self, header_length: int, total: int, service_class: int, duplicate: bool) -> None:
+        self.duplicate = duplicate
+        self.service_class = service_class
+        self.left = total
+        self.header = bytearray() if duplicate else bytearray(header_length)
+        self.payload = bytearray() if duplicate else bytearray(total - header_length)
+        self.payload_filled = -header_length
+        """Bytes of the payload that came; below zero while the header comes."""
+
+    def add(self, piece: memoryview) -> None:
+        self.left -= len(piece)
+        if self.duplicate:
+            return
+        if self.payload_filled < 0:
+            begin = len(self.header) + self.payload_filled
+            taken = min(len(piece), -self.payload_filled)
+            self.header[begin : begin + taken] = piece[:taken]
+            self.payload_filled += taken
+            piece = piece[taken:]
+        self.payload[self.payload_filled : self.payload_filled + len(piece)] = piece
+        self.payload_filled += len(piece)
+
+
+class Inbox:
+    """Takes DATA frames, gives messages; knows what has been delivered and what may be sent."""
+
+    def __init__(self) -> None:
+        self.delivered = Numbers()
+        self.received_bytes = 0
+        """Of DATA bodies, on this stream."""
+        self.unfinished_bytes = 0
+        self._granted = CREDIT_BYTES
+        self._arriving: dict[int, _Arriving] = {}
+        self._totals: dict[int, int] = {}
+
+    @staticmethod
+    def first_grant() -> int:
+        """The credit field of our hello."""
+        return CREDIT_BYTES
+
+    def grant(self) -> int:
+        """The value of the credit field in the frame that is sent now."""
+        self._granted = self.received_bytes + CREDIT_BYTES
+        return self._granted & _CREDIT_MASK
+
+    def begin_stream(self) -> None:
+        """Unfinished messages come again, whole."""
+        self.received_bytes = 0
+        self.unfinished_bytes = 0
+        self._granted = CREDIT_BYTES
+        self._arriving.clear()
+        self._totals.clear()
+
+    def data(self, frame: Frame) -> tuple[Message, memoryview] | None:
+        """The message that this frame ends, with its payload in memory of its own (writable).
+
+        None: it ends none, or one that was delivered before. Raises FramingError.
+        """
+        body, number = frame.body, frame.number
+        self.received_bytes += len(body)
+        if self.received_bytes > self._granted:
+            raise FramingError(
+                f"{self.received_bytes} bytes came, but {self._granted} were granted"
+            )
+        if frame.flags == _WHOLE:
+            header_length = self._checked_prelude(body)
+            if len(body) - PRELUDE.size != self._total(body):
+                raise FramingError(f"message {number} says {self._total(body)} bytes and has less")
+            if number in self._arriving:
+                raise FramingError(f"message {number} begins twice")
+            if number in self.delivered:
+                return None
+            payload_begin = PRELUDE.size + header_length
+            message = _decoded(body[PRELUDE.size : payload_begin], number)
+            self.delivered.add(number)
+            return message, memoryview(bytearray(body[payload_begin:]))
+        if frame.flags & Flags.FIRST:
+            body = self._begin(frame)
+        return self._continue(frame, body)
+
+    def _begin(self, frame: Frame) -> memoryview:
+        header_length, total = self._checked_prelude(frame.body), self._total(frame.body)
+        if frame.number in self._arriving:
+            raise FramingError(f"message {frame.number} begins twice")
+        if len(self._arriving) >= MAX_UNFINISHED_MESSAGES:
+            raise FramingError(f"more than {MAX_UNFINISHED_MESSAGES} messages are unfinished")
+        if self.unfinished_bytes + total > MAX_UNFINISHED_BYTES:
+            raise FramingError(f"unfinished messages take more than {MAX_UNFINISHED_BYTES} bytes")
+        duplicate = frame.number in self.delivered
+        self._arriving[frame.number] = _Arriving(
+            header_length, total, frame.service_class, duplicate
+        )
+        self._totals[frame.number] = total
+        self.unfinished_bytes += total
+        return frame.body[PRELUDE.size :]
+
+    def _continue(self, frame: Frame, piece: memoryview) -> tuple[Message, memoryview] | None:
+        number = frame.number
+        arriving = self._arriving.get(number)
+        if arriving is None:
+            raise FramingError(f"a fragment of message {number}, which has not begun")
+        ends = bool(frame.flags & Flags.LAST)
+        if len(piece) > arriving.left or ends != (len(piece) == arriving.left):
+            raise FramingError(f"message {number} is not as long as it said")
+        if frame.service_class != arriving.service_class:
+            raise FramingError(f"message {number} changes its class on the way")
+        arriving.add(piece)
+        if not ends:
+            return None
+        del self._arriving[number]
+        self.unfinished_bytes -= self._totals.pop(number)
+        if arriving.duplicate:
+            return None
+        message = _decoded(memoryview(arriving.header), number)
+        self.delivered.add(number)
+        return message, memoryview(arriving.payload)
+
+    @staticmethod
+    def _total(body: memoryview) -> int:
+        total, _ = PRELUDE.unpack_from(body)
+        return int(total)
+
+    @staticmethod
+    def _checked_prelude(body: memoryview) -> int:
+        """The header's length."""
+        if len(body) < PRELUDE.size:
+            raise FramingError(f"a message begins with {len(body)} bytes")
+        total, header_length = PRELUDE.unpack_from(body)
+        if total > MAX_MESSAGE_BYTES:
+            raise FramingError(f"a message of {total} bytes; at most {MAX_MESSAGE_BYTES} may be")
+        if header_length > min(total, MAX_HEADER_BYTES):
+            raise FramingError(f"a message header of {header_length} bytes")
+        return int(header_length)
+
+
+def _decoded(header: memoryview, number: int) -> Message:
+    try:
+        return decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FramingError(f"message {number} is malformed: {error}") from None

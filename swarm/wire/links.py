@@ -1,0 +1,485 @@
+"""All links of a process: who is dialled when, which stream wins, and when a link is lost."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from swarm.errors import (
+    FramingError,
+    LinkFullError,
+    PeerError,
+    PeerTimeoutError,
+    ProtocolVersionError,
+    UnreachablePeerError,
+)
+from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.messages import Message
+from swarm.spans import PeerId
+from swarm.wire.connection import Connection
+from swarm.wire.frames import (
+    MAX_UNFINISHED_BYTES,
+    PROTOCOL_VERSION,
+    Frame,
+    Hello,
+    hello_version,
+    pack_hello,
+    unpack_hello,
+)
+from swarm.wire.link import Link, LinkHandler, LinkStats
+from swarm.wire.network import ByteStream, Network
+from swarm.wire.outbox import Buffer
+
+logger = logging.getLogger(__name__)
+
+MAX_STREAMS_WITHOUT_HELLO = 4
+"""Of one peer; further ones are closed at once."""
+MAX_REMEMBERED_CLIENTS = 10_000
+CLOSE_S = 1.0
+"""How long `close` waits for what is still to be written."""
+_DIAL_ATTEMPT_S = 5.0
+_SECOND_DIALLER_S = 0.5
+"""How long the side that did not dial the broken stream leaves it to the other."""
+_BACKOFF_S = (0.0, 0.1, 0.25, 0.5, 1.0)
+
+
+class _Dialling:
+    """A link that is not up: until when it is tried, and who waits for it."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.connection: Connection | None = None
+        self.hello: asyncio.Future[None] | None = None
+        """Done when the hello on `connection` has come, or why it does not."""
+
+    def disarm(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def cancel(self) -> None:
+        self.disarm()
+        if self.task is not None:
+            self.task.cancel()
+        if self.connection is not None and self.connection.link is None:
+            self.connection.close()
+
+
+class Links:
+    """At most one link to each peer. Everything is called in the thread of the running loop."""
+
+    def __init__(
+        self,
+        network: Network,
+        handler: LinkHandler,
+        *,
+        grace_s: float = 10.0,
+        hello_timeout_s: float = 5.0,
+        dial_timeout_s: float = 10.0,
+        max_outstanding_bytes: int = MAX_UNFINISHED_BYTES,
+    ) -> None:
+        """`grace_s`: how long a broken link is tried again before it is lost.
+        `dial_timeout_s`: how long a peer is tried that `send` finds without a link.
+        `max_outstanding_bytes`: of one link, waiting or not acknowledged."""
+        if not 0 < max_outstanding_bytes <= MAX_UNFINISHED_BYTES:
+            raise ValueError(f"max_outstanding_bytes must be in 1..{MAX_UNFINISHED_BYTES}")
+        self._network = network
+        self._handler = handler
+        self._grace_s = grace_s
+        self._hello_timeout_s = hello_timeout_s
+        self._dial_timeout_s = dial_timeout_s
+        self._max_outstanding_bytes = max_outstanding_bytes
+        self._links: dict[PeerId, Link] = {}
+        self._dialling: dict[PeerId, _Dialling] = {}
+        self._waiters: dict[PeerId, list[asyncio.Future[None]]] = {}
+        self._accepted: dict[Connection, asyncio.TimerHandle] = {}
+        """Streams that peers opened and that have not said hello, with their deadlines."""
+        self._clients: dict[PeerId, None] = {}
+        """Peers that said that they cannot be dialled."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    # ---- public
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._network.on_stream = self._accept
+
+    def peers(self) -> list[PeerId]:
+        """Those whose link is up."""
+        return [peer for peer, link in self._links.items() if link.connection is not None]
+
+    def stats(self, peer: PeerId) -> LinkStats | None:
+        """None if there is no link, neither up nor in its grace time."""
+        link = self._links.get(peer)
+        return link.stats() if link is not None else None
+
+    async def connect(self, peer: PeerId, timeout_s: float) -> None:
+        """Returns when the link is up and both hellos are exchanged.
+
+        Raises UnreachablePeerError, ProtocolVersionError, FramingError, or PeerTimeoutError.
+        """
+        link = self._link(peer)
+        if link.connection is not None:
+            return
+        self._dial(link, timeout_s)
+        waiter: asyncio.Future[None] = self._running_loop.create_future()
+        waiters = self._waiters.setdefault(peer, [])
+        waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError as error:
+            if isinstance(error, PeerError):
+                raise
+            raise PeerTimeoutError(
+                f"{peer} did not answer within {timeout_s:g} s; it may be down, or behind a "
+                "firewall without a relay",
+                peer=peer,
+            ) from None
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
+
+    def send(
+        self,
+        peer: PeerId,
+        message: Message,
+        payload: Sequence[Buffer] = (),
+        service_class: ServiceClass = ServiceClass.CONTROL,
+        session: bytes = b"",
+        client: str = "",
+    ) -> None:
+        """Hands the message to the link; writes it at once if nothing is in its way.
+
+        `payload` must not be changed until the peer has it. Without a link the peer is dialled,
+        and `on_link_lost` follows if that fails. Messages of one `session` keep their order.
+
+        Raises UnreachablePeerError if there is no link and the peer cannot be dialled, and
+        LinkFullError if too much waits.
+        """
+        link = self._links.get(peer)
+        if link is None:
+            if peer in self._clients:
+                raise UnreachablePeerError(
+                    f"the link to the client {peer} is lost; only the client can open it again",
+                    peer=peer,
+                )
+            link = self._link(peer)
+            self._dial(link, self._dial_timeout_s)
+        try:
+            link.send(message, payload, service_class, session, client)
+        except LinkFullError as error:
+            raise LinkFullError(f"the link to {peer}: {error}", peer=peer) from None
+
+    async def close(self) -> None:
+        """Says goodbye to all peers; at most about a second. `on_link_lost` is not called."""
+        if self._closed:
+            return
+        self._closed = True
+        self._network.on_stream = None
+        for dialling in list(self._dialling.values()):
+            dialling.cancel()
+        for connection, timer in list(self._accepted.items()):
+            timer.cancel()
+            connection.close()
+        self._accepted.clear()
+        for peer in list(self._waiters):
+            self._settle(peer, UnreachablePeerError("the links are closed", peer=peer))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                for link in list(self._links.values()):
+                    await link.written()
+        for link in self._links.values():
+            link.say_goodbye()
+        self._links.clear()
+        self._dialling.clear()
+
+    # ---- links
+
+    @property
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError("await start() first")
+        return self._loop
+
+    def _link(self, peer: PeerId) -> Link:
+        if self._closed:
+            raise UnreachablePeerError("the links are closed", peer=peer)
+        if peer == self._network.peer_id:
+            raise UnreachablePeerError(f"{peer} is this very peer", peer=peer)
+        link = self._links.get(peer)
+        if link is None:
+            link = Link(peer, self._handler, self, self._running_loop, self._max_outstanding_bytes)
+            self._links[peer] = link
+        return link
+
+    def link_broken(self, link: Link, reason: str) -> None:
+        """The stream is gone: dial again if that is possible, for the grace time."""
+        logger.info("the link to %s broke (%s); waiting %g s", link.peer, reason, self._grace_s)
+        deadline = self._running_loop.time() + self._grace_s
+        dialling = self._dialling.setdefault(link.peer, _Dialling(deadline))
+        dialling.deadline = max(dialling.deadline, deadline)
+        dialling.disarm()
+        dialling.timer = self._running_loop.call_later(
+            self._grace_s,
+            self._give_up,
+            link,
+            UnreachablePeerError(
+                f"the link to {link.peer} broke ({reason}) and was not restored within "
+                f"{self._grace_s:g} s",
+                peer=link.peer,
+            ),
+        )
+        if link.peer_dialable:
+            self._start_dialling(link, dialling, 0.0 if link.dialled else _SECOND_DIALLER_S)
+
+    def link_lost(self, link: Link, reason: str) -> None:
+        self._give_up(link, UnreachablePeerError(reason, peer=link.peer))
+
+    def _give_up(self, link: Link, error: PeerError) -> None:
+        """Forgets the link, and tells everybody."""
+        if self._links.get(link.peer) is not link:
+            return
+        del self._links[link.peer]
+        was_used = link.peer_incarnation != 0 or not link.idle
+        link.detach()
+        self._stop_dialling(link.peer)
+        self._settle(link.peer, error)
+        if was_used:
+            self._tell_lost(link.peer, str(error))
+
+    def _tell_lost(self, peer: PeerId, reason: str) -> None:
+        logger.info("link lost: %s", reason)
+        if self._closed:
+            return
+        try:
+            self._handler.on_link_lost(peer, reason)
+        except Exception:
+            logger.exception("the loss of the link to %s was not handled", peer)
+
+    def _settle(self, peer: PeerId, error: PeerError | None) -> None:
+        for waiter in self._waiters.pop(peer, ()):
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+    # ---- dialling
+
+    def _dial(self, link: Link, timeout_s: float) -> None:
+        """The link is to be up within this time; a link in its grace time keeps that at least."""
+        deadline = self._running_loop.time() + timeout_s
+        dialling = self._dialling.get(link.peer)
+        if dialling is None:
+            dialling = self._dialling[link.peer] = _Dialling(deadline)
+        dialling.deadline = max(dialling.deadline, deadline)
+        self._start_dialling(link, dialling, 0.0)
+
+    def _start_dialling(self, link: Link, dialling: _Dialling, delay_s: float) -> None:
+        if dialling.task is None or dialling.task.done():
+            task = self._running_loop.create_task(self._keep_dialling(link, dialling, delay_s))
+            dialling.task = task
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _stop_dialling(self, peer: PeerId) -> None:
+        dialling = self._dialling.pop(peer, None)
+        if dialling is not None:
+            dialling.cancel()
+
+    async def _keep_dialling(self, link: Link, dialling: _Dialling, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        attempt = 0
+        while link.connection is None:
+            await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+            attempt += 1
+            left_s = dialling.deadline - self._running_loop.time()
+            try:
+                if left_s <= 0:
+                    raise PeerTimeoutError(f"{link.peer} did not say hello", peer=link.peer)
+                await self._dial_once(link, dialling, left_s)
+                return
+            except PeerError as error:
+                was_up = link.peer_incarnation != 0
+                final = isinstance(error, ProtocolVersionError | FramingError)
+                if final or (not was_up and isinstance(error, UnreachablePeerError)):
+                    self._give_up(link, error)
+                    return
+                if left_s <= 0:
+                    if dialling.timer is None:  # else the grace time's end gives up
+                        self._give_up(link, error)
+                    return
+                logger.debug("dialling %s again: %s", link.peer, error)
+            except Exception:
+                logger.exception("dialling %s failed", link.peer)
+                self._give_up(link, UnreachablePeerError(f"{link.peer}: dialling failed"))
+                return
+        # Another stream came first; ours, which might have replaced it, did not come to be.
+        if self._dialling.get(link.peer) is dialling:
+            del self._dialling[link.peer]
+
+    async def _dial_once(self, link: Link, dialling: _Dialling, left_s: float) -> None:
+        """Returns when the link is up."""
+        stream = await self._network.dial(link.peer, min(left_s, _DIAL_ATTEMPT_S))
+        dialling.hello = self._running_loop.create_future()
+        connection = Connection(
+            stream,
+            self._running_loop,
+            dialled=True,
+            on_hello=self._hello_received,
+            on_end=self._dialled_stream_ended,
+        )
+        dialling.connection = connection
+        link.highest_stream = connection.number = link.highest_stream + 1
+        connection.start()
+        connection.write(self._pack_hello(link, connection))
+        try:
+            async with asyncio.timeout(min(left_s, self._hello_timeout_s)):
+                await dialling.hello
+        except TimeoutError as error:
+            if isinstance(error, PeerError):
+                raise
+            raise PeerTimeoutError(f"{link.peer} did not say hello", peer=link.peer) from None
+        finally:
+            dialling.connection = None
+            if connection.link is None:
+                connection.close()
+
+    def _pack_hello(self, link: Link, connection: Connection) -> bytes:
+        hello = link.hello(connection.number, bool(self._network.addresses))
+        return pack_hello(hello)
+
+    def _dialled_stream_ended(self, connection: Connection, error: Exception | str) -> None:
+        dialling = self._dialling.get(connection.peer)
+        if dialling is None or dialling.connection is not connection or dialling.hello is None:
+            return
+        if isinstance(error, str):
+            # Not "unreachable": the peer may have closed it because a stream of its own came first.
+            error = PeerTimeoutError(
+                f"{connection.peer} closed the stream before its hello: {error}",
+                peer=connection.peer,
+            )
+        if not dialling.hello.done():
+            dialling.hello.set_exception(error)
+
+    # ---- accepting
+
+    def _accept(self, stream: ByteStream) -> None:
+        waiting = sum(connection.peer == stream.peer for connection in self._accepted)
+        ourselves = stream.peer == self._network.peer_id
+        if self._closed or ourselves or waiting >= MAX_STREAMS_WITHOUT_HELLO:
+            stream.close()
+            return
+        connection = Connection(
+            stream,
+            self._running_loop,
+            dialled=False,
+            on_hello=self._hello_received,
+            on_end=self._accepted_stream_ended,
+        )
+        self._accepted[connection] = self._running_loop.call_later(
+            self._hello_timeout_s, self._no_hello, connection
+        )
+        connection.start()
+
+    def _no_hello(self, connection: Connection) -> None:
+        logger.info("%s opened a stream and did not say hello", connection.peer)
+        self._accepted.pop(connection, None)
+        connection.close()
+
+    def _accepted_stream_ended(self, connection: Connection, error: Exception | str) -> None:
+        timer = self._accepted.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+        if isinstance(error, Exception):
+            logger.warning("%s", error)
+
+    # ---- hello
+
+    def _hello_received(self, connection: Connection, frame: Frame) -> None:
+        """The first frame on a stream. Raises FramingError."""
+        peer = connection.peer
+        timer = self._accepted.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+        version = hello_version(frame)
+        if version != PROTOCOL_VERSION:
+            self._refuse_version(connection, version)
+            return
+        hello = unpack_hello(frame)
+        if not connection.dialled:
+            connection.number = hello.stream
+        elif hello.stream != connection.number:
+            raise FramingError(f"a hello for stream {hello.stream} on stream {connection.number}")
+        link = self._link(peer)
+        if link.peer_incarnation not in (0, hello.incarnation):
+            link.forget()
+            self._tell_lost(peer, f"{peer} has restarted, or had given up the link")
+            if self._links.get(peer) is not link:
+                connection.close()
+                return
+        link.highest_stream = max(link.highest_stream, connection.number)
+        current = link.connection
+        if current is not None and self._rank(connection) < self._rank(current):
+            connection.close()
+            self._dialled_stream_ended(connection, "another stream came first")
+            return
+        if not hello.dialable:
+            self._remember_client(peer)
+        if not connection.dialled:
+            connection.write(self._pack_hello(link, connection))
+        link.attach(connection, hello)
+        if link.connection is connection:
+            self._link_is_up(link, connection)
+
+    def _link_is_up(self, link: Link, connection: Connection) -> None:
+        self._settle(link.peer, None)
+        dialling = self._dialling.get(link.peer)
+        if dialling is None:
+            return
+        dialling.disarm()
+        pending = dialling.connection
+        if pending is connection:
+            del self._dialling[link.peer]
+            if dialling.hello is not None and not dialling.hello.done():
+                dialling.hello.set_result(None)
+        elif pending is None or self._rank(pending) < self._rank(connection):
+            self._stop_dialling(link.peer)
+        # Else the peer may already have chosen our stream, which is about to replace this one.
+
+    def _rank(self, connection: Connection) -> tuple[int, bool]:
+        """Streams of a pair in the same order on both sides: the higher number, then the smaller
+        dialler's id."""
+        us_first = self._network.peer_id < connection.peer
+        return connection.number, connection.dialled == us_first
+
+    def _refuse_version(self, connection: Connection, version: int) -> None:
+        peer = connection.peer
+        error = ProtocolVersionError(
+            f"{peer} speaks version {version} of the protocol, and we speak {PROTOCOL_VERSION}; "
+            "the older one must be updated",
+            peer=peer,
+        )
+        if connection.dialled:
+            connection.close()
+            dialling = self._dialling.get(peer)
+            if dialling is not None and dialling.hello is not None and not dialling.hello.done():
+                dialling.hello.set_exception(error)
+            return
+        logger.warning("%s", error)
+        # Only the version in it will be read.
+        connection.write(pack_hello(Hello(1, 0, 1, False, 0, (), 0)))
+        connection.close()
+
+    def _remember_client(self, peer: PeerId) -> None:
+        self._clients[peer] = None
+        if len(self._clients) > MAX_REMEMBERED_CLIENTS:
+            del self._clients[next(iter(self._clients))]

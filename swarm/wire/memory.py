@@ -1,0 +1,289 @@
+"""A network in memory, with settable delay, bandwidth, loss, partitions and resets.
+
+It is public: code that runs on a swarm can be tested on it without sockets, best in virtual time
+(`swarm.wire.virtual_time`). All its networks belong to one event loop.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from swarm.errors import UnreachablePeerError
+from swarm.spans import PeerId
+from swarm.wire.network import ByteStream, StreamReceiver
+
+RETRY_S = 0.25
+"""How often a dial looks whether a partition has ended."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """What lies between two peers, in each direction."""
+
+    delay_s: float = 0.0
+    """One way."""
+    bandwidth_bytes_per_s: float = float("inf")
+    """Shared by all streams of the pair."""
+    buffer_bytes: int = 256 * 1024
+    """A stream with more bytes on their way than this cannot be written to."""
+    loss: float = 0.0
+    """The probability that a write is lost once and comes `stall_s` late, with all behind it."""
+    stall_s: float = 0.2
+    shortest_piece: int | None = None
+    """Cut what arrives at random into pieces of at least so many bytes; None: leave it whole."""
+
+
+class MemoryNetworkHub:
+    """All peers of one in-memory network, and what lies between them."""
+
+    def __init__(self, seed: int = 0, path: Path | None = None) -> None:
+        self.random = random.Random(seed)
+        self._default_path = path or Path()
+        self._paths: dict[frozenset[PeerId], Path] = {}
+        self._networks: dict[PeerId, MemoryNetwork] = {}
+        self._held: set[tuple[PeerId, PeerId]] = set()
+        """Directions in which nothing arrives."""
+        self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
+        self._streams: set[MemoryStream] = set()
+
+    def network(self, peer_id: PeerId, *, listens: bool = True) -> "MemoryNetwork":
+        """A new peer. `listens=False`: a client, which nobody can dial."""
+        if peer_id in self._networks:
+            raise ValueError(f"{peer_id} is in the network already; close that one first")
+        network = self._networks[peer_id] = MemoryNetwork(self, peer_id, listens)
+        return network
+
+    def path(self, a: PeerId, b: PeerId) -> Path:
+        return self._paths.get(frozenset((a, b)), self._default_path)
+
+    def set_path(self, a: PeerId, b: PeerId, **changes: Any) -> None:
+        """Changes fields of `Path` between `a` and `b`, from now on."""
+        self._paths[frozenset((a, b))] = replace(self.path(a, b), **changes)
+
+    def partition(self, a: PeerId, b: PeerId) -> None:
+        """Silently: nothing arrives any more, in either direction, until `heal`."""
+        self._held |= {(a, b), (b, a)}
+
+    def stall(self, sender: PeerId, reader: PeerId) -> None:
+        """`reader` no longer reads what `sender` writes, until `heal`."""
+        self._held.add((sender, reader))
+
+    def heal(self, a: PeerId, b: PeerId) -> None:
+        """What was written meanwhile arrives now, in order."""
+        self._held -= {(a, b), (b, a)}
+        for stream in list(self._streams):
+            if {stream.owner, stream.peer} == {a, b}:
+                stream.resume()
+
+    def reset(self, a: PeerId, b: PeerId) -> None:
+        """Breaks all streams between the two; both learn it, and bytes on their way are lost."""
+        for stream in list(self._streams):
+            if (stream.owner, stream.peer) == (a, b):
+                stream.break_both()
+
+    def streams(self, a: PeerId, b: PeerId) -> int:
+        """How many streams are open between the two."""
+        return sum((stream.owner, stream.peer) == (a, b) for stream in self._streams)
+
+    # ---- for the networks and streams
+
+    def is_held(self, sender: PeerId, reader: PeerId) -> bool:
+        return (sender, reader) in self._held
+
+    def listener(self, peer: PeerId) -> "MemoryNetwork | None":
+        network = self._networks.get(peer)
+        return network if network is not None and network.addresses else None
+
+    def leave(self, network: "MemoryNetwork") -> None:
+        if self._networks.get(network.peer_id) is network:
+            del self._networks[network.peer_id]
+            for stream in list(self._streams):
+                if stream.owner == network.peer_id:
+                    stream.close()
+
+    def arrival_time(self, sender: PeerId, reader: PeerId, size: int) -> float:
+        """When `size` bytes that are written now arrive."""
+        path = self.path(sender, reader)
+        now = asyncio.get_running_loop().time()
+        begin = max(now, self._busy_until.get((sender, reader), 0.0))
+        self._busy_until[sender, reader] = end = begin + size / path.bandwidth_bytes_per_s
+        if path.loss and self.random.random() < path.loss:
+            end += path.stall_s
+        return end + path.delay_s
+
+    def join(self, a: PeerId, b: PeerId) -> "tuple[MemoryStream, MemoryStream]":
+        """The two ends of a new stream."""
+        ends = MemoryStream(self, a, b), MemoryStream(self, b, a)
+        ends[0].other, ends[1].other = ends[1], ends[0]
+        self._streams |= set(ends)
+        return ends
+
+    def forget(self, stream: "MemoryStream") -> None:
+        self._streams.discard(stream)
+
+
+class MemoryNetwork:
+    """One peer's `Network`; made by `MemoryNetworkHub.network`."""
+
+    def __init__(self, hub: MemoryNetworkHub, peer_id: PeerId, listens: bool) -> None:
+        self.on_stream: Callable[[ByteStream], None] | None = None
+        self._hub = hub
+        self._peer_id = peer_id
+        self._addresses = [f"/memory/{peer_id}"] if listens else []
+        self._closed = False
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    @property
+    def addresses(self) -> list[str]:
+        return list(self._addresses)
+
+    async def dial(self, peer: PeerId, timeout_s: float) -> ByteStream:
+        """Takes one round trip. Raises UnreachablePeerError: at once if there is no such peer or
+        it is a client, after `timeout_s` if the two stay partitioned."""
+        if self._closed or self._hub.listener(peer) is None:
+            raise UnreachablePeerError(f"{peer} is not in the network", peer=peer)
+        delay_s = self._hub.path(self._peer_id, peer).delay_s
+        left_s = timeout_s - 2 * delay_s
+        while self._hub.is_held(self._peer_id, peer) or self._hub.is_held(peer, self._peer_id):
+            await asyncio.sleep(min(RETRY_S, max(left_s, 0.0)))
+            left_s -= RETRY_S
+            if left_s < 0:
+                break
+        if left_s < 0:
+            raise UnreachablePeerError(f"{peer} did not answer in {timeout_s:g} s", peer=peer)
+        await asyncio.sleep(delay_s)
+        listener = self._hub.listener(peer)
+        if self._closed or listener is None or listener.on_stream is None:
+            raise UnreachablePeerError(f"{peer} takes no streams", peer=peer)
+        ours, theirs = self._hub.join(self._peer_id, peer)
+        try:
+            listener.on_stream(theirs)
+            await asyncio.sleep(delay_s)
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    async def close(self) -> None:
+        self._closed = True
+        self._hub.leave(self)
+
+
+class MemoryStream:
+    """One end of a stream: writes go to `other`, which reads them when they arrive."""
+
+    other: "MemoryStream"
+
+    def __init__(self, hub: MemoryNetworkHub, owner: PeerId, peer: PeerId) -> None:
+        self.owner = owner
+        self._peer = peer
+        self._hub = hub
+        self._loop = asyncio.get_running_loop()
+        self._receiver: StreamReceiver | None = None
+        self._closed = False
+        self._arriving: deque[tuple[float, bytes | None]] = deque()
+        """(when, what); None: the end."""
+        self._arriving_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._waits_for_room = False
+
+    @property
+    def peer(self) -> PeerId:
+        return self._peer
+
+    def start(self, receiver: StreamReceiver) -> None:
+        self._receiver = receiver
+        self.resume()
+
+    def write(self, data: bytes | bytearray | memoryview) -> bool:
+        if self._closed or self.other._closed:
+            return False
+        if len(data):
+            arrives = self._hub.arrival_time(self.owner, self._peer, len(data))
+            self.other._expect(arrives, bytes(data))
+        if self.other._arriving_bytes > self._hub.path(self.owner, self._peer).buffer_bytes:
+            self._waits_for_room = True
+            return False
+        return True
+
+    def close(self) -> None:
+        if not self._closed:
+            if not self.other._closed:
+                self.other._expect(self._hub.arrival_time(self.owner, self._peer, 0), None)
+            self._end()
+
+    # ---- for the hub
+
+    def resume(self) -> None:
+        """Reading may go on: the receiver is there, or the path is healed."""
+        if self._timer is None and self._arriving and not self._closed:
+            wait_s = max(0.0, self._arriving[0][0] - self._loop.time())
+            self._timer = self._loop.call_later(wait_s, self._arrive)
+
+    def break_both(self) -> None:
+        for end in (self, self.other):
+            if not end._closed:
+                end._end()
+                if end._receiver is not None:
+                    self._loop.call_soon(end._receiver.stream_ended, "the stream was reset")
+
+    # ---- inside
+
+    def _expect(self, when: float, data: bytes | None) -> None:
+        if self._arriving:
+            when = max(when, self._arriving[-1][0])
+        self._arriving.append((when, data))
+        self._arriving_bytes += len(data or b"")
+        self.resume()
+
+    def _arrive(self) -> None:
+        self._timer = None
+        now = self._loop.time() + 1e-9
+        while self._arriving and self._arriving[0][0] <= now:
+            if self._receiver is None or self._hub.is_held(self._peer, self.owner):
+                return
+            _, data = self._arriving.popleft()
+            if data is None:
+                self._end()
+                self._receiver.stream_ended("the peer closed the stream")
+                return
+            self._arriving_bytes -= len(data)
+            for piece in self._pieces(data):
+                self._receiver.bytes_received(piece)
+                if self._closed:
+                    return
+        if self.other._waits_for_room and not self.other._closed:
+            low_water = self._hub.path(self._peer, self.owner).buffer_bytes // 4
+            if self._arriving_bytes <= low_water and self.other._receiver is not None:
+                self.other._waits_for_room = False
+                self._loop.call_soon(self.other._tell_writable)
+        self.resume()
+
+    def _tell_writable(self) -> None:
+        if not self._closed and self._receiver is not None:
+            self._receiver.writable_again()
+
+    def _pieces(self, data: bytes) -> list[bytes]:
+        shortest = self._hub.path(self._peer, self.owner).shortest_piece
+        if shortest is None:
+            return [data]
+        pieces = []
+        while data:
+            length = self._hub.random.randint(shortest, max(shortest, len(data)))
+            pieces.append(data[:length])
+            data = data[length:]
+        return pieces
+
+    def _end(self) -> None:
+        self._closed = True
+        self._arriving.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._hub.forget(self)

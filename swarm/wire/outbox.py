@@ -1,0 +1,256 @@
+"""The sending half of a link: messages in fragments, and kept until acknowledged. Pure."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from swarm.errors import FramingError, LinkFullError
+from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.fair_queue import Entry, FairQueue
+from swarm.sessions.messages import Message, encode
+from swarm.wire.frames import (
+    HEADER,
+    MAX_FRAGMENT_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    PRELUDE,
+    Flags,
+    FrameType,
+    Range,
+)
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_WHOLE = int(Flags.FIRST | Flags.LAST)
+_DATA = int(FrameType.DATA)
+_CREDIT_MASK = (1 << 32) - 1
+
+
+class _Outgoing:
+    """A message on its way. `parts` are its bytes, prelude first; `sent` of `size` are written.
+
+    `was_whole`: all of it was written once, on this stream or an earlier one. `delivered`: the
+    peer says so; known while the message is being sent again if its first copy came after all.
+    """
+
+    __slots__ = (
+        "client",
+        "delivered",
+        "number",
+        "part",
+        "part_sent",
+        "parts",
+        "sent",
+        "service_class",
+        "session",
+        "size",
+        "was_whole",
+    )
+
+    def __init__(
+        self,
+        parts: Sequence[Buffer],
+        size: int,
+        service_class: ServiceClass,
+        session: bytes,
+        client: str,
+    ) -> None:
+        self.parts = parts
+        self.size = size
+        self.service_class = service_class
+        self.session = session
+        self.client = client
+        self.number: int | None = None
+        self.was_whole = False
+        self.delivered = False
+        self.rewind()
+
+    def rewind(self) -> None:
+        self.sent = self.part = self.part_sent = 0
+
+    def take(self, length: int) -> list[Buffer]:
+        """The next `length` bytes, which there are."""
+        taken: list[Buffer] = []
+        self.sent += length
+        while length:
+            part = self.parts[self.part]
+            piece = memoryview(part)[self.part_sent : self.part_sent + length]
+            taken.append(piece)
+            length -= len(piece)
+            self.part_sent += len(piece)
+            if self.part_sent == len(part):
+                self.part, self.part_sent = self.part + 1, 0
+        return taken
+
+    def entry(self) -> Entry["_Outgoing"]:
+        return Entry(self, self.service_class, self.client, self.session, self.size)
+
+
+class Outbox:
+    """Messages wait in a FairQueue, go out in fragments, and are forgotten when acknowledged.
+
+    `outstanding_bytes`, of what waits and of what is not acknowledged, stays below `max_bytes`.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.outstanding_bytes = 0
+        self._queue: FairQueue[_Outgoing] = FairQueue()
+        self._unacknowledged: dict[int, _Outgoing] = {}
+        """By number, ascending; also those of which only some fragments are out."""
+        self._next_number = 0
+        self._sent_bytes = 0
+        self._credit = 0
+
+    @property
+    def waiting(self) -> int:
+        """Messages of which something is not yet written."""
+        return len(self._queue)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages of which something is written and that are not known to have come."""
+        return len(self._unacknowledged)
+
+    # ---- sending
+
+    def push(
+        self,
+        message: Message,
+        payload: Sequence[Buffer],
+        service_class: ServiceClass,
+        session: bytes,
+        client: str,
+    ) -> None:
+        """Raises LinkFullError if the message is too long or too much is outstanding."""
+        header = encode(message)
+        views = [memoryview(part).cast("B") for part in payload if len(part)]
+        total = len(header) + sum(map(len, views))
+        if total > MAX_MESSAGE_BYTES or len(header) > MAX_HEADER_BYTES:
+            raise LinkFullError(
+                f"a {type(message).__name__} message of {total} bytes (header {len(header)}); at "
+                f"most {MAX_MESSAGE_BYTES} ({MAX_HEADER_BYTES}) may be: send it in parts"
+            )
+        size = PRELUDE.size + total
+        if self.outstanding_bytes + size > self.max_bytes:
+            raise LinkFullError(
+                f"{self.outstanding_bytes} bytes already wait or are not acknowledged, and "
+                f"{self.max_bytes} may be: the peer reads too slowly; send less, or later"
+            )
+        parts: list[Buffer] = [PRELUDE.pack(total, len(header)) + header, *views]
+        if size <= MAX_FRAGMENT_BYTES:
+            # One copy now, so that a small message does not keep a large tensor alive.
+            parts = [b"".join(parts)]
+        self.outstanding_bytes += size
+        self._queue.push(_Outgoing(parts, size, service_class, session, client).entry())
+
+    def next_frame(self, acknowledged: int, credit: int) -> bytes | None:
+        """The next DATA frame with these fields; None if nothing waits or the credit is used up."""
+        while True:
+            entry = self._queue.peek()
+            if entry is None:
+                return None
+            outgoing = entry.item
+            if outgoing.sent or not outgoing.delivered:
+                break
+            self._queue.pop()
+        left = outgoing.size - outgoing.sent
+        length = left if left < MAX_FRAGMENT_BYTES else MAX_FRAGMENT_BYTES
+        if length > self._room():
+            return None
+        flags = 0
+        if outgoing.sent == 0:
+            flags = Flags.FIRST.value
+            if outgoing.number is None:
+                outgoing.number = self._next_number
+                self._next_number += 1
+                self._unacknowledged[outgoing.number] = outgoing
+        if length == left:
+            flags |= Flags.LAST.value
+            outgoing.was_whole = True
+            self._queue.pop()
+        assert outgoing.number is not None
+        header = HEADER.pack(
+            _DATA, outgoing.service_class, flags, length, outgoing.number, acknowledged, credit
+        )
+        self._sent_bytes += length
+        if flags == _WHOLE:
+            outgoing.sent = length
+            return b"".join((header, *outgoing.parts))
+        return b"".join((header, *outgoing.take(length)))
+
+    def _room(self) -> int:
+        room = (self._credit - self._sent_bytes) & _CREDIT_MASK
+        return room if room < 1 << 31 else 0
+
+    # ---- what the peer says
+
+    def credited(self, credit: int) -> None:
+        """Takes the credit field of a frame; grants are never taken back."""
+        if (credit - self._credit) & _CREDIT_MASK < 1 << 31:
+            self._credit = credit
+
+    def acknowledge(self, acknowledged: int, ranges: Iterable[Range] = ()) -> None:
+        """Forgets what has been delivered. Raises FramingError for what we have not sent."""
+        unacknowledged = self._unacknowledged
+        if acknowledged > self._next_number:
+            raise FramingError(
+                f"acknowledges messages below {acknowledged}, but the next is {self._next_number}"
+            )
+        while unacknowledged:
+            number = next(iter(unacknowledged))
+            if number >= acknowledged:
+                break
+            self._delivered(number)
+        ranges = list(ranges)
+        if not ranges:
+            return
+        if ranges[-1].end > self._next_number:
+            raise FramingError(
+                f"acknowledges message {ranges[-1].end - 1}, but the next is {self._next_number}"
+            )
+        if sum(end - start for start, end in ranges) < len(unacknowledged):
+            numbers = [n for start, end in ranges for n in range(start, end)]
+        else:
+            numbers = _within(unacknowledged, ranges)
+        for number in numbers:
+            if number in unacknowledged:
+                self._delivered(number)
+
+    def begin_stream(self, acknowledged: int, ranges: Iterable[Range], credit: int) -> None:
+        """A new stream is up; the peer has what it says, and all else that was sent goes again.
+
+        Raises FramingError like `acknowledge`.
+        """
+        self.acknowledge(acknowledged, ranges)
+        self._sent_bytes = 0
+        self._credit = credit
+        waiting, self._queue = self._queue, FairQueue()
+        for outgoing in self._unacknowledged.values():
+            outgoing.rewind()
+            self._queue.push(outgoing.entry())
+        while waiting:
+            entry = waiting.pop()
+            if entry.item.number is None:
+                self._queue.push(entry)
+
+    def _delivered(self, number: int) -> None:
+        outgoing = self._unacknowledged[number]
+        if not outgoing.was_whole:
+            raise FramingError(f"acknowledges message {number}, of which a part is not sent yet")
+        outgoing.delivered = True
+        del self._unacknowledged[number]
+        self.outstanding_bytes -= outgoing.size
+
+
+def _within(numbers: Iterable[int], ranges: Sequence[Range]) -> list[int]:
+    """Those of the ascending `numbers` that lie in the ascending `ranges`."""
+    found = []
+    index = 0
+    for number in numbers:
+        while index < len(ranges) and ranges[index].end <= number:
+            index += 1
+        if index == len(ranges):
+            break
+        if ranges[index].start <= number:
+            found.append(number)
+    return found
