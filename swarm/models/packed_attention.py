@@ -56,10 +56,10 @@ class PackedPass:
 
     rows: Sequence[PassRow]
     kv: KVPass
-    layers_seen: set[int] = field(default_factory=set)
-    windows_seen: dict[int, int | None] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
+    """The sliding window of each layer that has attended so far; None: it sees all slots."""
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-    """Additive masks of the rows with several new tokens, by (start, count, window)."""
+    """Additive masks by (index of the row, window), made once for all layers."""
 
     def mask(self, index: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
         """0 where a new token of row `index` may look, else -inf: `[count, start + count]`."""
@@ -141,11 +141,9 @@ def packed_attention(
     if attention_mask is not None or dropout or is_causal is False:
         raise NotServedError("packed passes serve causal attention without masks and dropout only")
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if layer not in packed.layers_seen:
-        packed.layers_seen.add(layer)
-        packed.windows_seen[layer] = sliding_window
-    else:
+    if layer in packed.windows:
         raise NotServedError(f"layer {layer} attends twice in a pass; its K/V would be mixed up")
+    packed.windows[layer] = sliding_window
     heads, kv_heads = query.shape[1], key.shape[1]
     group = heads // kv_heads
     packed.kv.write(layer, key[0], value[0])

@@ -1,0 +1,215 @@
+"""A run of a checkpoint's blocks, as a model of the checkpoint's own class with fewer layers."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from swarm.errors import NotServedError
+from swarm.models.checkpoint import Checkpoint
+from swarm.models.packed_attention import (
+    ATTENTION_NAME,
+    KVStore,
+    PackedPass,
+    PassRow,
+    running_pass,
+)
+from swarm.models.packed_linear import can_pack, least_pass_tokens, pack_linears, unpack_linears
+from swarm.models.slice_config import find_layers
+from swarm.models.slice_loading import Progress, load_model
+from swarm.models.slice_proof import GrowingStore, prove, sessions_are_independent
+from swarm.spans import Span
+
+logger = logging.getLogger("swarm.models.slice")
+
+
+class BlockSlice:
+    """Blocks `span` of a checkpoint, ready to run packed passes. Inference only, one thread."""
+
+    def __init__(self, model: PreTrainedModel, span: Span) -> None:
+        """`model`: of the checkpoint's base class, with the span's layers alone."""
+        self.model = model
+        self.span = span
+        self.hidden_size: int = model.config.hidden_size
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
+        self.packs_sessions = True
+        """Whether several sessions may share a pass; else each runs alone within `forward`."""
+        self.kv_shapes: list[tuple[int, int, int]] = []
+        """`(heads, k_dim, v_dim)` of each layer, as measured."""
+        self._least_tokens = 1
+        self._entering: torch.Tensor | None = None
+        self._leaving: torch.Tensor | None = None
+        _, self._layers = find_layers(model, len(span))
+        self._layers[0].register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._layers[-1].register_forward_hook(self._leave)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        span: Span,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> "BlockSlice":
+        """Read the tensors of `span`, and nothing else, and prove that packing them is sound.
+
+        Raises `BadSpanError`, `CheckpointError` (tensors that lack or do not fit) or
+        `NotServedError` (a model that cannot be cut there, or cannot run packed).
+        """
+        names = checkpoint.block_tensors(span)
+        tensors = {name: checkpoint.lazy(stored) for name, stored in names.items()}
+        return cls.from_tensors(checkpoint.config, tensors, span, dtype, device, progress)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        config: PretrainedConfig,
+        tensors: Mapping[str, Any],
+        span: Span,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> "BlockSlice":
+        """As `load`, from the whole model's config and the span's tensors, renumbered from 0.
+
+        `tensors` holds real tensors or anything that is read by `[...]`.
+        """
+        blocks = cls(load_model(config, tensors, span, dtype, torch.device(device), progress), span)
+        blocks.prepare()
+        return blocks
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of K/V, over all layers of the slice."""
+        items = sum(heads * (k_dim + v_dim) for heads, k_dim, v_dim in self.kv_shapes)
+        return items * self.dtype.itemsize
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        rows: Sequence[PassRow],
+        kv: KVStore,
+    ) -> torch.Tensor:
+        """Run `[tokens, hidden_size]` activations through the blocks.
+
+        `rows` says whose tokens they are, in order; `position_ids` is `[tokens]`. Answers a
+        tensor of the same shape; the rows' new K/V are in `kv` then.
+        """
+        if self.packs_sessions or len(rows) == 1:
+            return self._pass(hidden, position_ids, rows, kv)
+        counts = [row.count for row in rows]
+        parts = zip(torch.split(hidden, counts), torch.split(position_ids, counts), strict=True)
+        return torch.cat(
+            [
+                self._pass(part, places, [row], kv)
+                for row, (part, places) in zip(rows, parts, strict=True)
+            ]
+        )
+
+    def _pass(
+        self,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        rows: Sequence[PassRow],
+        kv: KVStore,
+    ) -> torch.Tensor:
+        tokens = hidden.shape[0]
+        missing = self._least_tokens - tokens
+        if missing > 0:
+            # Copies of a real token: they wake no other expert of a mixture.
+            hidden = torch.cat((hidden, hidden[-1:].expand(missing, -1)))
+            position_ids = torch.cat((position_ids, position_ids[-1:].expand(missing)))
+        with running_pass(PackedPass(rows, kv.begin(rows))):
+            return self._run(hidden, position_ids)[:tokens]
+
+    @torch.inference_mode()
+    def _run(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """The model's own forward pass, from the first layer's input to the last one's output."""
+        self._entering = hidden.unsqueeze(0)
+        try:
+            self.model(
+                inputs_embeds=self._entering,
+                position_ids=position_ids.unsqueeze(0),
+                use_cache=False,
+            )
+            assert self._leaving is not None
+            return self._leaving[0]
+        finally:
+            self._entering = self._leaving = None
+
+    def _enter(
+        self, _layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Whatever the model did to the embeddings, the client has done it already."""
+        if arguments:
+            return (self._entering, *arguments[1:]), named
+        return arguments, {**named, "hidden_states": self._entering}
+
+    def _leave(self, _layer: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
+        self._leaving = output[0] if isinstance(output, tuple) else output
+
+    def prepare(self) -> None:
+        """Measure K/V shapes, prove the packing, and put the weights in the fastest order.
+
+        Raises `NotServedError` for a model whose sessions cannot be told apart in a pass.
+        """
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        with torch.inference_mode():
+            self._measure(like)
+            expected = self._reference
+            prove(self._pass, expected, self.hidden_size, like)
+            far = 2 * int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
+            self.packs_sessions = sessions_are_independent(self._pass, self.hidden_size, like, far)
+            if can_pack(self.dtype, self.device):
+                self._pack(expected, like)
+
+    def _measure(self, like: torch.Tensor) -> None:
+        kv = GrowingStore()
+        rows = [PassRow(0, 0, 3)]
+        packed = PackedPass(rows, kv.begin(rows))
+        with running_pass(packed):
+            self._run(like.new_zeros(3, self.hidden_size), torch.arange(3, device=like.device))
+        self.kv_shapes = kv.shapes()
+        if packed.windows.keys() != set(range(len(self.span))):
+            raise NotServedError(
+                f"some of blocks {self.span} have no attention that can be packed (recurrent or "
+                "custom layers); this version does not serve them"
+            )
+        _check_windows(self.model.config, packed.windows, self.span)
+
+    def _reference(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        self.model.set_attn_implementation("eager")
+        try:
+            return self._run(hidden, position_ids)
+        finally:
+            self.model.set_attn_implementation(ATTENTION_NAME)
+
+    def _pack(self, expected: Any, like: torch.Tensor) -> None:
+        pack_linears(self._layers)
+        self._least_tokens = least_pass_tokens(self.dtype)
+        try:
+            prove(self._pass, expected, self.hidden_size, like)
+        except Exception as error:  # a model that reads its linear layers' weights by itself
+            logger.info("blocks %s run with plain linear layers: %s", self.span, error)
+            unpack_linears(self._layers)
+            self._least_tokens = 1
+
+
+def _check_windows(config: PretrainedConfig, windows: dict[int, int | None], span: Span) -> None:
+    """Attention is told of its window by an argument; a mask would have been ignored."""
+    kinds = getattr(config, "layer_types", None)
+    for layer, window in windows.items():
+        kind = kinds[layer] if kinds else "full_attention"
+        unknown = kind not in {"full_attention", "sliding_attention"}
+        if unknown or (kind == "sliding_attention" and window is None):
+            raise NotServedError(
+                f"block {span.start + layer} attends in a way ({kind}) that this version does not "
+                "serve"
+            )

@@ -1,0 +1,165 @@
+"""Loading the layers of a span, and nothing else, into a model of the checkpoint's own class."""
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from swarm.errors import CheckpointError, NotServedError
+from swarm.models.block_names import find_block_prefix
+from swarm.models.packed_attention import ATTENTION_NAME
+from swarm.models.slice_config import check_layers, find_layers, sliced_config
+from swarm.spans import Span
+
+logger = logging.getLogger("swarm.models.slice")
+
+Progress = Callable[[int, int], None]
+"""`progress(tensors read, tensors in all)`; may be called from a loader's thread."""
+
+_OUTSIDE = re.compile(
+    r"(.*\.)?(norm|final_layer_?norm|ln_f|norm_f|final_norm|embed_tokens|embed_in|wte|wpe"
+    r"|embed_positions|word_embeddings|word_embeddings_layernorm|embeddings|embed_layer_norm)"
+)
+"""Parts before the first layer and behind the last one: they belong to the client."""
+
+
+def load_model(
+    config: PretrainedConfig,
+    tensors: Mapping[str, Any],
+    span: Span,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
+    """A base model that consists of the blocks of `span`; its embeddings and norm are empty.
+
+    `tensors` are the span's, renumbered from 0 and read by `[...]`, one after the other; they
+    go through transformers' own conversion. Raises `CheckpointError` or `NotServedError`.
+    """
+    model_class = _base_class(config)
+    with _quiet_transformers():
+        try:
+            model, report = model_class.from_pretrained(
+                None,
+                config=sliced_config(config, span),
+                state_dict=_state(model_class, tensors, len(span), progress),
+                dtype=dtype,
+                device_map=None if device.type == "cpu" else {"": device},
+                attn_implementation=ATTENTION_NAME,
+                output_loading_info=True,
+            )
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the tensors of blocks {span} do not fit the model's config: {error}"
+            ) from error
+    layers_name, _ = find_layers(model, len(span))
+    _check_report(report, layers_name, span)
+    check_layers(model, config, span)
+    _drop_outside(model, layers_name)
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded
+
+
+def _base_class(config: PretrainedConfig) -> type[Any]:
+    found = MODEL_MAPPING.get(type(config), None)
+    if found is None:
+        raise NotServedError(f"transformers has no plain decoder for {config.model_type}")
+    model_class: type[Any] = found[0] if isinstance(found, tuple) else found
+    return model_class
+
+
+def _state(
+    model_class: type[Any], tensors: Mapping[str, Any], count: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Under the names of a text model of its own, also if they come out of a larger one."""
+    prefix = find_block_prefix(tensors, count)
+    own = f"{model_class.base_model_prefix}.{prefix.rpartition('.')[2]}"
+    seen = None if progress is None else _Watch(progress, len(tensors))
+    return {
+        own + name.removeprefix(prefix): tensor if seen is None else _Watched(tensor, seen)
+        for name, tensor in tensors.items()
+    }
+
+
+class _Watch:
+    """Counts the tensors that were read; loaders read from several threads."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def count(self) -> None:
+        with self._lock:
+            self._done += 1
+            self._progress(self._done, self._total)
+
+
+class _Watched:
+    """A tensor that is read by `[...]`, and counted then."""
+
+    def __init__(self, tensor: Any, watch: _Watch) -> None:
+        self._tensor, self._watch = tensor, watch
+        self.shape = tensor.shape
+
+    def __getitem__(self, everything: Any) -> torch.Tensor:
+        tensor: torch.Tensor = self._tensor[everything]
+        self._watch.count()
+        return tensor
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its progress bar and its report on absent embeddings would only confuse here."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_report(report: Mapping[str, Any], layers_name: str, span: Span) -> None:
+    for name in sorted(report["missing_keys"]):
+        if name.startswith(layers_name + "."):
+            raise CheckpointError(
+                f"the checkpoint has no tensor for {name} of blocks {span} (numbered from 0)"
+            )
+        if not _OUTSIDE.fullmatch(name.rpartition(".")[0]):
+            raise NotServedError(
+                f"the model has {name} outside its blocks and needs it inside; such models are "
+                "not served"
+            )
+    if report["unexpected_keys"]:
+        logger.warning(
+            "blocks %s: the model's class does not use %s", span, sorted(report["unexpected_keys"])
+        )
+
+
+def _drop_outside(model: nn.Module, layers_name: str) -> None:
+    """Free what stands before and behind the layers."""
+    for name in [name for name, _ in model.named_modules()]:
+        if name and not name.startswith(layers_name) and _OUTSIDE.fullmatch(name):
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, _Nothing())
+
+
+class _Nothing(nn.Module):
+    """Adds nothing to what comes in, and passes on a norm's input."""
+
+    def forward(self, first: Any = None, *_arguments: Any, **_named: Any) -> Any:
+        if isinstance(first, torch.Tensor) and first.is_floating_point():
+            return first
+        return torch.zeros(())

@@ -1,0 +1,116 @@
+"""A slice proves, when it is loaded, that packed passes compute what the model computes.
+
+Recurrent layers never come through the attention interface and would mix sessions silently; some
+kinds of RoPE look at the longest position of a pass. So nothing is assumed: ragged sessions are
+run packed and compared with the model's own attention over each of them alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from swarm.errors import NotServedError
+from swarm.models.packed_attention import KVStore, PassRow
+
+Run = Callable[[torch.Tensor, torch.Tensor, Sequence[PassRow], KVStore], torch.Tensor]
+"""`(hidden [T, H], position_ids [T], rows, kv) -> [T, H]`, in one pass."""
+Reference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""`(hidden [T, H], position_ids [T]) -> [T, H]`: the model's own attention over one sequence."""
+
+_STEPS = ((5, 1, 3), (1, 2, 1), (1, 1, 4))
+"""New tokens of three sessions in three passes."""
+
+
+class GrowingStore:
+    """The plainest `KVStore`: a tensor per row and layer that is copied at each write.
+
+    A row is any hashable value. For proofs and tests.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[object, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def begin(self, rows: Sequence[PassRow]) -> "_GrowingPass":
+        return _GrowingPass(self, rows)
+
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """`(heads, k_dim, v_dim)` of each layer that has written."""
+        layers = {layer: pair for (_, layer), pair in self.tensors.items()}
+        return [
+            (layers[layer][0].shape[0], layers[layer][0].shape[2], layers[layer][1].shape[2])
+            for layer in sorted(layers)
+        ]
+
+
+@dataclass
+class _GrowingPass:
+    store: GrowingStore
+    rows: Sequence[PassRow]
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        first = 0
+        for part in self.rows:
+            new = slice(first, first + part.count)
+            pair = (key[:, new], value[:, new])
+            held = self.store.tensors.get((part.row, layer))
+            if held is not None:
+                pair = (
+                    torch.cat((held[0][:, : part.start], pair[0]), 1),
+                    torch.cat((held[1][:, : part.start], pair[1]), 1),
+                )
+            self.store.tensors[part.row, layer] = pair
+            first += part.count
+
+    def read(self, layer: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.store.tensors[self.rows[index].row, layer]
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest difference allowed, as a share of the largest value."""
+    return 1e-4 if dtype == torch.float32 else 0.05
+
+
+def prove(run: Run, reference: Reference, hidden_size: int, like: torch.Tensor) -> None:
+    """Raises `NotServedError` unless packed passes equal `reference`. `like`: dtype, device."""
+    lengths = [sum(counts) for counts in zip(*_STEPS, strict=True)]
+    inputs = [_noise(length, hidden_size, seed, like) for seed, length in enumerate(lengths)]
+    kv = GrowingStore()
+    starts = [0] * len(lengths)
+    answers: list[list[torch.Tensor]] = [[] for _ in lengths]
+    for counts in _STEPS:
+        rows = [PassRow(row, starts[row], count) for row, count in enumerate(counts)]
+        parts = [inputs[r][starts[r] : starts[r] + count] for r, count in enumerate(counts)]
+        places = [torch.arange(part.start, part.start + part.count) for part in rows]
+        output = run(torch.cat(parts), torch.cat(places).to(like.device), rows, kv)
+        for row, part in enumerate(torch.split(output, counts)):
+            answers[row].append(part)
+            starts[row] += counts[row]
+    for row, length in enumerate(lengths):
+        expected = reference(inputs[row], torch.arange(length, device=like.device))
+        if not _close(torch.cat(answers[row]), expected):
+            raise NotServedError("sessions that share a pass change each other's results")
+
+
+def sessions_are_independent(
+    run: Run, hidden_size: int, like: torch.Tensor, far_position: int
+) -> bool:
+    """Whether a session's result stays when one at `far_position` joins its pass."""
+    near, far = _noise(4, hidden_size, 1, like), _noise(2, hidden_size, 2, like)
+    near_places = torch.arange(4, device=like.device)
+    far_places = torch.arange(far_position, far_position + 2, device=like.device)
+    alone = run(near, near_places, [PassRow(0, 0, 4)], GrowingStore())
+    rows = [PassRow(0, 0, 4), PassRow(1, 0, 2)]
+    places = torch.cat((near_places, far_places))
+    together = run(torch.cat((near, far)), places, rows, GrowingStore())
+    return _close(together[:4], alone)
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    largest = float((found.float() - expected.float()).abs().max())
+    return largest <= tolerance(expected.dtype) * max(1e-6, float(expected.float().abs().max()))
+
+
+def _noise(tokens: int, hidden_size: int, seed: int, like: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tokens, hidden_size, generator=generator).to(like)
