@@ -204,6 +204,18 @@ class ClientSession:
         closes = [Forward(PeerId(peer), Close(grant.session)) for peer in sorted(left)]
         return [*closes, *self._rerouting.start()]
 
+    def abandon(self, now: float) -> list[Instruction]:
+        """Forget every step that is queued or unanswered; go on from `held`.
+
+        Their tickets are never delivered. What hops have computed of them is dropped; an operation
+        that was sent with one of them stays applied.
+        """
+        self._check_open()
+        self._queue.clear()
+        self._unanswered.clear()
+        self.planned = self.held
+        return [] if self._resting else self.reroute(self.grant, None, now)
+
     def close(self) -> list[Instruction]:
         """Free the session on every hop; nothing more is delivered or raised."""
         if self._closed:
@@ -268,6 +280,8 @@ class ClientSession:
 
     def _on_holds(self, sender: PeerId, holds: Holds, now: float) -> list[Instruction]:
         assert self._rerouting is not None
+        if self._rerouting.source_failed(sender, holds):
+            return self._repair(now)
         self._quiet_since = now
         try:
             instructions = self._rerouting.on_holds(sender, holds)

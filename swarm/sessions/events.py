@@ -124,7 +124,11 @@ class Forward:
 
 @dataclass(frozen=True)
 class Free:
-    """Give back the session's room and forget it."""
+    """Give back the session's room and forget it.
+
+    Its passes in the engine are void: a result that comes later must not reach a session that was
+    opened anew under the same id.
+    """
 
     reason: str
 

@@ -363,8 +363,8 @@ class HopSession:
         if len(replay.starts) == len(replay.counts):
             found = self.backup.read(replay.starts, replay.counts)
         if found is None:
-            detail = f"no backup of {replay.counts} slots from {replay.starts} on"
-            return self._fail(FailKind.REJECTED, detail)
+            # Evicted since the client asked: it plans anew when it sees what is left.
+            return [self._holds()]
         position_ids, parts = found
         step = Step(
             session=replay.session,
@@ -398,6 +398,9 @@ class HopSession:
                 self._rows_epoch = fence.epoch
             self._raise_epoch(fence.epoch, fence.operation)
             self._any_seq = True
+        return [self._holds()]
+
+    def _holds(self) -> Forward:
         holds = Holds(
             session=self.grant.session,
             epoch=self.epoch,
@@ -406,7 +409,7 @@ class HopSession:
             backup_from=self.backup.begins(self.held),
             rows_epoch=self._rows_epoch,
         )
-        return [Forward(self.client, holds)]
+        return Forward(self.client, holds)
 
     def _route_changed(self, event: RouteChanged) -> list[Instruction]:
         old, new, fence = self.grant, event.grant, event.fence

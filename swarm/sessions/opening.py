@@ -23,6 +23,7 @@ from swarm.sessions.messages import (
     Close,
     Commit,
     Fail,
+    FailKind,
     Grant,
     Held,
     Hop,
@@ -100,13 +101,7 @@ class Opening:
             case Received(sender, Refused() as refused) if self._awaited(sender, refused):
                 return self._on_refused(sender, refused, now)
             case Received(sender, Fail() as fail) if sender in self._hops:
-                error = RefusedError(
-                    f"{self._where(sender)} ended the session while it opened: "
-                    f"{fail.why}: {fail.detail}",
-                    session=self.grant.session,
-                    peer=sender,
-                )
-                return self._give_up(error)
+                return self._give_up(self._failure(sender, fail))
             case PeerLost(peer, detail) if peer in self._hops:
                 text = f"{self._where(peer)} was lost while the session opened: {detail}"
                 return self._give_up(UnreachablePeerError(text, peer))
@@ -201,6 +196,15 @@ class Opening:
             peer=peer,
             blocks=f"{hop.start}:{hop.end}",
         )
+
+    def _failure(self, peer: str, fail: Fail) -> SwarmError:
+        text = (
+            f"{self._where(peer)} ended the session while it opened: {fail.why}: {fail.detail}; "
+            "choose another route"
+        )
+        if fail.why is FailKind.PEER_LOST:
+            return UnreachablePeerError(text, fail.peer or peer)
+        return RefusedError(text, session=self.grant.session, peer=peer)
 
     def _full(self, peer: str, what: str) -> CacheFullError:
         hop = self.grant.hops[self._hops[peer]]

@@ -74,6 +74,13 @@ class Rerouting:
     def start(self) -> list[Instruction]:
         return self._fence((None,) * len(self.grant.hops))
 
+    def source_failed(self, sender: PeerId, holds: Holds) -> bool:
+        """Whether the hop that refills others says that it has lost its backup."""
+        if not self._unanswered or holds.epoch != self.epoch or holds.backup_from is not None:
+            return False
+        source = self._unanswered[0].refill.source
+        return source == holds.hop and self.grant.hops[source].peer == sender
+
     def on_holds(self, sender: PeerId, holds: Holds) -> list[Instruction]:
         """Raises SessionLostError if a hop claims to hold what cannot be."""
         hops = self.grant.hops

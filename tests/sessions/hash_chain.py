@@ -27,7 +27,7 @@ class HashChain:
             self.rows = [
                 [list(slots) for slots in self.rows[parent % len(self.rows)]] for parent in parents
             ]
-        if truncate_to is not None:
+        if truncate_to is not None and self.rows:
             for row, keep in zip(self.rows, truncate_to, strict=self.strict):
                 for slots in row:
                     del slots[keep:]

@@ -1,5 +1,6 @@
 """Servers and clients of the model check: real sessions around a hash chain."""
 
+import copy
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -83,6 +84,10 @@ def materialize(forward: Forward, counts: tuple[int, ...]) -> Sent:
     return forward.to, decode(encode(message)), payload
 
 
+class NoServersLeftError(SwarmError):
+    """So many servers are dead that no route is left."""
+
+
 @dataclass
 class Running:
     """A session on a server: its rules, its cache, what its passes were asked for."""
@@ -107,7 +112,7 @@ class ModelServer:
         self.peer = peer
         self.admission = Admission(capacity_tokens, page_tokens=4)
         self.running: dict[SessionId, Running] = {}
-        self.passes: deque[tuple[SessionId, Compute]] = deque()
+        self.passes: deque[tuple[Running, Compute]] = deque()
         self._asked: dict[SessionId, tuple[Open, Grant, PeerId, float]] = {}
         self._hop_class = hop_class
         self._strict = strict
@@ -150,9 +155,9 @@ class ModelServer:
 
     def compute(self, now: float) -> list[Sent]:
         """The engine does its next pass."""
-        session, asked = self.passes.popleft()
-        running = self.running.get(session)
-        if running is None:
+        running, asked = self.passes.popleft()
+        session = SessionId(running.session.grant.session)
+        if self.running.get(session) is not running:
             return []
         step = asked.step
         if asked.first_of_epoch:
@@ -174,6 +179,11 @@ class ModelServer:
     def _open(self, sender: PeerId, message: Open, now: float) -> list[Sent]:
         grant = decode_grant(message.signed.grant)
         session = SessionId(grant.session)
+        running = self.running.get(session)
+        if running is not None and running.session.grant.route < grant.route:
+            # The client has left this server with an older route and comes back.
+            sent = self._release(session, now)
+            return [*sent, *self._open(sender, message, now)]
         self._asked[session] = (message, grant, sender, now)
         why = check_grant(grant, message.hop, self.peer, Span(0, BLOCKS), CHECKPOINT, sender)
         if why is not None:
@@ -211,7 +221,7 @@ class ModelServer:
             match instruction:
                 case Compute(step=step):
                     running.counts[step.epoch, step.seq] = step.counts
-                    self.passes.append((session, instruction))
+                    self.passes.append((running, instruction))
                 case Forward(message=message):
                     key = (getattr(message, "epoch", 0), getattr(message, "seq", 0))
                     sent.append(materialize(instruction, running.counts.get(key, ())))
@@ -219,7 +229,7 @@ class ModelServer:
                     sent += self._release(session, now)
                 case _:
                     raise AssertionError(instruction)
-        if session in self.running:
+        if session in self.running and self._strict:
             running.session.validate()
         self.admission.validate()
         return sent
@@ -258,6 +268,8 @@ class ModelClient:
         self._lost: set[PeerId] = set()
         self._expected: dict[int, list[list[int]]] = {}
         self._reference = HashChain(0, BLOCKS)
+        self._before: dict[int, tuple[HashChain, HashChain]] = {}
+        """By ticket: the reference before the step's operation, and before the step."""
         self._lengths: tuple[int, ...] = ()
         self.session: ClientSession | None = None
         self.grant = Grant(
@@ -315,6 +327,8 @@ class ModelClient:
         self._turns -= 1
         if self._can_reroute and self._rng.random() < 0.1:
             return self._new_route(PeerId(self._rng.choice(self.grant.hops).peer), now)
+        if self._expected and self._rng.random() < 0.2:
+            return self._abandon(now)
         sent = self._submit(self._draw_operation(), now)
         for _ in range(self._rng.choice((0, 0, 0, 1, 3))):
             sent += self._submit(None, now)
@@ -371,15 +385,36 @@ class ModelClient:
         ticket, instructions = self.session.step(
             counts, position_ids, want, inputs, now=now, operation=operation
         )
+        without = copy.deepcopy(self._reference)
         if operation is not None:
             self._reference.apply(operation.parents, operation.truncate_to)
+        self._before[ticket] = without, copy.deepcopy(self._reference)
         outputs = self._reference.forward(starts, counts, position_ids, inputs)
         self._lengths = tuple(map(sum, zip(starts, counts, strict=True)))
         self._expected[ticket] = _by_row(outputs, counts, want)
         return self._do(instructions, now)
 
+    def _abandon(self, now: float) -> list[Sent]:
+        """The user interrupts: the reference goes back to the last answer as well."""
+        assert self.session is not None
+        oldest = min(self._expected)
+        asked = next(
+            asked
+            for asked in (*self.session._unanswered, *self.session._queue)
+            if asked.ticket == oldest
+        )
+        waits = asked in self.session._queue and asked.step.operation is not None
+        without, with_operation = self._before[oldest]
+        self._reference = without if waits else with_operation
+        self._expected.clear()
+        self._before.clear()
+        instructions = self.session.abandon(now)
+        self._lengths = self.session.held
+        return self._do(instructions, now)
+
     def _deliver(self, deliver: Deliver) -> None:
         expected = self._expected.pop(deliver.ticket)
+        del self._before[deliver.ticket]
         ((output, payload),) = deliver.outputs
         assert _by_row(payload, output.counts, Want.ALL) == expected, "a wrong answer"
         self.answers += 1
@@ -406,7 +441,7 @@ class ModelClient:
             until = BLOCKS if hop is None else hop.start
             if until > reached:
                 if not others:
-                    return self._give_up(SwarmError("no servers are left"), now)
+                    return self._give_up(NoServersLeftError("no servers are left"), now)
                 hops += self._cut(reached, until, others)
                 others = [p for p in others if p not in {hop.peer for hop in hops}]
             if hop is not None:
