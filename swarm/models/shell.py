@@ -1,0 +1,88 @@
+"""The client's part of a model: everything but its blocks, as the checkpoint's own class."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from swarm.errors import NotServedError
+from swarm.models.checkpoint import Checkpoint
+from swarm.models.loading import load_model
+from swarm.models.remote_blocks import ATTENTION, RemoteBlocks
+
+
+def load_shell(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    make_remote: Callable[[PretrainedConfig], nn.Module],
+    mixins: tuple[type, ...] = (),
+) -> PreTrainedModel:
+    """Load embeddings, norm, head and what else is outside the blocks; no block is read or made.
+
+    The model is of a subclass of `<Architecture>ForCausalLM` with the same name, in front of which
+    `mixins` stand. Its config is the checkpoint's (with all its layers), its generation config too.
+    `make_remote(model.config)` is called once the weights are there; `RemoteBlocks` says with what
+    the module that it returns is called, once a forward.
+
+    Raises CheckpointError, or NotServedError for a model whose blocks are not one list.
+    """
+    model_class = shell_class(checkpoint.model_class, mixins)
+    state_dict = {name: checkpoint.lazy(name) for name in checkpoint.shell_tensors()}
+    model = load_model(
+        model_class,
+        checkpoint.config,
+        state_dict,
+        dtype,
+        name=checkpoint.name,
+        generation_config=checkpoint.load_generation_config(),
+    )
+    # Only now: some architectures choose classes of attention by this name as they are built.
+    model.config._attn_implementation = ATTENTION
+    remote_blocks(model).remote = make_remote(model.config)
+    return model
+
+
+def shell_class(model_class: type[Any], mixins: tuple[type, ...] = ()) -> type[Any]:
+    """A subclass whose instances have one `RemoteBlocks` where `model_class` has its blocks."""
+
+    def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        model_class.__init__(self, config, *args, **kwargs)
+        _replace_blocks(self, config)
+
+    namespace = {
+        "__init__": __init__,
+        "__module__": model_class.__module__,
+        "__qualname__": model_class.__qualname__,
+        "__doc__": model_class.__doc__,
+    }
+    return type(model_class.__name__, (*mixins, model_class), namespace)
+
+
+def remote_blocks(model: nn.Module) -> RemoteBlocks:
+    """The module of a shell that stands for its blocks."""
+    return next(module for module in model.modules() if isinstance(module, RemoteBlocks))
+
+
+def _replace_blocks(model: nn.Module, config: PretrainedConfig) -> None:
+    """Swap the blocks, which are still on the meta device, before any weight is loaded."""
+    name = block_list_name(model, config.num_hidden_layers)
+    first_block = model.get_submodule(f"{name}.0")
+    model.set_submodule(name, nn.ModuleList([RemoteBlocks(first_block)]))
+
+
+def block_list_name(model: nn.Module, num_blocks: int) -> str:
+    """The largest list of `num_blocks` modules; NotServedError if there is none."""
+    found: list[tuple[int, str]] = [
+        (sum(parameter.numel() for parameter in module.parameters()), name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
+    ]
+    if not found:
+        raise NotServedError(
+            f"{type(model).__name__} does not keep its {num_blocks} blocks in one list; "
+            "it is not served"
+        )
+    _, name = max(found)
+    return name
