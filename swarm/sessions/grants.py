@@ -3,6 +3,8 @@
 from swarm.sessions.messages import Grant, RefuseKind
 from swarm.spans import PeerId, Span
 
+GRANT_CONTEXT = b"swarm grant v1\0"
+"""Signed in front of every grant, so that no other signature can be taken for one."""
 ACTIVATION_DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.answers import KeptAnswers, answer, replayed
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import (
     Compute,
@@ -23,7 +23,6 @@ from swarm.sessions.events import (
     Tick,
 )
 from swarm.sessions.messages import (
-    MAX_STEP_TOKENS,
     MAX_UNANSWERED,
     Close,
     Commit,
@@ -33,25 +32,20 @@ from swarm.sessions.messages import (
     Gap,
     Grant,
     Holds,
-    Output,
     Replay,
     RowOperation,
     Step,
-    Want,
 )
 from swarm.sessions.rules import (
     Lengths,
     added,
     applied,
     composed,
-    emitted,
     lacks,
     operation_fault,
     service_class_of,
     shape_fault,
-    taken,
     tensor_fault,
-    wanted,
 )
 from swarm.spans import PeerId
 
@@ -105,8 +99,7 @@ class HopSession:
         """A fence has begun the epoch: its first step here may have any number."""
         self._rows_epoch = 0
         self._passes: deque[_Pass] = deque()
-        self._kept: deque[Forward] = deque()
-        self._next_push = 0
+        self._kept = KeptAnswers()
         self._parents: Lengths | None = None
         """Forks that the engine has yet to be told of, composed."""
         self._engine_rows = False
@@ -205,7 +198,7 @@ class HopSession:
         if step.epoch < self.epoch:
             return []
         if step.epoch == self.epoch and step.seq < self._next_seq:
-            return self._answer_again(step.seq)
+            return list(self._kept.of(step.seq))
         fault = shape_fault(step, self.grant)
         fault = fault or tensor_fault(step.tensors, sum(step.counts), self.grant.dtype)
         if fault is not None:
@@ -260,7 +253,6 @@ class HopSession:
         self._any_seq = False
         self._passes.clear()
         self._kept.clear()
-        self._next_push = 0
         self.backup.apply(operation)
         self.held = applied(self.held, operation)
         if self._engine_rows:
@@ -286,57 +278,12 @@ class HopSession:
                 step.starts, step.counts, step.position_ids, done.output, done.output_bytes
             )
             forward = self._answer(step, done)
-            self._next_push = step.seq + 1
-            self._keep(forward)
+            self._kept.keep(forward)
             instructions.append(forward)
         return instructions
 
     def _answer(self, step: Step, done: PassDone) -> Forward:
-        """The step for the next hop; at the last hop, or where a refill ends, an output."""
-        takes = emitted(step, self.hop)
-        next_peer = self._neighbour(1)
-        refilled = bool(step.emit_from) and self.hop == step.emit_hop
-        if next_peer is None or (refilled and not any(take for _, take in takes)):
-            next_peer = None
-            takes = wanted(takes, step.want)
-        starts = tuple(start + skip for start, (skip, _) in zip(step.starts, takes, strict=True))
-        counts = tuple(take for _, take in takes)
-        rows = None if counts == step.counts else takes
-        payload = done.output if any(counts) else None
-        service_class = service_class_of(step.counts, step.emit_from)
-        if next_peer is None:
-            output = Output(
-                session=step.session,
-                epoch=step.epoch,
-                seq=step.seq,
-                starts=starts,
-                counts=counts,
-                tensors=(),
-                compute_ms=done.compute_ms,
-                queue_ms=done.queue_ms,
-            )
-            return Forward(self.client, output, payload, rows, service_class)
-        if refilled:
-            # A row that lies below emit_from altogether goes on where the next hop stands.
-            starts = tuple(map(max, starts, step.emit_from))
-        passed = msgspec.structs.replace(
-            step,
-            starts=starts,
-            counts=counts,
-            position_ids=taken(step.position_ids, step.counts, takes),
-            tensors=(),
-        )
-        return Forward(next_peer, passed, payload, rows, service_class)
-
-    def _answer_again(self, seq: int) -> list[Instruction]:
-        """The kept answer to a repeated step; none while its pass is under way or it is gone."""
-        return [forward for forward in self._kept if _seq(forward) == seq]
-
-    def _keep(self, forward: Forward) -> None:
-        """Keep the newest answers, of at most one full step's tokens, and always the last."""
-        self._kept.append(forward)
-        while len(self._kept) > 1 and sum(map(_tokens, self._kept)) > MAX_STEP_TOKENS:
-            self._kept.popleft()
+        return answer(step, done, self.grant, self.hop)
 
     # ---- gaps and replays
 
@@ -348,39 +295,20 @@ class HopSession:
 
     def _gap(self, gap: Gap) -> list[Instruction]:
         """Push again what the next hop lacks, or let the client know that we cannot."""
-        lost = [forward for forward in self._kept if _seq(forward) >= gap.seq]
-        if gap.epoch != self.epoch or gap.seq > self._next_push:
+        if gap.epoch != self.epoch:
             return []
-        if not lost or _seq(lost[0]) != gap.seq:
-            return [Forward(self.client, gap)] if gap.seq < self._next_push else []
-        return list(lost)
+        again = self._kept.since(gap.seq)
+        return [Forward(self.client, gap)] if again is None else list(again)
 
     def _replay(self, replay: Replay) -> list[Instruction]:
         next_peer = self._neighbour(1)
         if replay.epoch != self.epoch or next_peer is None:
             return []
-        found = None
-        if len(replay.starts) == len(replay.counts):
-            found = self.backup.read(replay.starts, replay.counts)
-        if found is None:
+        forward = replayed(replay, self.backup, next_peer)
+        if forward is None:
             # Evicted since the client asked: it plans anew when it sees what is left.
             return [self._holds()]
-        position_ids, parts = found
-        step = Step(
-            session=replay.session,
-            epoch=replay.epoch,
-            seq=replay.seq,
-            starts=replay.starts,
-            counts=replay.counts,
-            position_ids=position_ids,
-            emit_from=replay.emit_from,
-            want=Want.NONE,
-            tensors=(),
-            emit_hop=replay.emit_hop,
-        )
-        forward = Forward(next_peer, step, service_class=ServiceClass.REPAIR, parts=parts)
-        self._next_push = replay.seq + 1
-        self._keep(forward)
+        self._kept.keep(forward)
         return [forward]
 
     # ---- fences
@@ -486,13 +414,3 @@ class HopSession:
         assert self._engine_told or self._engine_rows
         backup_from = self.backup.begins(self.held)
         assert backup_from is None or not any(backup_from)
-
-
-def _seq(forward: Forward) -> int:
-    assert isinstance(forward.message, Step | Output)
-    return forward.message.seq
-
-
-def _tokens(forward: Forward) -> int:
-    assert isinstance(forward.message, Step | Output)
-    return sum(forward.message.counts)

@@ -170,7 +170,7 @@ class World:
             for peer in [*self.alive, *self.users]:
                 self._cut(dead, peer)
         if rng.random() < self.faults.evictions:
-            for running in self.alive[rng.choice(names)].running.values():
+            for running in self.alive[rng.choice(list(self.alive))].running.values():
                 running.session.evict_backup()
 
     def _cut(self, one: PeerId, other: PeerId) -> None:

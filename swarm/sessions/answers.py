@@ -1,0 +1,125 @@
+"""What a hop makes of a finished pass: the next hop's step or the client's output; and keeps."""
+
+from collections import deque
+
+import msgspec
+
+from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.backup import Backup
+from swarm.sessions.events import Forward, PassDone
+from swarm.sessions.messages import (
+    MAX_STEP_TOKENS,
+    MAX_UNANSWERED,
+    Grant,
+    Output,
+    Replay,
+    Step,
+    Want,
+)
+from swarm.sessions.rules import emitted, service_class_of, taken, wanted
+from swarm.spans import PeerId
+
+
+def answer(step: Step, done: PassDone, grant: Grant, hop: int) -> Forward:
+    """The step for the next hop; at the last hop, or where a refill ends, an output."""
+    takes = emitted(step, hop)
+    refilled = bool(step.emit_from) and hop == step.emit_hop
+    ends = hop + 1 == len(grant.hops) or (refilled and not any(take for _, take in takes))
+    if ends:
+        takes = wanted(takes, step.want)
+    starts = tuple(start + skip for start, (skip, _) in zip(step.starts, takes, strict=True))
+    counts = tuple(take for _, take in takes)
+    rows = None if counts == step.counts else takes
+    payload = done.output if any(counts) else None
+    service_class = service_class_of(step.counts, step.emit_from)
+    if ends:
+        output = Output(
+            session=step.session,
+            epoch=step.epoch,
+            seq=step.seq,
+            starts=starts,
+            counts=counts,
+            tensors=(),
+            compute_ms=done.compute_ms,
+            queue_ms=done.queue_ms,
+        )
+        return Forward(PeerId(grant.client), output, payload, rows, service_class)
+    if refilled:
+        # A row that lies below emit_from altogether goes on where the next hop stands.
+        starts = tuple(map(max, starts, step.emit_from))
+    passed = msgspec.structs.replace(
+        step,
+        starts=starts,
+        counts=counts,
+        position_ids=taken(step.position_ids, step.counts, takes),
+        tensors=(),
+    )
+    return Forward(PeerId(grant.hops[hop + 1].peer), passed, payload, rows, service_class)
+
+
+def replayed(replay: Replay, backup: Backup, to: PeerId) -> Forward | None:
+    """The step that `replay` asks for; None: the backup does not have all of it."""
+    if len(replay.starts) != len(replay.counts):
+        return None
+    found = backup.read(replay.starts, replay.counts)
+    if found is None:
+        return None
+    position_ids, parts = found
+    step = Step(
+        session=replay.session,
+        epoch=replay.epoch,
+        seq=replay.seq,
+        starts=replay.starts,
+        counts=replay.counts,
+        position_ids=position_ids,
+        emit_from=replay.emit_from,
+        want=Want.NONE,
+        tensors=(),
+        emit_hop=replay.emit_hop,
+    )
+    return Forward(to, step, service_class=ServiceClass.REPAIR, parts=parts)
+
+
+class KeptAnswers:
+    """The newest answers of an epoch, to be sent again: at most one full step's tokens."""
+
+    def __init__(self) -> None:
+        self.next_seq = 0
+        """Of the step that will be answered next."""
+        self._answers: deque[Forward] = deque()
+        self._tokens = 0
+
+    def clear(self) -> None:
+        self.next_seq = 0
+        self._tokens = 0
+        self._answers.clear()
+
+    def keep(self, forward: Forward) -> None:
+        self.next_seq = _seq(forward) + 1
+        self._answers.append(forward)
+        self._tokens += _tokens(forward)
+        while len(self._answers) > 1 and (
+            len(self._answers) > MAX_UNANSWERED or self._tokens > MAX_STEP_TOKENS
+        ):
+            self._tokens -= _tokens(self._answers.popleft())
+
+    def of(self, seq: int) -> list[Forward]:
+        """The answer to step `seq`, if it is kept."""
+        return [forward for forward in self._answers if _seq(forward) == seq]
+
+    def since(self, seq: int) -> list[Forward] | None:
+        """All answers from step `seq` on; None: the first of them are not kept any more."""
+        if seq >= self.next_seq:
+            return []
+        lost = [forward for forward in self._answers if _seq(forward) >= seq]
+        return lost if lost and _seq(lost[0]) == seq else None
+
+
+def _seq(forward: Forward) -> int:
+    assert isinstance(forward.message, Step | Output)
+    return forward.message.seq
+
+
+def _tokens(forward: Forward) -> int:
+    assert isinstance(forward.message, Step | Output)
+    return sum(forward.message.counts)
