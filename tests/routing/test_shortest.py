@@ -68,6 +68,26 @@ def test_no_chain_is_cheaper(data: st.DataObject) -> None:
     assert cost(view, hops, rtt_s) == pytest.approx(best)
 
 
+def test_no_chain_is_cheaper_in_swarms_of_long_spans() -> None:
+    """Long spans and unlike servers: chains that would use one server twice, and cuts anywhere."""
+    rng = random.Random(5)
+    for _ in range(500):
+        num_blocks = rng.randint(4, 8)
+        servers = []
+        for index in range(rng.randint(2, 5)):
+            start = rng.choice([0, rng.randrange(0, num_blocks - 1)])
+            end = rng.choice([num_blocks, rng.randint(start + 1, num_blocks)])
+            speed = rng.choice([0.1, 1, 7, 50, 200])
+            servers.append(server(str(index), start, end, decode_ms_per_block=speed))
+        view = swarm(num_blocks, *servers)
+        rtt_s = {one.peer: rng.choice([0.0, 0.001, 0.03]) for one in servers}
+        costs = [cost(view, chain, rtt_s) for chain in all_chains(view)]
+        if costs:
+            hops = route(view, rtt_s=rtt_s)
+            assert is_chain(view, hops)
+            assert cost(view, hops, rtt_s) == pytest.approx(min(costs))
+
+
 @given(st.data(), st.integers(0, 5))
 def test_randomness_costs_at_most_its_tolerance(data: st.DataObject, seed: int) -> None:
     view = data.draw(views())
