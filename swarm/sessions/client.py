@@ -7,15 +7,11 @@ from typing import Any
 import msgspec
 
 from swarm.errors import (
-    NotFiniteError,
-    PeerTimeoutError,
-    SessionClosedError,
-    SessionError,
-    SessionFullError,
     SessionLostError,
     StepRejectedError,
     SwarmError,
 )
+from swarm.sessions import failures
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import (
     Deliver,
@@ -32,7 +28,6 @@ from swarm.sessions.messages import (
     MAX_STEP_TOKENS,
     Close,
     Fail,
-    FailKind,
     Gap,
     Grant,
     Holds,
@@ -119,10 +114,6 @@ class ClientSession:
         self._quiet_since = 0.0
 
     @property
-    def session_name(self) -> str:
-        return self.grant.session.hex()[:8]
-
-    @property
     def idle(self) -> bool:
         """Nothing is awaited from the chain."""
         return not self._unanswered and self._rerouting is None and not self._resting
@@ -154,13 +145,13 @@ class ClientSession:
         """
         self._check_open()
         if operation is not None and not self.planned:
-            raise self._rejected("an operation before the first step")
+            raise failures.rejected(self.grant, "an operation before the first step")
         if operation is not None:
             fault = operation_fault(operation, len(self.planned), self.grant.rows)
             if fault is None and lacks(self.planned, operation):
                 fault = f"keeps {operation.truncate_to} slots of {self.planned}"
             if fault is not None:
-                raise self._rejected(fault)
+                raise failures.rejected(self.grant, fault)
         starts = applied(self.planned, operation) or (0,) * len(counts)
         step = Step(
             session=self.grant.session,
@@ -244,7 +235,9 @@ class ClientSession:
                 return self._on_fail(sender, fail, now)
             case PeerLost(peer, detail) if self._is_hop(peer):
                 lost = f"the link to {peer} is lost: {detail}"
-                return self._on_lost(peer, self._error(SessionLostError, peer, lost), now)
+                return self._on_lost(
+                    peer, failures.hop_error(self.grant, SessionLostError, peer, lost), now
+                )
             case Tick() if self.deadline is not None and now >= self.deadline:
                 return self._raise(self._timed_out())
             case _:
@@ -270,7 +263,7 @@ class ClientSession:
             tokens
         ):
             text = f"{sender} answered {output.counts} tokens, shapes {shapes}, not {tokens}"
-            return self._raise(self._error(StepRejectedError, sender, text))
+            return self._raise(failures.hop_error(self.grant, StepRejectedError, sender, text))
         self._unanswered.popleft()
         self._quiet_since = now
         self._repairs_in_vain = 0
@@ -314,19 +307,18 @@ class ClientSession:
         self._repairs_in_vain += 1
         if self._repairs_in_vain > MAX_REPAIRS:
             text = f"frames were lost again after {MAX_REPAIRS} repairs"
-            return self._raise(self._error(SessionLostError, self.grant.hops[-1].peer, text))
+            return self._raise(
+                failures.hop_error(self.grant, SessionLostError, self.grant.hops[-1].peer, text)
+            )
         return self.reroute(self.grant, None, now)
 
     def _on_fail(self, sender: PeerId, fail: Fail, now: float) -> list[Instruction]:
         if fail.peer and not self._is_hop(PeerId(fail.peer)):
             return []
-        blamed = fail.peer or sender
-        text = f"{sender}: {fail.why}: {fail.detail}"
-        if fail.why is FailKind.REJECTED:
-            return self._raise(self._error(StepRejectedError, blamed, text))
-        if fail.why is FailKind.NOT_FINITE:
-            return self._raise(self._error(NotFiniteError, blamed, text))
-        return self._on_lost(PeerId(blamed), self._error(SessionLostError, blamed, text), now)
+        error = failures.reported(self.grant, sender, fail)
+        if isinstance(error, SessionLostError):
+            return self._on_lost(PeerId(fail.peer or sender), error, now)
+        return self._raise(error)
 
     def _on_lost(self, peer: PeerId, error: SwarmError, now: float) -> list[Instruction]:
         if not self._can_reroute:
@@ -379,56 +371,25 @@ class ClientSession:
         return any(hop.peer == peer for hop in self.grant.hops)
 
     def _check_open(self) -> None:
-        if self.error is not None:
-            raise SessionClosedError(
-                f"session {self.session_name} has failed: {self.error}; open a new one",
-                session=self.grant.session,
-            ) from self.error
         if self._closed:
-            raise SessionClosedError(
-                f"session {self.session_name} is closed; open a new one",
-                session=self.grant.session,
-            )
+            raise failures.closed(self.grant, self.error) from self.error
 
     def _check_step(self, step: Step) -> None:
         if len(step.starts) != len(step.counts):
             text = f"{len(step.counts)} counts for {len(step.starts)} rows"
-            raise self._rejected(text)
+            raise failures.rejected(self.grant, text)
         longest = max(added(step.starts, step.counts), default=0)
         if longest > self.grant.length:
-            raise SessionFullError(
-                f"session {self.session_name} has room for {self.grant.length} tokens a row, and "
-                f"{longest} are needed; open it with a greater length",
-                session=self.grant.session,
-            )
+            raise failures.full(self.grant, longest)
         if not 0 < sum(step.counts) <= MAX_STEP_TOKENS or min(step.counts) < 0:
             text = f"{sum(step.counts)} tokens; a step has 1 to {MAX_STEP_TOKENS}"
-            raise self._rejected(text)
+            raise failures.rejected(self.grant, text)
         if (fault := shape_fault(step, self.grant)) is not None:
-            raise self._rejected(fault)
-
-    def _rejected(self, text: str) -> StepRejectedError:
-        return StepRejectedError(f"session {self.session_name}: {text}", session=self.grant.session)
-
-    def _error(self, kind: type[SessionError], peer: str, text: str) -> SessionError:
-        blocks = next(
-            (f"{hop.start}:{hop.end}" for hop in self.grant.hops if hop.peer == peer), None
-        )
-        return kind(
-            f"session {self.session_name}, blocks {blocks}: {text}; open a new session",
-            session=self.grant.session,
-            peer=peer,
-            blocks=blocks,
-        )
+            raise failures.rejected(self.grant, fault)
 
     def _timed_out(self) -> SwarmError:
-        route = ", ".join(f"{hop.peer} ({hop.start}:{hop.end})" for hop in self.grant.hops)
-        waits = "a new route" if self._resting else "an answer"
-        return PeerTimeoutError(
-            f"session {self.session_name} has waited {self._deadline_s:g} s for {waits} "
-            f"over {route}; open a new session",
-            self.grant.hops[-1].peer,
-        )
+        waits_for = "a new route" if self._resting else "an answer"
+        return failures.timed_out(self.grant, self._deadline_s, waits_for)
 
     def _raise(self, error: SwarmError) -> list[Instruction]:
         closes = self.close()

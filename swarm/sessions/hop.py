@@ -22,6 +22,7 @@ from swarm.sessions.events import (
     Stopping,
     Tick,
 )
+from swarm.sessions.lifetime import GRACE_S, LEASE_S, Lifetime
 from swarm.sessions.messages import (
     MAX_UNANSWERED,
     Close,
@@ -49,10 +50,7 @@ from swarm.sessions.rules import (
 )
 from swarm.spans import PeerId
 
-LEASE_S = 2.0
-"""How long a hold lasts without `Commit`."""
-GRACE_S = 10.0
-"""How long a session outlives the loss of its client's link."""
+__all__ = ["LEASE_S", "HopSession"]
 
 
 @dataclass
@@ -89,11 +87,7 @@ class HopSession:
         self.held: Lengths = ()
         self.freed = False
         self.backup = Backup(keep=keep_backup)
-        self._expires = now + grant.lifetime_s
-        self._lease_ends: float | None = now + lease_s
-        self._grace_s = grace_s
-        self._client_lost_at: float | None = None
-        self._client_lost_why = ""
+        self._lifetime = Lifetime(now, grant.lifetime_s, lease_s, grace_s)
         self._next_seq = 0
         self._any_seq = False
         """A fence has begun the epoch: its first step here may have any number."""
@@ -122,12 +116,7 @@ class HopSession:
     @property
     def deadline(self) -> float:
         """When a `Tick` will next do something."""
-        times = [self._expires]
-        if self._lease_ends is not None:
-            times.append(self._lease_ends)
-        if self._client_lost_at is not None:
-            times.append(self._client_lost_at + self._grace_s)
-        return min(times)
+        return self._lifetime.deadline
 
     @property
     def backup_bytes(self) -> int:
@@ -161,10 +150,10 @@ class HopSession:
         message = event.message
         from_client = event.sender == self.client
         if from_client:
-            self._client_lost_at = None
+            self._lifetime.client_seen()
         match message:
             case Step() if from_client or event.sender == self._neighbour(-1):
-                self._lease_ends = None
+                self._lifetime.committed()
                 return self._step(message, event.payload, event.sender)
             case Gap() if event.sender == self._neighbour(1):
                 return self._gap(message)
@@ -172,11 +161,11 @@ class HopSession:
                 blamed = message.peer or event.sender
                 return [Forward(self.client, msgspec.structs.replace(message, peer=blamed))]
             case Commit() if from_client:
-                self._lease_ends = None
+                self._lifetime.committed()
             case Close() if from_client:
                 return self._free("closed by the client")
             case Fence() if from_client:
-                self._lease_ends = None
+                self._lifetime.committed()
                 if message.signed is not None:
                     return self._fail(FailKind.REJECTED, "a fence whose route was not checked")
                 return self._fence(message)
@@ -343,7 +332,8 @@ class HopSession:
         old, new, fence = self.grant, event.grant, event.fence
         if event.sender != self.client or fence.epoch < self.epoch:
             return []
-        self._client_lost_at, self._lease_ends = None, None
+        self._lifetime.client_seen()
+        self._lifetime.committed()
         if new.route > old.route:
             changed = msgspec.structs.replace(
                 new, route=old.route, hops=old.hops, lifetime_s=old.lifetime_s
@@ -365,7 +355,7 @@ class HopSession:
 
     def _peer_lost(self, lost: PeerLost, now: float) -> list[Instruction]:
         if lost.peer == self.client:
-            self._client_lost_at, self._client_lost_why = now, lost.detail
+            self._lifetime.client_lost(lost.detail, now)
         elif lost.peer == self._neighbour(1):
             # What is held here stays: the client may route around the lost hop.
             detail = f"{self._name()} lost its link to {lost.peer}: {lost.detail}"
@@ -374,13 +364,10 @@ class HopSession:
         return []
 
     def _tick(self, now: float) -> list[Instruction]:
-        if now >= self._expires:
-            lifetime = f"its lifetime of {self.grant.lifetime_s:g} s is over"
-            return self._fail(FailKind.EXPIRED, f"{self._name()}: {lifetime}")
-        if self._lease_ends is not None and now >= self._lease_ends:
-            return self._free("held, but not committed in time")
-        if self._client_lost_at is not None and now >= self._client_lost_at + self._grace_s:
-            return self._free(f"its client is gone: {self._client_lost_why}")
+        if (why := self._lifetime.expired(now)) is not None:
+            return self._fail(FailKind.EXPIRED, f"{self._name()}: {why}")
+        if (why := self._lifetime.forsaken(now)) is not None:
+            return self._free(why)
         return []
 
     def _reject(self, step: Step, fault: str) -> list[Instruction]:
