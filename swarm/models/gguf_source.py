@@ -30,6 +30,9 @@ from swarm.errors import CheckpointError, NotServedError
 from swarm.models.disk_cache import cache_key, file_key, load_json, store_json
 from swarm.models.tensor_source import TensorInfo
 
+CHUNK_BYTES = 1 << 20
+"""Stored bytes that are dequantised at a time."""
+
 
 @dataclass(frozen=True)
 class _Stored:
@@ -84,9 +87,7 @@ class GgufSource:
         found: dict[str, torch.Tensor] = {}
         for stored in self._stored[name]:
             result = self._processor.process(
-                weights=gguf.dequantize(
-                    self._raw(stored), gguf.GGMLQuantizationType(stored.ggml_type)
-                ),
+                weights=self._values(stored),
                 name=stored.name,
                 tensor_key_mapping=self._names,
                 parsed_parameters={"tensors": found},
@@ -111,14 +112,25 @@ class GgufSource:
                     yield file.read(last - first)
                 passed += stored.nbytes
 
-    def _raw(self, stored: _Stored) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The stored bytes as `[..., bytes of a row]`, in memory of their own."""
-        values, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(stored.ggml_type)]
-        shape = (*stored.shape[:-1], stored.shape[-1] // values * nbytes)
-        data = np.fromfile(self._path, dtype=np.uint8, count=stored.nbytes, offset=stored.start)
-        if data.nbytes != stored.nbytes:
-            raise CheckpointError(f"{self._path} ends inside {stored.name}; fetch the file again")
-        return data.reshape(shape)
+    def _values(self, stored: _Stored) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The tensor in float32, a few rows at a time: gguf on the whole needs twice the memory."""
+        ggml_type = gguf.GGMLQuantizationType(stored.ggml_type)
+        block_values, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+        row_bytes = stored.shape[-1] // block_values * block_bytes
+        values = np.empty(stored.shape, dtype=np.float32)
+        rows = values.reshape(-1, stored.shape[-1])
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(stored.start)
+            step = max(1, CHUNK_BYTES // row_bytes)
+            for first in range(0, len(rows), step):
+                part = rows[first : first + step]
+                data = np.fromfile(file, dtype=np.uint8, count=len(part) * row_bytes)
+                if data.nbytes != len(part) * row_bytes:
+                    raise CheckpointError(
+                        f"{self._path} ends inside {stored.name}; fetch the file again"
+                    )
+                part[:] = gguf.dequantize(data.reshape(len(part), row_bytes), ggml_type)
+        return values
 
 
 def _type_name(parts: list[_Stored]) -> str:
