@@ -1,1 +1,28 @@
 """A peer-to-peer volunteer swarm for large language models."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swarm.client.model import AutoModelForCausalLM
+    from swarm.client.settings import ClientSettings
+
+__all__ = ["AutoModelForCausalLM", "ClientSettings"]
+
+_HOMES = {
+    "AutoModelForCausalLM": "swarm.client.model",
+    "ClientSettings": "swarm.client.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch and transformers takes seconds; `import swarm` alone needs neither.
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,8 +17,6 @@ class Call:
     cache: "RemoteCache"
     valid: torch.Tensor | None
     """Bool `[rows, new columns]` on the CPU, False for padding; None: no padding."""
-    position_ids: torch.Tensor
-    """`[1 or rows, new columns]`; used when the architecture does not hand them to its layers."""
     input_ids: torch.Tensor | None
     """`[rows, new columns]`; None: embeddings were given."""
     keep: int

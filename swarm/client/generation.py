@@ -213,15 +213,10 @@ class RemoteModel:
         if mask is None and cache.has_padding:
             raise NotServedError("the cache has padding; give the attention_mask of all columns")
         valid = None if mask is None else cache.check_mask(mask, columns)
-        position_ids = kwargs.get("position_ids")
-        if position_ids is None:
-            position_ids = torch.arange(columns)[None] + cache.get_seq_length()
-        elif position_ids.dim() != 2:
-            raise NotServedError(f"position_ids of shape {list(position_ids.shape)}; give 2D ones")
         kept = kwargs.get("logits_to_keep", 0)
         keep = min(kept, columns) if isinstance(kept, int) and kept > 0 else columns
         kwargs["past_key_values"] = cache
-        token = current_call.set(Call(cache, valid, position_ids, input_ids, keep))
+        token = current_call.set(Call(cache, valid, input_ids, keep))
         try:
             output = super().forward(**kwargs, return_dict=True)  # type: ignore[misc]
         finally:

@@ -8,8 +8,9 @@ from torch import nn
 
 from swarm.client.chain import ChainStep
 from swarm.client.generation import Remote, attach
-from swarm.client.remote_blocks import RemoteBlocks
+from swarm.client.swarm_blocks import SwarmBlocks
 from swarm.errors import SessionClosedError
+from swarm.models.remote_blocks import ATTENTION, RemoteBlocks
 from swarm.sessions.messages import Hop
 
 
@@ -103,6 +104,9 @@ def as_remote(plain):
     """The plain model's shell over its own layers: `(model, servers)`."""
     servers = LocalServers(plain)
     shell = copy.deepcopy(plain)
-    shell.model.layers = nn.ModuleList([RemoteBlocks()])
+    blocks = RemoteBlocks(plain.model.layers[0])
+    blocks.remote = SwarmBlocks()
+    shell.model.layers = nn.ModuleList([blocks])
+    shell.config._attn_implementation = ATTENTION
     remote = Remote(servers.open_chain, plain.config.num_hidden_layers, lambda: None)
     return attach(shell, remote), servers

@@ -1,0 +1,118 @@
+"""Which swarm a model belongs to: shared by all models of the process with the same peers."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swarm.client.runtime import Runtime, runtime
+from swarm.client.settings import ClientSettings
+from swarm.client.swarm import Swarm, close_quietly
+from swarm.errors import SwarmError, UsageError
+
+LEAVE_TIMEOUT_S = 10.0
+_Key = tuple[tuple[str, ...], ClientSettings]
+
+
+@dataclass
+class _Joined:
+    runtime: Runtime
+    swarm: Swarm
+    users: int
+
+
+_lock = threading.Lock()
+_joined: dict[_Key, _Joined] = {}
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _joined.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Membership:
+    """One user's share of a `Swarm`, usable from any thread; joins again after a fork."""
+
+    def __init__(self, initial_peers: Sequence[str], settings: ClientSettings) -> None:
+        """Joins the swarm, unless another member of this process has joined it.
+
+        Raises UsageError without peers, AddressError, UnreachablePeerError, DaemonError.
+        """
+        if isinstance(initial_peers, str):
+            initial_peers = (initial_peers,)
+        if not initial_peers:
+            raise UsageError(
+                "no peer to join the swarm by; give initial_peers=[...] (--peers), the address "
+                "that a server prints"
+            )
+        self._key: _Key = (tuple(sorted(set(initial_peers))), settings)
+        self._closed = False
+        self._pid = os.getpid()
+        self._entry = self._join()
+
+    def get(self) -> tuple[Runtime, Swarm]:
+        """The loop and what lives in it. Raises SwarmError after `close`."""
+        if self._closed:
+            raise SwarmError("this model has left the swarm; load it again")
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._entry = self._join()
+        return self._entry.runtime, self._entry.swarm
+
+    def close(self) -> None:
+        """Leave; the last member of the process closes the swarm, and this waits for it."""
+        entry = self._leave()
+        if entry is not None:
+            entry.runtime.forget(entry.swarm)
+            entry.runtime.run(close_quietly(entry.swarm), LEAVE_TIMEOUT_S)
+
+    def close_soon(self) -> None:
+        """As `close`, from a finalizer: never waits."""
+        entry = self._leave(wait=False)
+        if entry is not None:
+            entry.runtime.call_soon(_close_in_task, entry)
+
+    def _join(self) -> _Joined:
+        with _lock:
+            entry = _joined.get(self._key)
+            if entry is None:
+                peers, settings = self._key
+                loop = runtime()
+                swarm = loop.run(Swarm.join(peers, settings))
+                loop.close_at_exit(swarm, swarm.close)
+                entry = _joined[self._key] = _Joined(loop, swarm, 0)
+            entry.users += 1
+            return entry
+
+    def _leave(self, wait: bool = True) -> _Joined | None:
+        """What is to be closed, if we were the last. A fork's parent keeps what is its own."""
+        if self._closed or self._pid != os.getpid():
+            return None
+        if not _lock.acquire(blocking=wait):
+            # Another thread is joining; what stays open is closed when the program ends.
+            return None
+        try:
+            self._closed = True
+            self._entry.users -= 1
+            if self._entry.users > 0:
+                return None
+            if _joined.get(self._key) is self._entry:
+                del _joined[self._key]
+            return self._entry
+        finally:
+            _lock.release()
+
+
+_closing: set["asyncio.Task[None]"] = set()
+
+
+def _close_in_task(entry: _Joined) -> None:
+    entry.runtime.forget(entry.swarm)
+    task = asyncio.get_running_loop().create_task(close_quietly(entry.swarm))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)

@@ -1,0 +1,258 @@
+"""Finding a route for a new session and opening it on every hop, with other routes if one fails."""
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swarm.client.remote_session import RemoteSession
+from swarm.client.runtime import Runtime
+from swarm.client.swarm import Swarm
+from swarm.errors import (
+    CheckpointError,
+    MissingBlocksError,
+    PeerError,
+    RefusedError,
+    SwarmError,
+)
+from swarm.routing.shortest import ShortestRouter
+from swarm.routing.view import SwarmView
+from swarm.sessions.events import Event, Forward, Instruction, Opened, PeerLost, Raise, Received, Tick
+from swarm.sessions.messages import Grant, Hop, Message, SignedGrant, encode
+from swarm.sessions.opening import Opening
+from swarm.spans import PeerId
+
+if TYPE_CHECKING:
+    from swarm.dht.records import ServerRecord
+
+logger = logging.getLogger(__name__)
+
+GRANT_CONTEXT = b"swarm grant v1\0"
+"""Signed in front of every grant, so that no other signature can be taken for one."""
+MAX_PROBED = 8
+"""Servers that are connected to measure their round trip, where there is a choice."""
+PROBE_TIMEOUT_S = 1.0
+LOOK_AGAIN_S = 0.5
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model that a session is for."""
+
+    name: str
+    checkpoint: str
+    num_blocks: int
+    hidden_size: int
+    dtype: str
+    """Of the activations on the wire."""
+
+
+async def open_session(
+    runtime: Runtime, swarm: Swarm, target: Target, rows: int, length: int
+) -> RemoteSession:
+    """Open a session of `rows` x `length` slots over all blocks of the model.
+
+    A server that cannot be reached or refuses (unless it is only full) is avoided on the next try.
+    Raises MissingBlocksError when no servers are left for some blocks, CacheFullError when no
+    room was given in time, CheckpointError when the swarm serves another checkpoint.
+    """
+    return await _Search(runtime, swarm, target, rows, length).run()
+
+
+class _Search:
+    def __init__(
+        self, runtime: Runtime, swarm: Swarm, target: Target, rows: int, length: int
+    ) -> None:
+        self._runtime = runtime
+        self._swarm = swarm
+        self._target = target
+        self._rows, self._length = rows, length
+        self._settings = swarm.settings
+        self._router = ShortestRouter(random.Random(), mix_numerics=self._settings.mix_numerics)
+        self._avoid: dict[PeerId, int] = {}
+        """Servers that failed, with the number of the record that led us there."""
+        self._last_error: SwarmError | None = None
+        self._ends = swarm.time + self._settings.open_timeout_s
+        self._missing_since: float | None = None
+
+    async def run(self) -> RemoteSession:
+        max_age_s: float | None = None
+        while True:
+            records = await self._swarm.servers(self._target.checkpoint, max_age_s)
+            max_age_s = 0.0
+            try:
+                hops = await self._choose(records)
+            except MissingBlocksError as missing:
+                await self._wait_for_blocks(missing)
+                continue
+            self._missing_since = None
+            by_peer = {record.peer: record for record in records}
+            used = [by_peer[PeerId(hop.peer)] for hop in hops]
+            failed = await self._swarm.connect_all(used, self._settings.connect_timeout_s)
+            for peer, error in failed.items():
+                self._avoid_peer(by_peer[peer], error)
+            if failed:
+                continue
+            try:
+                return await self._open(hops)
+            except (RefusedError, PeerError, CheckpointError) as error:
+                peer = PeerId(getattr(error, "peer", None) or "")
+                if peer not in by_peer or self._swarm.time >= self._ends:
+                    raise
+                self._avoid_peer(by_peer[peer], error)
+
+    async def _choose(self, records: "Sequence[ServerRecord]") -> tuple[Hop, ...]:
+        view = SwarmView(
+            self._target.checkpoint,
+            self._target.num_blocks,
+            tuple(record.view() for record in records),
+        )
+        avoid = [
+            record.peer
+            for record in records
+            if record.sequence <= self._avoid.get(record.peer, -1)
+        ]
+        online = [server.peer for server in view.online(avoid)]
+        await self._measure([record for record in records if record.peer in online], view)
+        return self._router.route(
+            view,
+            rtt_s=self._swarm.rtt_s(online),
+            tokens_needed=self._rows * self._length,
+            avoid=avoid,
+        )
+
+    async def _measure(self, records: "Sequence[ServerRecord]", view: SwarmView) -> None:
+        """Measure round trips, if blocks are served more than once and there is a choice."""
+        if sum(len(record.span) for record in records) <= view.num_blocks:
+            return
+        known = self._swarm.rtt_s([record.peer for record in records])
+        unknown = [record for record in records if record.peer not in known]
+        probed = random.sample(unknown, min(MAX_PROBED, len(unknown)))
+        if not probed:
+            return
+        await self._swarm.connect_all(probed, PROBE_TIMEOUT_S)
+        # The first ping leaves with the hello.
+        await asyncio.sleep(0.02)
+
+    async def _wait_for_blocks(self, missing: MissingBlocksError) -> None:
+        """Return when it is worth to look again; raise when it is not."""
+        now = self._swarm.time
+        if self._missing_since is None:
+            self._missing_since = now
+            await self._check_model(missing)
+        if now - self._missing_since >= self._settings.missing_timeout_s or now >= self._ends:
+            text = str(missing)
+            if self._last_error is not None:
+                text += f" (last: {self._last_error})"
+            raise MissingBlocksError(text, missing.blocks) from self._last_error
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _check_model(self, missing: MissingBlocksError) -> None:
+        """Is it another checkpoint that is served here?"""
+        if missing.blocks != (f"0:{self._target.num_blocks}",):
+            return
+        models = await self._swarm.models()
+        if not models or any(one.checkpoint == self._target.checkpoint for one in models):
+            return
+        served = sorted({f"{one.model} ({one.checkpoint[:8]})" for one in models})
+        raise CheckpointError(
+            f"this swarm serves {', '.join(served)}, not {self._target.name} "
+            f"({self._target.checkpoint[:8]}); load the checkpoint that it serves"
+        )
+
+    def _avoid_peer(self, record: "ServerRecord", error: SwarmError) -> None:
+        logger.info("another route is looked for: %s", error)
+        self._avoid[record.peer] = record.sequence
+        self._last_error = error
+
+    async def _open(self, hops: tuple[Hop, ...]) -> RemoteSession:
+        grant = Grant(
+            session=secrets.token_bytes(16),
+            route=0,
+            checkpoint=self._target.checkpoint,
+            hops=hops,
+            client=self._swarm.identity.peer_id,
+            rows=self._rows,
+            length=self._length,
+            dtype=self._target.dtype,
+            lifetime_s=self._settings.session_lifetime_s,
+        )
+        left_s = max(0.0, self._ends - self._swarm.time)
+        packed = encode(grant)
+        signed = SignedGrant(packed, self._swarm.identity.sign(GRANT_CONTEXT + packed))
+        opening = Opening(grant, signed, deadline_s=left_s)
+        return await _OpeningRun(self, grant, opening).run()
+
+    def opened(self, grant: Grant) -> RemoteSession:
+        session = RemoteSession(self._runtime, self._swarm, grant, self._target.hidden_size)
+        self._swarm.attach(grant.session, session)
+        return session
+
+    @property
+    def swarm(self) -> Swarm:
+        return self._swarm
+
+
+class _OpeningRun:
+    """Drives one `Opening`; a `Listener`."""
+
+    def __init__(self, search: _Search, grant: Grant, opening: Opening) -> None:
+        self._search = search
+        self._swarm = search.swarm
+        self._grant = grant
+        self._opening = opening
+        self._result: asyncio.Future[RemoteSession] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> RemoteSession:
+        self._swarm.attach(self._grant.session, self)
+        try:
+            self._apply(self._opening.start(self._swarm.time))
+            return await self._result
+        except BaseException:
+            self._apply(self._opening.cancel())
+            if self._result.done() and not self._result.cancelled():
+                if self._result.exception() is None:
+                    self._result.result().close()
+            self._swarm.detach(self._grant.session)
+            raise
+
+    def received(self, sender: PeerId, message: Message, payload: memoryview) -> None:
+        self._handle(Received(sender, message))
+
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
+        if peer == self._swarm.identity.peer_id:
+            self._fail(SwarmError(reason))
+        else:
+            self._handle(PeerLost(peer, reason))
+
+    def tick(self, now: float) -> None:
+        self._handle(Tick())
+
+    def _handle(self, event: Event) -> None:
+        self._apply(self._opening.handle(event, self._swarm.time))
+
+    def _apply(self, instructions: Sequence[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Forward(to=peer, message=message):
+                    self._send(peer, message)
+                case Opened() if not self._result.done():
+                    # At once, so that no message falls between the opening and the session.
+                    self._result.set_result(self._search.opened(self._grant))
+                case Raise(error):
+                    self._fail(error)
+                case _:
+                    logger.error("an instruction that no opening knows: %r", instruction)
+
+    def _send(self, peer: PeerId, message: Message) -> None:
+        try:
+            self._swarm.send(peer, message, session=self._grant.session)
+        except PeerError as error:
+            self._handle(PeerLost(peer, str(error)))
+
+    def _fail(self, error: SwarmError) -> None:
+        if not self._result.done():
+            self._result.set_exception(error)

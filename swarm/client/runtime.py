@@ -1,0 +1,125 @@
+"""One background thread with an event loop for all swarms of the process."""
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from swarm.errors import SwarmError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EXIT_DEADLINE_S = 5.0
+"""How long the end of the program waits for goodbyes."""
+
+
+class Runtime:
+    """The loop, used from any thread, also inside another running loop (Jupyter's)."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._closers: dict[object, Callable[[], Awaitable[None]]] = {}
+        self._thread = threading.Thread(target=self._serve, name="swarm client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        """Wait for `work` in the loop. Interrupted or too late, the work is cancelled.
+
+        Raises TimeoutError, and SwarmError when called from the loop's own thread.
+        """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise SwarmError("the swarm's own event loop cannot wait for itself")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.CancelledError as error:
+            raise SwarmError("the swarm was closed meanwhile") from error
+        finally:
+            future.cancel()
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """Run `callback` in the loop; never waits, also from a finalizer in any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to do
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    def close_at_exit(self, key: object, close: Callable[[], Awaitable[None]]) -> None:
+        """Await `close()` when the program ends, unless `forget(key)` was called before."""
+        self._closers[key] = close
+
+    def forget(self, key: object) -> None:
+        self._closers.pop(key, None)
+
+    def stop(self) -> None:
+        """Close what is open, within a deadline, and end the thread."""
+        if self._loop.is_closed() or not self._thread.is_alive():
+            return
+        try:
+            self.run(self._close_all(), EXIT_DEADLINE_S)
+        except (TimeoutError, SwarmError):
+            logger.warning("the swarm was left without goodbye: too slow to answer")
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(1.0)
+
+    async def _close_all(self) -> None:
+        results = await asyncio.gather(
+            *(close() for close in list(self._closers.values())), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, Exception):
+                logger.warning("a swarm was not closed in order", exc_info=result)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            self._cancel_all()
+        finally:
+            self._loop.close()
+
+    def _cancel_all(self) -> None:
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            gathered = asyncio.gather(*tasks, return_exceptions=True)
+            self._loop.run_until_complete(asyncio.wait_for(gathered, 1.0))
+
+
+_lock = threading.Lock()
+_runtime: Runtime | None = None
+_inherited: list[Runtime] = []
+"""Of the parent process; kept so that nobody closes what belongs to the parent."""
+
+
+def runtime() -> Runtime:
+    """The runtime of this process; made when first asked for, and anew after a fork."""
+    global _runtime
+    with _lock:
+        if _runtime is None:
+            _runtime = Runtime()
+        return _runtime
+
+
+def _after_fork() -> None:
+    global _lock, _runtime
+    _lock = threading.Lock()
+    if _runtime is not None:
+        _inherited.append(_runtime)
+    _runtime = None
+
+
+def _stop_at_exit() -> None:
+    if _runtime is not None:
+        _runtime.stop()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_stop_at_exit)

@@ -1,0 +1,43 @@
+"""What a user may set about the way to the swarm; every default works."""
+
+from dataclasses import dataclass
+
+from swarm.errors import UsageError
+from swarm.sessions.messages import MAX_STEP_TOKENS, MAX_UNANSWERED
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Times in seconds."""
+
+    startup_timeout_s: float = 30.0
+    """To start the libp2p daemon and join the swarm."""
+    connect_timeout_s: float = 8.0
+    """To connect to one server."""
+    open_timeout_s: float = 60.0
+    """To open a session: finding a route, trying others, waiting in line for room."""
+    missing_timeout_s: float = 5.0
+    """How long to look again when no server is online for some blocks."""
+    step_timeout_s: float = 60.0
+    """How long the servers may be silent while an answer is awaited."""
+    link_grace_s: float = 6.0
+    """How long a broken link to a server is tried again before its sessions are lost."""
+    directory_refresh_s: float = 10.0
+    """Age at which the list of servers is looked up again."""
+    session_lifetime_s: float = 24 * 3600.0
+    """How long servers may keep a session."""
+    prefill_chunk_tokens: int = 256
+    """Prompts travel in pieces of so many tokens, so that the servers work at the same time."""
+    window: int = 8
+    """Most pieces of a prompt on their way at once."""
+    mix_numerics: bool = False
+    """Whether one route may have servers that compute differently (dtype, quantisation)."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not value > 0:
+                raise UsageError(f"{name} is {value}; it must be greater than 0")
+        if not 1 <= self.prefill_chunk_tokens <= MAX_STEP_TOKENS:
+            raise UsageError(f"prefill_chunk_tokens must be in 1..{MAX_STEP_TOKENS}")
+        if not 1 <= self.window <= MAX_UNANSWERED:
+            raise UsageError(f"window must be in 1..{MAX_UNANSWERED}")

@@ -1,0 +1,94 @@
+"""What `swarm-client status` shows: the directory's records and what the servers say themselves."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from swarm.client.swarm import Swarm
+from swarm.errors import PeerError
+from swarm.spans import Span, missing_spans
+
+if TYPE_CHECKING:
+    from swarm.dht.directory import ModelEntry
+    from swarm.dht.records import ServerRecord
+
+UNREACHABLE = "unreachable"
+"""State of a server that is in the directory and does not answer."""
+_LIVE_FIELDS = {
+    "state": str,
+    "decode_ms_per_block": float,
+    "prefill_tokens_per_s": float,
+    "cache_tokens_free": int,
+    "cache_tokens_total": int,
+    "sessions": int,
+    "queue_wait_ms": float,
+    "streams": int,
+    "tasks": int,
+    "open_files": int,
+}
+"""What a server's own answer replaces, and the type that it must have."""
+
+
+async def swarm_status(
+    swarm: Swarm, entry: "ModelEntry | None", timeout_s: float
+) -> dict[str, Any]:
+    """The state of one model, as `status --json` prints it.
+
+    Each server is asked, for at most `timeout_s`; one that does not answer is shown as
+    `unreachable`, its blocks count as missing, and what only it knows is None. `entry` None:
+    nothing is served.
+    """
+    if entry is None:
+        return {"model": None, "blocks_total": 0, "missing": [], "servers": []}
+    records = await swarm.servers(entry.checkpoint, 0.0)
+    rows = await asyncio.gather(*(_row(swarm, record, timeout_s) for record in records))
+    rows.sort(key=lambda row: (Span.parse(row["blocks"]), row["peer"]))
+    online = [Span.parse(row["blocks"]) for row in rows if row["state"] == "online"]
+    return {
+        "model": entry.model,
+        "blocks_total": entry.num_blocks,
+        "missing": [str(span) for span in missing_spans(online, entry.num_blocks)],
+        "servers": list(rows),
+    }
+
+
+def choose_model(models: "Sequence[ModelEntry]", name: str | None) -> "ModelEntry | None":
+    """The model of this name, or the one with most servers; None if there is none."""
+    return next((entry for entry in models if name is None or entry.model == name), None)
+
+
+async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "peer": record.peer,
+        "blocks": str(record.span),
+        "state": str(record.state),
+        "dtype": record.numerics.dtype,
+        "decode_ms_per_block": record.decode_ms_per_block,
+        "prefill_tokens_per_s": record.prefill_tokens_per_s,
+        "cache_tokens_free": record.cache_tokens_free,
+        "cache_tokens_total": record.cache_tokens_total,
+        "sessions": record.sessions,
+        "queue_wait_ms": record.queue_wait_ms,
+        "streams": None,
+        "tasks": None,
+        "open_files": None,
+    }
+    try:
+        live = await swarm.ask_status(record, timeout_s)
+    except PeerError:
+        row["state"] = UNREACHABLE
+    else:
+        row.update(_checked(live))
+    return row
+
+
+def _checked(live: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a stranger's answer, what is known and has the right type."""
+    checked: dict[str, Any] = {}
+    for name, kind in _LIVE_FIELDS.items():
+        value = live.get(name)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is kind:
+            checked[name] = value[:32] if isinstance(value, str) else value
+    return checked

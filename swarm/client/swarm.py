@@ -1,0 +1,267 @@
+"""Our membership in one swarm: the network, the list of servers, and who gets which message."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol
+
+from swarm.client.settings import ClientSettings
+from swarm.errors import PeerError, PeerTimeoutError
+from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.messages import Message, StatusReply, StatusRequest
+from swarm.spans import PeerId
+from swarm.wire.identity import Identity
+from swarm.wire.links import Links
+
+if TYPE_CHECKING:
+    from swarm.dht.directory import Directory
+    from swarm.dht.node import DhtNode
+    from swarm.dht.records import ModelRecord, ServerRecord
+    from swarm.wire.libp2p import Libp2pNetwork
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+"""How often sessions look at their deadlines."""
+CLOSE_TIMEOUT_S = 5.0
+
+
+class Listener(Protocol):
+    """A session, or its opening, in the loop's thread."""
+
+    def received(self, sender: PeerId, message: Message, payload: memoryview) -> None: ...
+    def peer_lost(self, peer: PeerId, reason: str) -> None: ...
+    def tick(self, now: float) -> None: ...
+
+
+@dataclass
+class _Snapshot:
+    """The servers of one checkpoint as they were found at `time`."""
+
+    time: float
+    records: "tuple[ServerRecord, ...]"
+
+
+class Swarm:
+    """Everything here runs in the client's event loop. Make one with `join`."""
+
+    def __init__(self, network: "Libp2pNetwork", settings: ClientSettings) -> None:
+        self.identity: Identity = network.identity
+        self.settings = settings
+        self._network = network
+        self._links = Links(network, self, grace_s=settings.link_grace_s)
+        self._node: DhtNode | None = None
+        self._directory: Directory | None = None
+        self._loop = asyncio.get_running_loop()
+        self._listeners: dict[bytes, Listener] = {}
+        self._snapshots: dict[str, _Snapshot] = {}
+        self._lookups: dict[str, asyncio.Task[tuple[ServerRecord, ...]]] = {}
+        self._requests: dict[int, asyncio.Future[StatusReply]] = {}
+        self._request_numbers = count(1)
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._closed = False
+
+    @classmethod
+    async def join(
+        cls, initial_peers: Sequence[str], settings: ClientSettings, identity: Identity | None = None
+    ) -> "Swarm":
+        """Raises AddressError, UnreachablePeerError or DaemonError."""
+        from swarm.dht.directory import Directory
+        from swarm.dht.node import DhtNode
+        from swarm.wire.libp2p import Libp2pNetwork
+
+        network = await Libp2pNetwork.create(
+            identity or Identity.create(),
+            initial_peers=initial_peers,
+            client_only=True,
+            startup_timeout_s=settings.startup_timeout_s,
+        )
+        swarm = cls(network, settings)
+        try:
+            await swarm._links.start()
+            swarm._node = await DhtNode.create(network)
+            swarm._directory = Directory(swarm._node)
+        except BaseException:
+            await swarm.close()
+            raise
+        return swarm
+
+    async def close(self) -> None:
+        """Sessions that are still open are closed; the daemon ends."""
+        if self._closed:
+            return
+        self._closed = True
+        self._timer.cancel()
+        for listener in list(self._listeners.values()):
+            listener.peer_lost(self.identity.peer_id, "the client left the swarm")
+        lookups = list(self._lookups.values())
+        for lookup in lookups:
+            lookup.cancel()
+        await asyncio.gather(*lookups, return_exceptions=True)
+        for closing in (self._links, self._node, self._network):
+            if closing is not None:
+                try:
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await closing.close()
+                except TimeoutError:
+                    logger.warning("%s was not closed in time", type(closing).__name__)
+
+    # ---- who serves what
+
+    async def servers(
+        self, checkpoint: str, max_age_s: float | None = None
+    ) -> "tuple[ServerRecord, ...]":
+        """The servers of a checkpoint, from a list of at most `max_age_s`.
+
+        By default an older list is good enough and is looked up anew behind the caller's back.
+        Raises PeerTimeoutError.
+        """
+        known = self._snapshots.get(checkpoint)
+        now = self._loop.time()
+        if known is None or (max_age_s is not None and now - known.time > max_age_s):
+            return await asyncio.shield(self._look_up(checkpoint))
+        if now - known.time > self.settings.directory_refresh_s:
+            self._look_up(checkpoint)
+        return known.records
+
+    def _look_up(self, checkpoint: str) -> "asyncio.Task[tuple[ServerRecord, ...]]":
+        lookup = self._lookups.get(checkpoint)
+        if lookup is None:
+            lookup = self._loop.create_task(self._find_servers(checkpoint))
+            self._lookups[checkpoint] = lookup
+            lookup.add_done_callback(lambda done: self._looked_up(checkpoint, done))
+        return lookup
+
+    def _looked_up(self, checkpoint: str, done: "asyncio.Task[Any]") -> None:
+        del self._lookups[checkpoint]
+        if not done.cancelled() and (error := done.exception()) is not None:
+            logger.info("the servers of %s were not looked up: %s", checkpoint, error)
+
+    async def _find_servers(self, checkpoint: str) -> "tuple[ServerRecord, ...]":
+        assert self._directory is not None
+        records = tuple(await self._directory.snapshot(checkpoint))
+        self._snapshots[checkpoint] = _Snapshot(self._loop.time(), records)
+        return records
+
+    async def models(self) -> "Sequence[ModelRecord]":
+        """What is served at all in this swarm."""
+        assert self._directory is not None
+        return await self._directory.models()
+
+    # ---- connections
+
+    async def connect(self, record: "ServerRecord", timeout_s: float) -> None:
+        """Have a link to this server; PeerError says why there is none."""
+        self._network.add_addresses(record.peer, record.addresses)
+        await self._links.connect(record.peer, timeout_s)
+
+    async def connect_all(
+        self, records: Iterable["ServerRecord"], timeout_s: float
+    ) -> dict[PeerId, PeerError]:
+        """Connect to all at once; the peers where it failed, and why."""
+        wanted = list(records)
+        results = await asyncio.gather(
+            *(self.connect(record, timeout_s) for record in wanted), return_exceptions=True
+        )
+        failed: dict[PeerId, PeerError] = {}
+        for record, result in zip(wanted, results, strict=True):
+            if isinstance(result, PeerError):
+                failed[record.peer] = result
+            elif isinstance(result, BaseException):
+                raise result
+        return failed
+
+    def rtt_s(self, peers: Collection[PeerId]) -> dict[PeerId, float]:
+        """The measured round trips to those of `peers` that are connected."""
+        found: dict[PeerId, float] = {}
+        for peer in peers:
+            stats = self._links.stats(peer)
+            if stats is not None and stats.rtt_s is not None:
+                found[peer] = stats.rtt_s
+        return found
+
+    async def ask_status(self, record: "ServerRecord", timeout_s: float) -> dict[str, Any]:
+        """What the server says of itself. Raises PeerError."""
+        number = next(self._request_numbers)
+        answer: asyncio.Future[StatusReply] = self._loop.create_future()
+        self._requests[number] = answer
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.connect(record, timeout_s)
+                self.send(record.peer, StatusRequest(number))
+                reply = await answer
+        except TimeoutError as error:
+            if isinstance(error, PeerError):
+                raise
+            raise PeerTimeoutError(
+                f"{record.peer} did not tell its status within {timeout_s:g} s", record.peer
+            ) from None
+        finally:
+            del self._requests[number]
+        try:
+            status = json.loads(reply.status)
+        except ValueError:
+            status = None
+        if not isinstance(status, dict):
+            raise PeerError(f"{record.peer} sent a status that is no JSON object", record.peer)
+        return status
+
+    # ---- messages
+
+    def attach(self, session: bytes, listener: Listener) -> None:
+        """From now on what concerns `session` goes to `listener`."""
+        self._listeners[session] = listener
+
+    def detach(self, session: bytes) -> None:
+        self._listeners.pop(session, None)
+
+    def send(
+        self,
+        peer: PeerId,
+        message: Message,
+        payload: Sequence[memoryview] = (),
+        service_class: ServiceClass = ServiceClass.CONTROL,
+        session: bytes = b"",
+    ) -> None:
+        """Raises UnreachablePeerError or LinkFullError."""
+        self._links.send(peer, message, payload, service_class, session, self.identity.peer_id)
+
+    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
+        if isinstance(message, StatusReply):
+            answer = self._requests.get(message.request)
+            if answer is not None and not answer.done():
+                answer.set_result(message)
+            return
+        listener = self._listeners.get(getattr(message, "session", b""))
+        if listener is not None:
+            listener.received(peer, message, payload)
+
+    def on_link_lost(self, peer: PeerId, reason: str) -> None:
+        for listener in list(self._listeners.values()):
+            listener.peer_lost(peer, reason)
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        now = self._loop.time()
+        for listener in list(self._listeners.values()):
+            try:
+                listener.tick(now)
+            except Exception:
+                logger.exception("a session's deadlines were not looked at")
+
+    @property
+    def time(self) -> float:
+        return self._loop.time()
+
+
+async def close_quietly(swarm: Swarm) -> None:
+    """For tasks that nobody awaits."""
+    with suppress(asyncio.CancelledError):
+        try:
+            await swarm.close()
+        except Exception:
+            logger.exception("the swarm was not left in order")
