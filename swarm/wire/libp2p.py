@@ -29,6 +29,7 @@ MAX_REMEMBERED_PEERS = 64
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 15.0
 DAEMON_FLUSH_S = 0.1
+DAEMON_RETRY_S = 0.05
 
 
 class Libp2pNetwork:
@@ -113,17 +114,20 @@ class Libp2pNetwork:
     async def dial(self, peer: PeerId, timeout_s: float) -> ByteStream:
         """Opens a stream to `peer`, at the addresses added for it or those that libp2p finds.
 
-        Raises UnreachablePeerError, at the latest after `timeout_s`.
+        Raises UnreachablePeerError, at the latest after `timeout_s`. While our own daemon is being
+        started again it waits.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-                await self._connect(peer, timeout_s)
-                return await self._open_stream(peer, timeout_s)
+                while True:
+                    await self._ready.wait()
+                    try:
+                        await self._connect(peer, timeout_s)
+                        return await self._open_stream(peer, timeout_s)
+                    except OSError:
+                        await asyncio.sleep(DAEMON_RETRY_S)  # until the watcher has noticed, too
         except TimeoutError as error:
             raise self._unreachable(peer, f"no answer within {timeout_s:.1f} s") from error
-        except OSError as error:
-            raise self._unreachable(peer, f"our libp2p daemon is gone ({error})") from error
 
     async def close(self) -> None:
         if self._closing:
@@ -179,7 +183,7 @@ class Libp2pNetwork:
             async with asyncio.timeout(timeout_s):
                 await self._ready.wait()
                 return await self._connect(peer, timeout_s, [where])
-        except (OSError, TimeoutError, UnreachablePeerError) as error:
+        except (OSError, TimeoutError) as error:
             logger.info("%s is not at %s: %r", peer, where, error)
             return False
 
@@ -298,7 +302,7 @@ class Libp2pNetwork:
     async def _reconnect(self, peer: PeerId) -> None:
         try:
             await self._connect(peer, CONNECT_TIMEOUT_S, self._remembered.get(peer, ()))
-        except (OSError, TimeoutError, UnreachablePeerError) as error:
+        except (OSError, TimeoutError) as error:
             logger.info("%s was connected and is not any more: %s", peer, error)
 
     async def _flush_streams(self) -> None:
@@ -360,7 +364,7 @@ class Libp2pNetwork:
                 timeout=_whole_seconds(timeout_s),
             ),
         )
-        stream, response = await self._ask(self._running(peer), request)
+        stream, response = await self._ask(self._running(), request)
         if response.type == p2pd_pb2.Response.ERROR:
             stream.abort()
             raise self._unreachable(peer, response.error.msg)
@@ -391,7 +395,7 @@ class Libp2pNetwork:
                 timeout=_whole_seconds(min(timeout_s, CONNECT_TIMEOUT_S)),
             ),
         )
-        stream, response = await self._ask(self._running(peer), request)
+        stream, response = await self._ask(self._running(), request)
         stream.close()
         if response.type == p2pd_pb2.Response.ERROR:
             logger.info("%s is not at %s: %s", peer, ", ".join(told), response.error.msg)
@@ -424,9 +428,9 @@ class Libp2pNetwork:
             stream.abort()
             raise
 
-    def _running(self, peer: PeerId) -> Daemon:
+    def _running(self) -> Daemon:
         if self._daemon is None:
-            raise self._unreachable(peer, "our libp2p daemon is being started again")
+            raise ConnectionResetError("our libp2p daemon is being started again")
         return self._daemon
 
     def _unreachable(self, peer: PeerId, reason: str) -> UnreachablePeerError:
