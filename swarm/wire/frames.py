@@ -108,8 +108,8 @@ class FrameReader:
     """Cuts a stream of bytes into frames; holds less than one frame beyond what it is fed."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes | bytearray | memoryview] = []
-        self._held = 0
+        self._rest = bytearray()
+        """The beginning of a frame that is not whole yet."""
         self._needed = HEADER.size
         """How many bytes the first unfinished frame takes, as far as that is known."""
 
@@ -118,14 +118,11 @@ class FrameReader:
 
         Raises FramingError for bytes that are no frame; nothing may be fed after that.
         """
-        if self._held:
-            self._pieces.append(data)
-            self._held += len(data)
-            if self._held < self._needed:
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
                 return []
-            data = b"".join(self._pieces)
-            self._pieces.clear()
-            self._held = 0
+            data, self._rest = self._rest, bytearray()
         frames: list[Frame] = []
         offset, available = 0, len(data)
         self._needed = HEADER.size
@@ -152,8 +149,7 @@ class FrameReader:
             )
             offset = end
         if offset < available:
-            self._pieces.append(bytes(view[offset:]))
-            self._held = available - offset
+            self._rest = bytearray(view[offset:])
         return frames
 
 

@@ -172,10 +172,9 @@ class Link:
     def attach(self, connection: Connection, hello: Hello) -> None:
         """Both hellos are exchanged on `connection`: from now on it carries the link.
 
-        The caller has called `forget` if the peer has another incarnation than before.
+        The caller has set `peer_incarnation`, and called `forget` before if it was another.
         """
         self.detach()
-        self.peer_incarnation = hello.incarnation
         self.peer_dialable = hello.dialable
         self.connection = connection
         self.dialled = connection.dialled

@@ -426,6 +426,7 @@ class Links:
             if self._links.get(peer) is not link:
                 connection.close()
                 return
+        link.peer_incarnation = hello.incarnation
         link.highest_stream = max(link.highest_stream, connection.number)
         current = link.connection
         if current is not None and self._rank(connection) < self._rank(current):

@@ -1,0 +1,99 @@
+"""Peers with links over the in-memory network, and what they have received."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.messages import Message, StatusRequest
+from swarm.spans import PeerId
+from swarm.wire.frames import Frame, FrameReader
+from swarm.wire.links import Links
+from swarm.wire.memory import MemoryNetworkHub
+from swarm.wire.network import ByteStream
+
+ANNA, BERT, CARL = PeerId("peer-anna"), PeerId("peer-bert"), PeerId("peer-carl")
+
+
+def request(message: Message) -> int:
+    assert isinstance(message, StatusRequest)
+    return message.request
+
+
+def content(number: int, size: int) -> bytes:
+    """The payload that message `number` has in these tests."""
+    return bytes([number % 251]) * size
+
+
+class Peer:
+    """One peer: `received` are `(sender, number, payload length)`, checked; `lost` the losses."""
+
+    def __init__(
+        self, hub: MemoryNetworkHub, peer_id: PeerId, *, listens: bool = True, **limits: Any
+    ) -> None:
+        self.id = peer_id
+        self.network = hub.network(peer_id, listens=listens)
+        self.received: list[tuple[PeerId, int, int]] = []
+        self.lost: list[tuple[PeerId, str]] = []
+        self.links = Links(self.network, self, **limits)
+
+    async def __aenter__(self) -> "Peer":
+        await self.links.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.links.close()
+        await self.network.close()
+
+    async def vanish(self) -> None:
+        """As if the process was killed: the streams break, nobody says goodbye."""
+        await self.network.close()
+        await self.links.close()
+
+    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
+        number = request(message)
+        assert bytes(payload) == content(number, len(payload))
+        assert not payload.readonly
+        self.received.append((peer, number, len(payload)))
+
+    def on_link_lost(self, peer: PeerId, reason: str) -> None:
+        self.lost.append((peer, reason))
+
+    def numbers(self) -> list[int]:
+        return [number for _, number, _ in self.received]
+
+    def send(
+        self,
+        to: PeerId,
+        number: int,
+        size: int = 0,
+        service_class: ServiceClass = ServiceClass.DECODE,
+        session: bytes = b"",
+    ) -> None:
+        payload: Sequence[bytes] = [content(number, size)]
+        self.links.send(to, StatusRequest(number), payload, service_class, session)
+
+
+class RawStream:
+    """A hand-driven end of a stream: keeps the frames that came."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self.stream = stream
+        self.frames: list[Frame] = []
+        self.ended: str | None = None
+        self._reader = FrameReader()
+        stream.start(self)
+
+    def bytes_received(self, data: bytes) -> None:
+        self.frames += self._reader.feed(data)
+
+    def writable_again(self) -> None:
+        pass
+
+    def stream_ended(self, reason: str) -> None:
+        self.ended = reason

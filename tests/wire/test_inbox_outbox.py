@@ -1,0 +1,165 @@
+"""The two pure halves of a link against each other: any losses of streams, any order of acks."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from link_peers import content, request
+
+from swarm.errors import FramingError, LinkFullError
+from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.messages import StatusRequest
+from swarm.wire.frames import (
+    MAX_FRAGMENT_BYTES,
+    PRELUDE,
+    Frame,
+    FrameReader,
+    FrameType,
+    Range,
+)
+from swarm.wire.inbox import CREDIT_BYTES, Inbox, Numbers
+from swarm.wire.outbox import Outbox
+
+sizes = st.sampled_from([0, 10, 4096, 65_000, 65_536, 100_000, 200_000])
+sends = st.tuples(
+    st.just("send"),
+    st.sampled_from(ServiceClass),
+    st.sampled_from([b"", b"one", b"two"]),
+    sizes,
+)
+steps = st.lists(
+    st.one_of(
+        sends,
+        st.tuples(st.just("carry"), st.integers(1, 6)),
+        st.just(("acknowledge",)),
+        st.just(("delayed hello",)),
+        st.tuples(st.just("new stream"), st.booleans()),
+    ),
+    max_size=50,
+)
+
+
+def carry(outbox: Outbox, inbox: Inbox, reader: FrameReader, most: int) -> list[tuple[int, bytes]]:
+    """Brings up to `most` frames over; the messages that they end."""
+    got = []
+    for _ in range(most):
+        packed = outbox.next_frame(0, 0)
+        if packed is None:
+            break
+        (frame,) = reader.feed(packed)
+        assert len(frame.body) <= MAX_FRAGMENT_BYTES
+        arrived = inbox.data(frame)
+        if arrived is not None:
+            got.append((request(arrived[0]), bytes(arrived[1])))
+    return got
+
+
+@settings(max_examples=300)
+@given(steps)
+def test_each_message_once_whole_and_in_order(script: list[tuple]) -> None:  # type: ignore[type-arg]
+    outbox, inbox, reader = Outbox(10**9), Inbox(), FrameReader()
+    outbox.begin_stream(0, (), inbox.grant())
+    sent: list[tuple[bytes, int, int]] = []
+    got: list[tuple[int, bytes]] = []
+    stale = (0, list[Range]())
+    for step in script:
+        if step[0] == "send":
+            number = len(sent)
+            sent.append((step[2], number, step[3]))
+            payload = [content(number, step[3] // 2), content(number, step[3] - step[3] // 2)]
+            outbox.push(StatusRequest(number), payload, step[1], step[2], "")
+        elif step[0] == "carry":
+            got += carry(outbox, inbox, reader, step[1])
+        elif step[0] == "acknowledge":
+            outbox.acknowledge(inbox.delivered.complete, inbox.delivered.ranges())
+            outbox.credited(inbox.grant())
+        elif step[0] == "delayed hello":
+            stale = (inbox.delivered.complete, list(inbox.delivered.ranges()))
+        else:
+            if step[1]:
+                stale = (inbox.delivered.complete, list(inbox.delivered.ranges()))
+            inbox.begin_stream()
+            outbox.begin_stream(*stale, inbox.grant())
+            reader = FrameReader()
+    while outbox.waiting:
+        got += carry(outbox, inbox, reader, 50)
+        outbox.credited(inbox.grant())
+    outbox.acknowledge(inbox.delivered.complete, inbox.delivered.ranges())
+    assert sorted(number for number, _ in got) == [number for _, number, _ in sent]
+    assert all(payload == content(number, sent[number][2]) for number, payload in got)
+    for session in (b"one", b"two"):
+        order = [number for number, _ in got if sent[number][0] == session]
+        assert order == sorted(order)
+    assert outbox.outstanding_bytes == outbox.unacknowledged == inbox.unfinished_bytes == 0
+    assert inbox.delivered.complete == len(sent)
+
+
+@given(st.permutations(range(12)), st.integers(0, 12))
+def test_numbers_are_a_set(order: list[int], length: int) -> None:
+    numbers, model = Numbers(), set[int]()
+    for number in order[:length]:
+        numbers.add(number)
+        model.add(number)
+        listed = set(range(numbers.complete))
+        for start, end in numbers.ranges():
+            listed |= set(range(start, end))
+        assert listed == model
+        assert all((n in numbers) == (n in model) for n in range(14))
+        assert numbers.has_gaps == bool(numbers.ranges())
+
+
+def test_what_waits_is_bounded() -> None:
+    outbox = Outbox(1000)
+    outbox.push(StatusRequest(1), [bytes(800)], ServiceClass.DECODE, b"", "")
+    with pytest.raises(LinkFullError, match="reads too slowly"):
+        outbox.push(StatusRequest(2), [bytes(800)], ServiceClass.DECODE, b"", "")
+    outbox.begin_stream(0, (), CREDIT_BYTES)
+    assert outbox.next_frame(0, 0) is not None
+    with pytest.raises(LinkFullError):
+        outbox.push(StatusRequest(2), [bytes(800)], ServiceClass.DECODE, b"", "")
+    outbox.acknowledge(1)
+    outbox.push(StatusRequest(2), [bytes(800)], ServiceClass.DECODE, b"", "")
+
+
+def test_what_was_not_sent_cannot_be_acknowledged() -> None:
+    outbox = Outbox(10**6)
+    outbox.begin_stream(0, (), CREDIT_BYTES)
+    outbox.push(StatusRequest(1), [bytes(100_000)], ServiceClass.BULK, b"", "")
+    with pytest.raises(FramingError):
+        outbox.acknowledge(1)
+    assert outbox.next_frame(0, 0) is not None
+    with pytest.raises(FramingError, match="a part is not sent"):
+        outbox.acknowledge(1)
+    with pytest.raises(FramingError):
+        outbox.acknowledge(0, [Range(1, 2**60)])
+
+
+def test_more_than_was_granted_is_refused() -> None:
+    inbox = Inbox()
+    inbox.grant()
+
+    def fragment(flags: int, body: bytes) -> Frame:
+        return Frame(FrameType.DATA, 1, flags, 0, 0, 0, memoryview(body))
+
+    inbox.data(fragment(1, PRELUDE.pack(2 * CREDIT_BYTES, 0)))
+    for _ in range(CREDIT_BYTES // MAX_FRAGMENT_BYTES - 1):
+        inbox.data(fragment(0, bytes(MAX_FRAGMENT_BYTES)))
+    with pytest.raises(FramingError, match="were granted"):
+        inbox.data(fragment(0, bytes(MAX_FRAGMENT_BYTES)))
+
+
+def test_credit_wraps_around() -> None:
+    outbox, inbox, reader = Outbox(10**9), Inbox(), FrameReader()
+    outbox.begin_stream(0, (), inbox.grant())
+    payload = memoryview(bytes(60 * 1024 * 1024))
+    arrived = 0
+    for number in range(72):
+        outbox.push(StatusRequest(number), [payload], ServiceClass.BULK, b"", "")
+        while outbox.waiting:
+            packed = outbox.next_frame(0, 0)
+            if packed is None:
+                outbox.credited(inbox.grant())
+            else:
+                arrived += inbox.data(reader.feed(packed)[0]) is not None
+        outbox.acknowledge(inbox.delivered.complete)
+    assert inbox.received_bytes > 2**32
+    assert arrived == 72
