@@ -58,6 +58,8 @@ class PackedPass:
     kv: KVPass
     windows: dict[int, int | None] = field(default_factory=dict)
     """The sliding window of each layer that has attended so far; None: it sees all slots."""
+    mask_windows: set[int] = field(default_factory=set)
+    """Windows and chunks of the masks that the model asked for."""
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     """Additive masks by (index of the row, window), made once for all layers."""
 
@@ -216,8 +218,14 @@ def _attend(
     return torch.bmm(weights, values).view(heads, count, -1)
 
 
-def _no_mask(*_arguments: Any, **_named: Any) -> None:
-    """Packed attention makes its own masks, a row at a time."""
+def _no_mask(
+    *_arguments: Any, local_size: int | None = None, use_vmap: bool = False, **_named: Any
+) -> None:
+    """Packed attention makes its own masks, a row at a time; here the model asks for one."""
+    if use_vmap:
+        raise NotServedError("this model masks attention in a way of its own")
+    if local_size is not None and _RUNNING.current is not None:
+        _RUNNING.current.mask_windows.add(local_size)
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swarm.errors import NotServedError
+from swarm.errors import NotServedError, SwarmError
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.packed_attention import (
     ATTENTION_NAME,
@@ -81,7 +81,15 @@ class BlockSlice:
         `tensors` holds real tensors or anything that is read by `[...]`.
         """
         blocks = cls(load_model(config, tensors, span, dtype, torch.device(device), progress), span)
-        blocks.prepare()
+        try:
+            blocks.prepare()
+        except SwarmError:
+            raise
+        except Exception as error:  # whatever a model does that cannot run in packed passes
+            raise NotServedError(
+                f"{type(blocks.model).__name__} cannot run packed passes "
+                f"({type(error).__name__}: {error}); this version does not serve it"
+            ) from error
         return blocks
 
     @property
@@ -182,7 +190,12 @@ class BlockSlice:
                 f"some of blocks {self.span} have no attention that can be packed (recurrent or "
                 "custom layers); this version does not serve them"
             )
-        _check_windows(self.model.config, packed.windows, self.span)
+        ignored = packed.mask_windows - set(packed.windows.values())
+        if ignored:
+            raise NotServedError(
+                f"blocks {self.span} see only parts of {sorted(ignored)} tokens in a way that "
+                "packed attention is not told of; this version does not serve them"
+            )
 
     def _reference(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         self.model.set_attn_implementation("eager")
@@ -200,16 +213,3 @@ class BlockSlice:
             logger.info("blocks %s run with plain linear layers: %s", self.span, error)
             unpack_linears(self._layers)
             self._least_tokens = 1
-
-
-def _check_windows(config: PretrainedConfig, windows: dict[int, int | None], span: Span) -> None:
-    """Attention is told of its window by an argument; a mask would have been ignored."""
-    kinds = getattr(config, "layer_types", None)
-    for layer, window in windows.items():
-        kind = kinds[layer] if kinds else "full_attention"
-        unknown = kind not in {"full_attention", "sliding_attention"}
-        if unknown or (kind == "sliding_attention" and window is None):
-            raise NotServedError(
-                f"block {span.start + layer} attends in a way ({kind}) that this version does not "
-                "serve"
-            )

@@ -56,9 +56,16 @@ def load_model(
                 attn_implementation=ATTENTION_NAME,
                 output_loading_info=True,
             )
-        except RuntimeError as error:
+        except KeyError as error:
+            if error.args != (ATTENTION_NAME,):
+                raise
+            raise NotServedError(
+                f"{model_class.__name__} has attention of its own that cannot run packed; "
+                "this version does not serve it"
+            ) from error
+        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(
-                f"the tensors of blocks {span} do not fit the model's config: {error}"
+                f"blocks {span} cannot be loaded as {model_class.__name__}: {error}"
             ) from error
     layers_name, _ = find_layers(model, len(span))
     _check_report(report, layers_name, span)
@@ -81,12 +88,19 @@ def _state(
 ) -> dict[str, Any]:
     """Under the names of a text model of its own, also if they come out of a larger one."""
     prefix = find_block_prefix(tensors, count)
-    own = f"{model_class.base_model_prefix}.{prefix.rpartition('.')[2]}"
+    own = _own_prefix(prefix, model_class.base_model_prefix)
     seen = None if progress is None else _Watch(progress, len(tensors))
     return {
         own + name.removeprefix(prefix): tensor if seen is None else _Watched(tensor, seen)
         for name, tensor in tensors.items()
     }
+
+
+def _own_prefix(prefix: str, base: str) -> str:
+    """`model.layers` for `layers`, `language_model.model.layers`, `model.language_model.layers`."""
+    parts = [part for part in prefix.split(".") if part not in {"language_model", "text_model"}]
+    inner = parts[parts.index(base) + 1 :] if base in parts else parts
+    return ".".join([base, *inner])
 
 
 class _Watch:

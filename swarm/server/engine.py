@@ -213,12 +213,15 @@ class Engine:
         compute_s = time.perf_counter() - began
         waits_ms = [(began - submitted) * 1e3 for _, submitted in batch]
         self._count(batch, waits_ms, compute_s, len(errors))
-        self._on_results(
-            [
-                EngineResult(job, outputs.get(id(job)), errors.get(id(job)), compute_s * 1e3, wait)
-                for (job, _), wait in zip(batch, waits_ms, strict=True)
-            ]
-        )
+        results = [
+            EngineResult(job, outputs.get(id(job)), errors.get(id(job)), compute_s * 1e3, wait)
+            for (job, _), wait in zip(batch, waits_ms, strict=True)
+        ]
+        try:
+            self._on_results(results)
+        except Exception:
+            # Nobody listens any more, as when the loop is closed; the next pass must not suffer.
+            logger.exception("the results of a pass could not be handed over")
 
     def _prepare(self, job: EngineJob) -> list[PassRow]:
         """Check a job against its session's cache, apply its operation, and name its rows."""
