@@ -30,9 +30,7 @@ def unpack_hidden(step: Step, payload: memoryview, hidden_size: int) -> torch.Te
     return hidden
 
 
-def chosen_rows(
-    output: torch.Tensor, takes: Sequence[tuple[int, int]] | None
-) -> torch.Tensor:
+def chosen_rows(output: torch.Tensor, takes: Sequence[tuple[int, int]] | None) -> torch.Tensor:
     """Of `output`, `[tokens, hidden_size]`, what `takes` names: of each row, `skip` tokens are left
     out and the `take` tokens after them, its last ones, are taken. None: all.
 

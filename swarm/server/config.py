@@ -40,13 +40,11 @@ class ServerConfig(BaseModel):
     """Tokens of K/V that all sessions share; None: a part of the free memory."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of the computation; None: one for each physical core."""
-    name: Annotated[str, Field(max_length=64)] = ""
+    name: Annotated[str, Field(max_length=60)] = ""
     """A name that people see in `swarm-client status`."""
-    json_logs: bool = False
-    """One JSON object a line on standard output instead of text."""
     stats_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds between two `stats` events; None: none."""
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
     """How long a stopping server waits for the sessions that it still serves."""
 
     @field_validator("blocks", mode="before")

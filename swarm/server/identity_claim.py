@@ -64,7 +64,9 @@ def claim_identity(path: Path | None, program: str = "server") -> ClaimedIdentit
 def _try_claim(path: Path, sibling: int) -> ClaimedIdentity | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(
+            path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
     except OSError as error:
         raise UsageError(
             f"the identity {path} cannot be kept: {error.strerror}; use --identity FILE with a"

@@ -1,6 +1,5 @@
 """How much a machine can host: blocks and cached tokens against the memory that is free."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,14 +55,14 @@ class MemoryNeeds:
 
     block_bytes: tuple[int, ...]
     """Weights of each block of the model in the dtype that is hosted."""
-    token_bytes_per_block: int
+    token_bytes_per_block: float
     """K/V of one token in one block."""
 
     def weights(self, span: Span) -> int:
         return sum(self.block_bytes[span.start : span.end])
 
     def cache(self, span: Span, tokens: int) -> int:
-        return tokens * self.token_bytes_per_block * len(span)
+        return int(tokens * self.token_bytes_per_block * len(span))
 
     def blocks_that_fit(self, free_bytes: int, cache_tokens: int | None) -> int:
         """How many blocks of the largest size fit beside their cache; may be 0."""
@@ -82,7 +81,7 @@ class MemoryNeeds:
         room = free_bytes - weights - RESERVE_BYTES
         advice = "use a machine with more memory"
         if cache_tokens is not None and room >= self.cache(span, LEAST_CACHE_TOKENS):
-            fitting = room // (self.token_bytes_per_block * len(span))
+            fitting = int(room / (self.token_bytes_per_block * len(span)))
             advice = f"use --cache-tokens {fitting} or fewer"
         elif count:
             end = min(span.end, span.start + count)
@@ -94,14 +93,7 @@ class MemoryNeeds:
         )
 
     def default_cache_tokens(self, span: Span, free_after_weights: int) -> int:
-        """A share of what is free, at most 65,536 tokens, in whole hundreds of pages."""
+        """A share of what is free, at most 65,536 tokens, a multiple of 256."""
         room = int(max(0, free_after_weights - RESERVE_BYTES) * CACHE_SHARE)
-        tokens = room // (self.token_bytes_per_block * len(span))
-        return max(LEAST_CACHE_TOKENS, min(MOST_DEFAULT_CACHE_TOKENS, tokens // 256 * 256))
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, two hyperthreads counted as one."""
-    allowed = len(os.sched_getaffinity(0))
-    physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(allowed, physical))
+        tokens = int(room / (self.token_bytes_per_block * len(span))) // 256 * 256
+        return max(LEAST_CACHE_TOKENS, min(MOST_DEFAULT_CACHE_TOKENS, tokens))

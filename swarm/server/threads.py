@@ -1,15 +1,28 @@
-"""How many threads compute: set before torch does any work."""
+"""How many threads compute; decided before torch is imported."""
 
 import os
+
+import psutil
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+def pick_threads(wanted: int | None) -> int:
+    """`wanted`, else what OMP_NUM_THREADS says, else one for each core that we may use, two
+    hyperthreads counted as one core."""
+    if wanted is not None:
+        return wanted
+    said = os.environ.get(_VARIABLES[0], "")
+    if said.isdigit() and int(said):
+        return int(said)
+    allowed = len(os.sched_getaffinity(0))
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
 def limit_threads(threads: int) -> None:
-    """Every pool of this process gets `threads`: three pools that spin on the same cores slow each
-    other down. Takes full effect only if torch was not imported before."""
+    """Every pool of this process gets `threads`; for programs, before they import torch.
+
+    Three pools that spin on the same cores slow each other down.
+    """
     for variable in _VARIABLES:
         os.environ[variable] = str(threads)
-    import torch
-
-    torch.set_num_threads(threads)

@@ -1,0 +1,77 @@
+"""The part of a model that this server has loaded: slice, cache and measured speed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from swarm.models.checkpoint import Checkpoint
+from swarm.models.slice import BlockSlice
+from swarm.routing.view import Numerics
+from swarm.server.config import ServerConfig
+from swarm.server.kv_cache import PagedCache
+from swarm.server.memory import MemoryNeeds, free_memory_bytes, in_words
+from swarm.server.speed import Speed, measure_speed
+from swarm.spans import Span
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to load, decided before anything is read."""
+
+    checkpoint: Checkpoint
+    identity: str
+    """Of the checkpoint: its weights and config, wherever they lie."""
+    device: torch.device
+    dtype: torch.dtype
+    needs: MemoryNeeds
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics(str(self.dtype).removeprefix("torch."), kernel_class=self.device.type)
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A loaded span, ready for an engine."""
+
+    blocks: BlockSlice
+    cache: PagedCache
+    cache_reason: str
+    """How the size of the cache was decided, in words."""
+    speed: Speed
+
+
+def load(
+    plan: Plan,
+    span: Span,
+    config: ServerConfig,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> Hosted:
+    """Reads the blocks, makes the cache and measures; takes seconds to minutes, so in a thread.
+
+    `progress(tensors read, tensors in all)`. Raises `CheckpointError`, `NotServedError`,
+    `MemoryShortError`.
+    """
+    torch.set_num_threads(threads)
+    blocks = BlockSlice.load(
+        plan.checkpoint, span, dtype=plan.dtype, device=plan.device, progress=progress
+    )
+    tokens, reason = _cache_tokens(plan, span, config, blocks.bytes_per_token)
+    cache = PagedCache(blocks.kv_shapes, tokens, dtype=plan.dtype, device=plan.device)
+    return Hosted(blocks, cache, reason, measure_speed(blocks))
+
+
+def _cache_tokens(
+    plan: Plan, span: Span, config: ServerConfig, bytes_per_token: int
+) -> tuple[int, str]:
+    """The size of the cache, and why; the slice has told what a token really takes."""
+    free = free_memory_bytes(str(plan.device))
+    needs = MemoryNeeds(tuple(0 for _ in plan.needs.block_bytes), bytes_per_token / len(span))
+    if config.cache_tokens is not None:
+        needs.check(span, free, config.cache_tokens)
+        return config.cache_tokens, "as asked"
+    tokens = needs.default_cache_tokens(span, free)
+    size = in_words(needs.cache(span, tokens))
+    return tokens, f"{size} of the {in_words(free)} that are free"

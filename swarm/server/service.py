@@ -1,0 +1,484 @@
+"""The server's side of every session: messages in, engine jobs and messages out.
+
+Everything here runs in the event loop's thread, and a decode step crosses it in one turn: from the
+link through `HopSession` to the engine, and from there back to a link. The pure classes decide.
+"""
+
+import asyncio
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+import torch
+
+from swarm.errors import NotFiniteError, StepRejectedError, SwarmError
+from swarm.scheduling.classes import ServiceClass
+from swarm.server.activations import chosen_rows, joined_parts, unpack_hidden
+from swarm.server.engine_jobs import EngineJob, EngineResult
+from swarm.server.reception import Guest, Quotas, Reception
+from swarm.sessions.admission import Admission
+from swarm.sessions.events import (
+    Compute,
+    Event,
+    Forward,
+    Free,
+    Instruction,
+    PassDone,
+    PassFailed,
+    PeerLost,
+    Received,
+    RouteChanged,
+    Stopping,
+    Tick,
+)
+from swarm.sessions.grants import check_grant
+from swarm.sessions.hop import LEASE_S, HopSession
+from swarm.sessions.messages import (
+    Close,
+    Commit,
+    Fail,
+    FailKind,
+    Fence,
+    Gap,
+    Held,
+    Message,
+    Open,
+    Output,
+    Replay,
+    StatusReply,
+    StatusRequest,
+    Step,
+)
+from swarm.spans import PeerId, SessionId, Span
+from swarm.wire.codecs import DTYPES, pack_tensors
+from swarm.wire.links import Links
+
+logger = logging.getLogger("swarm.server.service")
+
+TICK_S = 0.25
+"""How often deadlines are looked at."""
+CONNECT_TIMEOUT_S = 5.0
+"""How long the link to the next hop may take when a session is committed."""
+_REMEMBERED_SESSIONS = 4096
+
+
+class SessionEngine(Protocol):
+    """What the service needs of an `Engine`; its results come to `Service.on_results`."""
+
+    def reserve(self, session: SessionId, rows: int, length: int) -> None: ...
+
+    def submit(self, job: EngineJob) -> None: ...
+
+    def cancel(self, session: SessionId) -> None: ...
+
+    def release(self, session: SessionId) -> None: ...
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """What this server announces: a session must fit it."""
+
+    me: PeerId
+    checkpoint: str
+    span: Span
+    hidden_size: int
+
+
+@dataclass(frozen=True)
+class _Connecting:
+    """A link that is being made, and what waits for it; sessions bound how much that is."""
+
+    task: asyncio.Task[None]
+    waiting: list[Callable[[], None]]
+
+
+class Service:
+    """Serves sessions over links; a `LinkHandler`.
+
+    A session's state lives in its `HopSession`; room is given by `Reception`. Session errors end
+    one session and go to its client; nothing that a peer sends ends anything else.
+    """
+
+    def __init__(
+        self,
+        hosting: Hosting,
+        engine: SessionEngine,
+        admission: Admission,
+        *,
+        status: Callable[[], Mapping[str, Any]],
+        locate: Callable[[], Awaitable[None]] | None = None,
+        quotas: Quotas | None = None,
+    ) -> None:
+        """`status`: the fields of a `StatusReply`; called for each request. `locate`: tells the
+        network where the servers of this model are, before one without a link is dialled."""
+        self._hosting = hosting
+        self._engine = engine
+        self._status = status
+        self._locate = locate
+        self.admission = admission
+        self._reception = Reception(
+            hosting.me, hosting.checkpoint, hosting.span, admission, LEASE_S, quotas or Quotas()
+        )
+        self._links: Links | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sessions: dict[SessionId, HopSession] = {}
+        self._freed: OrderedDict[SessionId, None] = OrderedDict()
+        """Sessions that ended here lately; what still comes for them is no news to anybody."""
+        self._connecting: dict[PeerId, _Connecting] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # ---- lifecycle
+
+    def start(self, links: Links) -> None:
+        """Begins to look at deadlines; `links` carry what is sent. In the loop's thread."""
+        self._links = links
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    @property
+    def session_count(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def waiting_count(self) -> int:
+        """Sessions in line for room."""
+        return self._reception.waiting
+
+    def refuse_new_sessions(self) -> None:
+        """Draining: who asks or waits is told to go elsewhere."""
+        for client, refused in self._reception.close():
+            self._send(client, refused)
+
+    async def wait_until_idle(self) -> None:
+        """Waits for the last session to end."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Ends every session, telling its client, and all that the service started."""
+        self.refuse_new_sessions()
+        detail = f"{self._hosting.me} is shutting down; open the session on another server"
+        for hop in list(self._sessions.values()):
+            self._handle(hop, Stopping(FailKind.SHUTTING_DOWN, detail))
+        if self._timer is not None:
+            self._timer.cancel()
+        connecting = [each.task for each in self._connecting.values()]
+        for task in connecting:
+            task.cancel()
+        await asyncio.gather(*connecting, return_exceptions=True)
+
+    # ---- messages
+
+    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
+        """Takes one whole message of `peer`, in order per session; never raises for its content."""
+        match message:
+            case Step() | Commit() | Replay() | Fence() | Gap() | Fail():
+                self._on_session_message(peer, message, payload)
+            case Open():
+                self._on_open(peer, message)
+            case Close():
+                self._on_close(peer, message)
+            case StatusRequest():
+                status = json.dumps(dict(self._status())).encode()
+                self._send(peer, StatusReply(message.request, status))
+            case _:
+                logger.debug("%s sent a %s, which no server awaits", peer, type(message).__name__)
+
+    def on_link_lost(self, peer: PeerId, reason: str) -> None:
+        """The link's own grace time is over: sessions of this client end now."""
+        for hop in list(self._sessions.values()):
+            self._handle(hop, PeerLost(peer, reason))
+            self._handle(hop, Tick())
+        self._let_in(self._reception.lost(peer))
+
+    def _on_session_message(
+        self,
+        peer: PeerId,
+        message: Step | Commit | Replay | Fence | Gap | Fail,
+        payload: memoryview,
+    ) -> None:
+        session = SessionId(message.session)
+        hop = self._sessions.get(session)
+        if hop is None:
+            if not isinstance(message, Gap | Fail):
+                self._on_unknown_session(peer, session)
+            return
+        if isinstance(message, Fence) and message.signed is not None:
+            self._on_new_route(peer, hop, message)
+            return
+        self._handle(hop, Received(peer, message, payload))
+        if isinstance(message, Commit) and peer == hop.client:
+            self._connect_successor(hop)
+
+    def _on_unknown_session(self, peer: PeerId, session: SessionId) -> None:
+        """Says so once; what is under way when a session ends needs no answer at all."""
+        if session in self._freed:
+            return
+        self._remember_freed(session)
+        detail = f"{self._hosting.me} does not know session {session.hex()[:8]}; open it again"
+        self._send(peer, Fail(session, 0, FailKind.UNKNOWN_SESSION, detail))
+
+    def _on_close(self, peer: PeerId, message: Close) -> None:
+        session = SessionId(message.session)
+        hop = self._sessions.get(session)
+        if hop is not None:
+            self._handle(hop, Received(peer, message))
+        elif self._reception.is_in_line(session, peer):
+            self._let_in(self._reception.leave(session))
+
+    def _on_new_route(self, peer: PeerId, hop: HopSession, fence: Fence) -> None:
+        """The signature and the grant are checked here; what changes, the session decides."""
+        assert fence.signed is not None
+        if peer != hop.client:
+            return
+        me = self._hosting
+        grant = self._reception.read_grant(fence.signed)
+        if grant is None:
+            fault = "the new route's grant cannot be read, or its signature is not its client's"
+        elif grant.session != hop.grant.session:
+            fault = "the new route is of another session"
+        else:
+            checked = check_grant(grant, fence.hop, me.me, me.span, me.checkpoint, peer)
+            if checked is None:
+                self._handle(hop, RouteChanged(peer, fence, grant))
+                if hop.grant == grant:
+                    self._connect_successor(hop)
+                return
+            fault = f"{checked[0]}: {checked[1]}"
+        self._handle(hop, Stopping(FailKind.REJECTED, fault))
+
+    # ---- opening
+
+    def _on_open(self, peer: PeerId, message: Open) -> None:
+        verdict = self._reception.ask(peer, message, self._now())
+        if verdict.refused is not None:
+            self._send(peer, verdict.refused)
+        if verdict.held is not None:
+            self._let_in([verdict.held])
+
+    def _let_in(self, guests: Iterable[Guest]) -> None:
+        for guest in guests:
+            if guest.session not in self._sessions:
+                self._hold(guest)
+            grant = guest.grant
+            self._send(guest.client, Held(grant.session, grant.route, guest.attempt))
+
+    def _hold(self, guest: Guest) -> None:
+        now = self._now()
+        # Links have their own grace time before they report a client as lost: no second one here.
+        hop = HopSession(
+            guest.grant, guest.hop, now, lease_s=max(LEASE_S, guest.lease_ends - now), grace_s=0.0
+        )
+        self._sessions[guest.session] = hop
+        self._freed.pop(guest.session, None)
+        self._idle.clear()
+        self._engine.reserve(guest.session, guest.grant.rows, guest.grant.length)
+
+    def _connect_successor(self, hop: HopSession) -> None:
+        """Opens the link to the next hop before the first step needs it."""
+        index = hop.hop + 1
+        if index >= len(hop.grant.hops):
+            return
+        assert self._links is not None and self._loop is not None
+        peer = PeerId(hop.grant.hops[index].peer)
+        link = self._links.stats(peer)
+        if (link is None or not link.up) and peer not in self._connecting:
+            task = self._loop.create_task(self._connect(peer), name=f"connecting to {peer}")
+            self._connecting[peer] = _Connecting(task, [])
+
+    async def _connect(self, peer: PeerId) -> None:
+        """Links up with `peer`; what was to be sent to it meanwhile goes out, or is lost."""
+        assert self._links is not None
+        failure: str | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                if self._locate is not None:
+                    await self._locate()
+                await self._links.connect(peer, CONNECT_TIMEOUT_S)
+        except (SwarmError, TimeoutError) as error:
+            failure = str(error) or f"no link within {CONNECT_TIMEOUT_S:g} s"
+        except Exception:
+            logger.exception("connecting to %s failed", peer)
+            failure = "an internal fault; see the server's log"
+        finally:
+            waiting = self._connecting.pop(peer).waiting
+        if failure is not None:
+            self._tell_lost(peer, failure)
+            return
+        for send in waiting:
+            send()
+
+    def _tell_lost(self, peer: PeerId, reason: str) -> None:
+        for hop in list(self._sessions.values()):
+            self._handle(hop, PeerLost(peer, reason))
+
+    # ---- the engine's results
+
+    def on_results(self, results: Sequence[EngineResult]) -> None:
+        """What became of jobs; called in the loop's thread, once a pass."""
+        for result in results:
+            job = result.job
+            hop = self._sessions.get(job.session)
+            if hop is None:
+                continue
+            if result.output is not None:
+                output = result.output
+                self._handle(
+                    hop,
+                    PassDone(
+                        job.epoch,
+                        job.seq,
+                        output,
+                        result.compute_ms,
+                        result.queue_ms,
+                        output.nbytes,
+                    ),
+                )
+            else:
+                fail = Fail(job.session, hop.hop, *_blame(hop, result.error))
+                self._handle(hop, PassFailed(job.epoch, job.seq, fail))
+
+    # ---- instructions
+
+    def _handle(self, hop: HopSession, event: Event) -> None:
+        try:
+            self._perform(hop, hop.handle(event, self._now()), event)
+        except Exception:
+            # One session's trouble must not reach the link, which serves others.
+            logger.exception("session %s failed", hop.grant.session.hex()[:8])
+            if not hop.freed:
+                fault = Stopping(FailKind.INTERNAL, "an internal fault; see the server's log")
+                self._perform(hop, hop.handle(fault, self._now()), fault)
+
+    def _perform(self, hop: HopSession, instructions: list[Instruction], cause: Event) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Forward():
+                    self._forward(hop, instruction)
+                case Compute():
+                    assert isinstance(cause, Received)
+                    self._compute(hop, instruction, cause.sender)
+                case Free():
+                    self._free(hop, instruction.reason)
+                case _:
+                    raise AssertionError(f"{instruction} is no instruction for a hop")
+
+    def _compute(self, hop: HopSession, compute: Compute, pusher: PeerId) -> None:
+        step = compute.step
+        try:
+            hidden = unpack_hidden(step, compute.payload, self._hosting.hidden_size)
+        except StepRejectedError as error:
+            detail = f"step {step.epoch}/{step.seq} from {pusher}: {error}"
+            self._handle(hop, Stopping(FailKind.REJECTED, detail))
+            return
+        session = SessionId(step.session)
+        if compute.first_of_epoch:
+            self._engine.cancel(session)
+        self._engine.submit(
+            EngineJob(
+                session=session,
+                client=hop.client,
+                epoch=step.epoch,
+                seq=step.seq,
+                service_class=compute.service_class,
+                operation=step.operation,
+                starts=step.starts,
+                counts=step.counts,
+                position_ids=step.position_ids,
+                hidden=hidden,
+            )
+        )
+
+    def _forward(self, hop: HopSession, forward: Forward) -> None:
+        message, buffers = forward.message, ()
+        if forward.parts is not None:
+            message, buffers = _with_tensor(hop, message, joined_parts(forward.parts))
+        elif isinstance(forward.payload, torch.Tensor):
+            message, buffers = _with_tensor(
+                hop, message, chosen_rows(forward.payload, forward.rows)
+            )
+        self._send(
+            forward.to, message, buffers, forward.service_class, hop.grant.session, hop.client
+        )
+
+    def _send(
+        self,
+        peer: PeerId,
+        message: Message,
+        buffers: Sequence[memoryview] = (),
+        service_class: ServiceClass = ServiceClass.CONTROL,
+        session: bytes = b"",
+        client: str = "",
+    ) -> None:
+        assert self._links is not None
+        connecting = self._connecting.get(peer)
+        if connecting is not None:
+            again = partial(self._send, peer, message, buffers, service_class, session, client)
+            connecting.waiting.append(again)
+            return
+        try:
+            self._links.send(peer, message, buffers, service_class, session, client)
+        except SwarmError as error:
+            logger.debug("a %s for %s is lost: %s", type(message).__name__, peer, error)
+            hop = self._sessions.get(SessionId(session))
+            if hop is not None and peer != hop.client:
+                self._handle(hop, PeerLost(peer, str(error)))
+
+    def _free(self, hop: HopSession, reason: str) -> None:
+        session = SessionId(hop.grant.session)
+        logger.debug("session %s: %s", session.hex()[:8], reason)
+        del self._sessions[session]
+        self._remember_freed(session)
+        self._engine.release(session)
+        self._let_in(self._reception.leave(session))
+        if not self._sessions:
+            self._idle.set()
+
+    def _remember_freed(self, session: SessionId) -> None:
+        self._freed[session] = None
+        while len(self._freed) > _REMEMBERED_SESSIONS:
+            self._freed.popitem(last=False)
+
+    # ---- time
+
+    def _now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        now = self._now()
+        for hop in [hop for hop in self._sessions.values() if hop.deadline <= now]:
+            self._handle(hop, Tick())
+        held, refusals = self._reception.tick(now)
+        for client, refused in refusals:
+            self._send(client, refused)
+        self._let_in(held)
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+
+def _with_tensor(
+    hop: HopSession, message: Message, hidden: torch.Tensor
+) -> tuple[Message, Sequence[memoryview]]:
+    """The message with `hidden` in the session's dtype on the wire."""
+    assert isinstance(message, Step | Output)
+    specs, buffers = pack_tensors({"hidden": hidden.to(DTYPES[hop.grant.dtype])})
+    return msgspec.structs.replace(message, tensors=specs), buffers
+
+
+def _blame(hop: HopSession, error: SwarmError | None) -> tuple[FailKind, str]:
+    """How an engine's error is told to the client; what was wrong with a step, its pusher did."""
+    match error:
+        case NotFiniteError():
+            return FailKind.NOT_FINITE, str(error)[:500]
+        case StepRejectedError():
+            pusher = hop.grant.hops[hop.hop - 1].peer if hop.hop else hop.client
+            return FailKind.REJECTED, f"a step from {pusher}: {error}"[:500]
+        case _:
+            return FailKind.INTERNAL, str(error)[:500]

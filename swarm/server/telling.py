@@ -1,0 +1,94 @@
+"""The events of a server in words, and their fields."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from swarm.server.engine_jobs import EngineStats
+from swarm.server.hosted import Hosted, Plan
+from swarm.server.lifecycle import ServerEvent
+from swarm.server.reachability import reach_of
+from swarm.spans import Span
+
+
+def counted(count: int, what: str) -> str:
+    """`1 session`, `2 sessions`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def sibling_event(others: int, path: str) -> ServerEvent:
+    text = f"{counted(others, 'other server')} of yours here; this one uses the identity {path}"
+    return ServerEvent("notice", text, {"identity": path})
+
+
+def opening_event(model: str | None) -> ServerEvent:
+    return ServerEvent("loading", f"opening {model or 'the embedded model'}", {"stage": "opening"})
+
+
+def listening_event(addresses: list[str], peer: str, join_command: str) -> ServerEvent:
+    """`addresses`: the best one first."""
+    reach = reach_of(addresses[0]).in_words
+    return ServerEvent(
+        "listening",
+        f"listening on {addresses[0]} (for {reach}); to join: {join_command}",
+        {"address": addresses[0], "addresses": addresses, "peer": peer},
+    )
+
+
+def progress_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent:
+    percent = 100 * done // max(1, total)
+    return ServerEvent(
+        "loading",
+        f"loading blocks {span} of {plan.checkpoint.name}: {percent} %",
+        {"stage": "loading", "blocks": str(span), "done": done, "total": total},
+    )
+
+
+def online_event(plan: Plan, span: Span, hosted: Hosted, address: str, peer: str) -> ServerEvent:
+    speed, checkpoint, tokens = hosted.speed, plan.checkpoint, hosted.cache.total_tokens
+    return ServerEvent(
+        "online",
+        f"online with blocks {span} of {checkpoint.num_blocks} of {checkpoint.name}"
+        f" ({plan.numerics}): {speed.decode_ms_per_block:.2f} ms a token and block,"
+        f" {speed.prefill_tokens_per_s:,.0f} prompt tokens/s, cache for {tokens:,} tokens"
+        f" ({hosted.cache_reason})",
+        {
+            "blocks": str(span),
+            "address": address,
+            "peer": peer,
+            "model": checkpoint.name,
+            "blocks_total": checkpoint.num_blocks,
+            "dtype": plan.numerics.dtype,
+            "decode_ms_per_block": round(speed.decode_ms_per_block, 4),
+            "prefill_tokens_per_s": round(speed.prefill_tokens_per_s, 1),
+            "cache_tokens": tokens,
+            "cache_reason": hosted.cache_reason,
+            "weights_bytes": plan.needs.weights(span),
+        },
+    )
+
+
+def draining_event(sessions: int, timeout_s: float) -> ServerEvent:
+    text = f"draining: {counted(sessions, 'session')} may go on for {timeout_s:g} s"
+    return ServerEvent("draining", text, {"sessions": sessions})
+
+
+def stats_event(status: Mapping[str, Any], engine: EngineStats, bytes_read: int) -> ServerEvent:
+    """Counters since the start, beside the fields of the status."""
+    return ServerEvent(
+        "stats",
+        f"{counted(status['sessions'], 'session')}, {engine.decode_tokens:,} tokens decoded,"
+        f" {engine.prefill_tokens:,} of prompts, busy {engine.busy_s:.1f} s,"
+        f" {status['cache_tokens_free']:,} of {status['cache_tokens_total']:,} cached tokens free",
+        {
+            **status,
+            "passes": engine.passes,
+            "jobs": engine.jobs,
+            "failed_jobs": engine.failed_jobs,
+            "decode_tokens": engine.decode_tokens,
+            "prefill_tokens": engine.prefill_tokens,
+            "busy_s": round(engine.busy_s, 6),
+            "queue_s": round(engine.queue_s, 6),
+            "waiting_tokens": engine.waiting_tokens,
+            "bytes_read": bytes_read,
+        },
+    )
