@@ -209,13 +209,20 @@ def _load_config(folder: Path) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"{folder} holds no config.json, so it is no model's folder")
     try:
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        ).get_text_config(decoder=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {first_line}") from error
+        reason = str(error).strip().partition("\n")[0] or repr(error)
+        if "trust_remote_code" in str(error):
+            raise NotServedError(
+                f"{folder} needs Python code of its own, which is never run; only architectures "
+                "that transformers itself knows are served"
+            ) from error
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {reason}") from error
     causal_model_class(config)
+    if config.get_text_config(decoder=True) is not config:
+        raise NotServedError(
+            f"{folder}: {config.model_type} is more than a text model; only text models are served"
+        )
     return config
 
 

@@ -91,10 +91,11 @@ def fetch_repository(name: str, revision: str | None) -> tuple[Path, list[ShardF
     names = shard_names(folder)
     if names is None:
         with hub_errors(name):
-            if not _has_single_file(name, commit):
-                raise ModelNotFoundError(
-                    f"{name} has no safetensors files on the hub; choose a model that has"
-                )
+            single = _has_single_file(name, commit)
+        if not single:
+            raise ModelNotFoundError(
+                f"{name} has no safetensors files on the hub; choose a model that has"
+            )
         names = [SINGLE_NAME]
     return folder, [HubShard(name, commit, shard) for shard in names]
 

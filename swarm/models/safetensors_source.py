@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from swarm.errors import CheckpointError
@@ -125,17 +124,17 @@ class SafetensorsSource:
             raise CheckpointError(
                 f"{placed.shard.label} stores {name} as {placed.info.dtype}, which is not supported"
             )
-        data = np.empty(placed.info.nbytes, dtype=np.uint8)
+        tensor = torch.empty(placed.info.shape, dtype=dtype)
         path = placed.shard.local_path()
         with path.open("rb", buffering=0) as file:
             file.seek(placed.start)
-            view, filled = data.data, 0
+            view, filled = tensor.reshape(-1).view(torch.uint8).numpy().data, 0
             while filled < len(view):
                 count = file.readinto(view[filled:])
                 if not count:
                     raise CheckpointError(f"{path} ends inside {name}; fetch the file again")
                 filled += count
-        return torch.from_numpy(data).view(dtype).reshape(placed.info.shape)
+        return tensor
 
     def stored_bytes(self, name: str, start: int, end: int) -> bytes:
         placed = self._placed[name]

@@ -16,9 +16,8 @@ def load_folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelNotFoundError(
-            f"{folder} holds no tokenizer that can be loaded: {error}"
-        ) from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelNotFoundError(f"{folder} holds no tokenizer to load ({reason})") from error
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
