@@ -7,7 +7,7 @@ import typer
 
 from swarm.cli.arguments import repeat_address_options, split_addresses
 from swarm.cli.errors import run
-from swarm.cli.signals import interrupt_on_sigterm
+from swarm.cli.interrupts import interrupt_on_sigterm
 
 app = typer.Typer(
     add_completion=False,

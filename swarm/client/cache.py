@@ -16,7 +16,7 @@ UNKNOWN_ID = -1
 """Stands for a slot that was fed as an embedding; equal to no token."""
 
 
-class RemoteCache(Cache):
+class RemoteCache(Cache):  # type: ignore[misc]
     """Knows what the servers of one session hold, in the columns of transformers' batches.
 
     A column is a position of the padded batch; a slot is a token on the servers. Padding has
@@ -322,9 +322,7 @@ class RemoteCache(Cache):
         if self._parents is not None:
             inherited = tuple(self._held[parent] for parent in self._parents)
         truncated = self._slots != inherited
-        return RowOperation(
-            parents=self._parents, truncate_to=self._slots if truncated else None
-        )
+        return RowOperation(parents=self._parents, truncate_to=self._slots if truncated else None)
 
     def _remember(
         self, packing: Packing, valid: torch.Tensor | None, input_ids: torch.Tensor | None
@@ -362,7 +360,7 @@ class RemoteCache(Cache):
 
 
 def _are_copies(batch: torch.Tensor, copies: int) -> bool:
-    runs = batch.unflatten(0, (-1, copies))
+    runs = batch.reshape(-1, copies, *batch.shape[1:])
     return torch.equal(runs, runs[:, :1].expand_as(runs))
 
 

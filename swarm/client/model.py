@@ -51,8 +51,8 @@ class AutoModelForCausalLM:
         """
         if unserved:
             raise NotServedError(
-                f"{', '.join(sorted(unserved))}: not served; from_pretrained() takes initial_peers, "
-                "dtype, device, revision and settings"
+                f"{', '.join(sorted(unserved))}: not served; from_pretrained() takes "
+                "initial_peers, dtype, device, revision and settings"
             )
         settings = settings or ClientSettings()
         place = torch.device(device or "cpu")
@@ -93,10 +93,13 @@ def _connect(
 def _dtype(
     asked: torch.dtype | str | None, device: torch.device, config: PretrainedConfig
 ) -> torch.dtype:
+    served = tuple(DTYPES.values())
     if asked is None or asked == "auto":
         own = getattr(config, "dtype", None)
-        return torch.float32 if device.type == "cpu" or own not in DTYPES.values() else own
+        if device.type != "cpu" and isinstance(own, torch.dtype) and own in served:
+            return own
+        return torch.float32
     found = DTYPES.get(asked) if isinstance(asked, str) else asked
-    if found not in DTYPES.values():
+    if found is None or found not in served:
         raise UsageError(f"dtype {asked}: use auto, {', '.join(DTYPES)}")
     return found

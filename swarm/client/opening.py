@@ -20,7 +20,16 @@ from swarm.errors import (
 )
 from swarm.routing.shortest import ShortestRouter
 from swarm.routing.view import SwarmView
-from swarm.sessions.events import Event, Forward, Instruction, Opened, PeerLost, Raise, Received, Tick
+from swarm.sessions.events import (
+    Event,
+    Forward,
+    Instruction,
+    Opened,
+    PeerLost,
+    Raise,
+    Received,
+    Tick,
+)
 from swarm.sessions.messages import Grant, Hop, Message, SignedGrant, encode
 from swarm.sessions.opening import Opening
 from swarm.spans import PeerId
@@ -111,9 +120,7 @@ class _Search:
             tuple(record.view() for record in records),
         )
         avoid = [
-            record.peer
-            for record in records
-            if record.sequence <= self._avoid.get(record.peer, -1)
+            record.peer for record in records if record.sequence <= self._avoid.get(record.peer, -1)
         ]
         online = [server.peer for server in view.online(avoid)]
         await self._measure([record for record in records if record.peer in online], view)
@@ -204,18 +211,19 @@ class _OpeningRun:
         self._swarm = search.swarm
         self._grant = grant
         self._opening = opening
+        self._opened: RemoteSession | None = None
         self._result: asyncio.Future[RemoteSession] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> RemoteSession:
         self._swarm.attach(self._grant.session, self)
         try:
             self._apply(self._opening.start(self._swarm.time))
-            return await self._result
+            await asyncio.wait([self._result])
+            return self._result.result()
         except BaseException:
             self._apply(self._opening.cancel())
-            if self._result.done() and not self._result.cancelled():
-                if self._result.exception() is None:
-                    self._result.result().close()
+            if self._opened is not None:
+                self._opened.close()
             self._swarm.detach(self._grant.session)
             raise
 
@@ -241,7 +249,8 @@ class _OpeningRun:
                     self._send(peer, message)
                 case Opened() if not self._result.done():
                     # At once, so that no message falls between the opening and the session.
-                    self._result.set_result(self._search.opened(self._grant))
+                    self._opened = self._search.opened(self._grant)
+                    self._result.set_result(self._opened)
                 case Raise(error):
                     self._fail(error)
                 case _:

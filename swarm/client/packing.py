@@ -47,4 +47,4 @@ class Packing:
 
     def _kept_index(self, keep: int) -> torch.Tensor:
         assert self.index is not None
-        return torch.cat([row[-keep:] for row in self.index.split(list(self.counts))])
+        return torch.cat([row[-keep:] for row in torch.split(self.index, list(self.counts))])

@@ -25,9 +25,7 @@ def cut(counts: tuple[int, ...], keep: int, most: int) -> list[Piece]:
     `keep`: how many of each row's last tokens are asked for. A piece asks for all of its tokens,
     for its rows' last ones, or for none, so that a long prompt does not come back in full.
     """
-    wanted = [
-        index >= count - keep for count in counts for index in range(count)
-    ]
+    wanted = [index >= count - keep for count in counts for index in range(count)]
     ends = _ends(counts)
     pieces = []
     for start, end in _ranges(wanted, keep, most):

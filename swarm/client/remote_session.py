@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import torch
@@ -14,9 +13,24 @@ from swarm.client.chain import ChainStep
 from swarm.client.pieces import Piece, cut
 from swarm.client.runtime import Runtime
 from swarm.client.swarm import Swarm
-from swarm.errors import PeerError, PeerTimeoutError, SessionClosedError, StepRejectedError, SwarmError
+from swarm.errors import (
+    PeerError,
+    PeerTimeoutError,
+    SessionClosedError,
+    StepRejectedError,
+    SwarmError,
+)
 from swarm.sessions.client import ClientSession
-from swarm.sessions.events import Deliver, Event, Forward, Instruction, PeerLost, Raise, Received, Tick
+from swarm.sessions.events import (
+    Deliver,
+    Event,
+    Forward,
+    Instruction,
+    PeerLost,
+    Raise,
+    Received,
+    Tick,
+)
 from swarm.sessions.messages import (
     Grant,
     Hop,
@@ -197,9 +211,7 @@ class RemoteSession:
             message = msgspec.structs.replace(message, tensors=encoded.specs)
             buffers = encoded.buffers
         try:
-            self._swarm.send(
-                forward.to, message, buffers, forward.service_class, self._session
-            )
+            self._swarm.send(forward.to, message, buffers, forward.service_class, self._session)
         except PeerError as error:
             if isinstance(message, Step):
                 self._handle(PeerLost(forward.to, str(error)))
@@ -230,5 +242,7 @@ class RemoteSession:
         call, self._call = self._call, None
         if call is not None and not call.done.done():
             call.done.set_exception(
-                SessionClosedError(f"session {self._session.hex()[:8]}: {reason}", session=self._session)
+                SessionClosedError(
+                    f"session {self._session.hex()[:8]}: {reason}", session=self._session
+                )
             )

@@ -18,9 +18,9 @@ from swarm.wire.identity import Identity
 from swarm.wire.links import Links
 
 if TYPE_CHECKING:
-    from swarm.dht.directory import Directory
+    from swarm.dht.directory import Directory, ModelEntry
     from swarm.dht.node import DhtNode
-    from swarm.dht.records import ModelRecord, ServerRecord
+    from swarm.dht.records import ServerRecord
     from swarm.wire.libp2p import Libp2pNetwork
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,10 @@ class Swarm:
 
     @classmethod
     async def join(
-        cls, initial_peers: Sequence[str], settings: ClientSettings, identity: Identity | None = None
+        cls,
+        initial_peers: Sequence[str],
+        settings: ClientSettings,
+        identity: Identity | None = None,
     ) -> "Swarm":
         """Raises AddressError, UnreachablePeerError or DaemonError."""
         from swarm.dht.directory import Directory
@@ -147,7 +150,7 @@ class Swarm:
         self._snapshots[checkpoint] = _Snapshot(self._loop.time(), records)
         return records
 
-    async def models(self) -> "Sequence[ModelRecord]":
+    async def models(self) -> "Sequence[ModelEntry]":
         """What is served at all in this swarm."""
         assert self._directory is not None
         return await self._directory.models()

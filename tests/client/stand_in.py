@@ -3,8 +3,8 @@
 import copy
 
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from torch import nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from swarm.client.chain import ChainStep
 from swarm.client.generation import Remote, attach

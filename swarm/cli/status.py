@@ -1,0 +1,95 @@
+"""What `swarm-client status` does once its options are read."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from swarm.client.membership import Membership
+from swarm.client.settings import ClientSettings
+from swarm.client.status import choose_model, swarm_status
+from swarm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from swarm.client.swarm import Swarm
+    from swarm.dht.directory import ModelEntry
+
+ANSWER_S = 60.0
+"""Longest time for everything; every single answer has its own deadline."""
+
+
+def show_status(peers: Sequence[str], model: str | None, timeout_s: float, as_json: bool) -> None:
+    """Print the table, or one JSON object."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    membership = Membership(peers, ClientSettings())
+    try:
+        runtime, swarm = membership.get()
+        found = runtime.run(_find(swarm, model, timeout_s), ANSWER_S)
+    finally:
+        membership.close()
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _print_table(found)
+
+
+async def _find(swarm: "Swarm", model: str | None, timeout_s: float) -> dict[str, Any]:
+    return await swarm_status(swarm, await _choose(swarm, model), timeout_s)
+
+
+async def _choose(swarm: "Swarm", model: str | None) -> "ModelEntry | None":
+    models = await swarm.models()
+    entry = choose_model(models, model)
+    if entry is not None or model is None or not models:
+        return entry
+    served = ", ".join(one.model for one in models)
+    identity = await asyncio.to_thread(_identity, model)
+    for one in models:
+        if one.checkpoint == identity:
+            return one
+    raise CheckpointError(f"this swarm does not serve {model}; it serves {served}")
+
+
+def _identity(model: str) -> str | None:
+    """Of a folder, a file or a hub name; None when it is none of these."""
+    if not Path(model).expanduser().exists() and "/" not in model:
+        return None
+    from swarm.models.checkpoint import open_checkpoint
+
+    return open_checkpoint(model).identity
+
+
+def _print_table(found: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if found["model"] is None:
+        console.print("no server is online in this swarm")
+        return
+    missing = ", ".join(found["missing"])
+    blocks = f"{found['blocks_total']} blocks, " + (
+        f"missing: {missing}" if missing else "all served"
+    )
+    table = Table(title=f"{found['model']}: {blocks}", title_justify="left")
+    for heading in ("blocks", "state", "peer", "dtype"):
+        table.add_column(heading)
+    for heading in ("ms/block", "prefill t/s", "cache free", "sessions", "wait ms"):
+        table.add_column(heading, justify="right")
+    for server in found["servers"]:
+        table.add_row(
+            server["blocks"],
+            server["state"],
+            server["peer"],
+            server["dtype"],
+            f"{server['decode_ms_per_block']:.2f}",
+            f"{server['prefill_tokens_per_s']:.0f}",
+            f"{server['cache_tokens_free']} of {server['cache_tokens_total']}",
+            str(server["sessions"]),
+            f"{server['queue_wait_ms']:.1f}",
+        )
+    console.print(table)
