@@ -128,8 +128,9 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sessions: dict[SessionId, HopSession] = {}
-        self._freed: OrderedDict[SessionId, None] = OrderedDict()
-        """Sessions that ended here lately; what still comes for them is no news to anybody."""
+        self._told: OrderedDict[SessionId, None] = OrderedDict()
+        """Sessions of which their clients know that they are over here: no need to say it again
+        for each frame that was under way."""
         self._connecting: dict[PeerId, _Connecting] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -217,10 +218,10 @@ class Service:
             self._connect_successor(hop)
 
     def _on_unknown_session(self, peer: PeerId, session: SessionId) -> None:
-        """Says so once; what is under way when a session ends needs no answer at all."""
-        if session in self._freed:
+        """Says so once."""
+        if session in self._told:
             return
-        self._remember_freed(session)
+        self._remember_told(session)
         detail = f"{self._hosting.me} does not know session {session.hex()[:8]}; open it again"
         self._send(peer, Fail(session, 0, FailKind.UNKNOWN_SESSION, detail))
 
@@ -276,7 +277,7 @@ class Service:
             guest.grant, guest.hop, now, lease_s=max(LEASE_S, guest.lease_ends - now), grace_s=0.0
         )
         self._sessions[guest.session] = hop
-        self._freed.pop(guest.session, None)
+        self._told.pop(guest.session, None)
         self._idle.clear()
         self._engine.reserve(guest.session, guest.grant.rows, guest.grant.length)
 
@@ -365,6 +366,8 @@ class Service:
                     assert isinstance(cause, Received)
                     self._compute(hop, instruction, cause.sender)
                 case Free():
+                    if _client_knows(instructions, cause):
+                        self._remember_told(SessionId(hop.grant.session))
                     self._free(hop, instruction.reason)
                 case _:
                     raise AssertionError(f"{instruction} is no instruction for a hop")
@@ -434,16 +437,15 @@ class Service:
         session = SessionId(hop.grant.session)
         logger.debug("session %s: %s", session.hex()[:8], reason)
         del self._sessions[session]
-        self._remember_freed(session)
         self._engine.release(session)
         self._let_in(self._reception.leave(session))
         if not self._sessions:
             self._idle.set()
 
-    def _remember_freed(self, session: SessionId) -> None:
-        self._freed[session] = None
-        while len(self._freed) > _REMEMBERED_SESSIONS:
-            self._freed.popitem(last=False)
+    def _remember_told(self, session: SessionId) -> None:
+        self._told[session] = None
+        while len(self._told) > _REMEMBERED_SESSIONS:
+            self._told.popitem(last=False)
 
     # ---- time
 
@@ -461,6 +463,13 @@ class Service:
             self._send(client, refused)
         self._let_in(held)
         self._timer = self._loop.call_later(TICK_S, self._tick)
+
+
+def _client_knows(instructions: list[Instruction], cause: Event) -> bool:
+    """Whether the client has ended the session itself, or is being told that it is over."""
+    if isinstance(cause, Received) and isinstance(cause.message, Close):
+        return True
+    return any(isinstance(one, Forward) and isinstance(one.message, Fail) for one in instructions)
 
 
 def _with_tensor(
