@@ -180,10 +180,10 @@ class ModelServer:
         grant = decode_grant(message.signed.grant)
         session = SessionId(grant.session)
         running = self.running.get(session)
-        if running is not None and running.session.grant.route < grant.route:
-            # The client has left this server with an older route and comes back.
-            sent = self._release(session, now)
-            return [*sent, *self._open(sender, message, now)]
+        if running is not None and running.session.grant != grant:
+            why, free = RefuseKind.BAD_GRANT, self.admission.free_tokens
+            refused = Refused(session, grant.route, why, "other grant", free, message.attempt)
+            return [(sender, refused, [])]
         self._asked[session] = (message, grant, sender, now)
         why = check_grant(grant, message.hop, self.peer, Span(0, BLOCKS), CHECKPOINT, sender)
         if why is not None:
@@ -254,7 +254,9 @@ class ModelClient:
         length: int,
         can_reroute: bool,
         open_deadline_s: float = 60.0,
+        eagerness: float = 0.2,
     ) -> None:
+        """`eagerness`: how likely `may_act` is while answers are awaited."""
         self.peer = peer
         self.answers = 0
         self.reroutes = 0
@@ -264,6 +266,7 @@ class ModelClient:
         self._servers = servers
         self._turns = turns
         self._can_reroute = can_reroute
+        self._eagerness = eagerness
         self._open_deadline_s = open_deadline_s
         self._lost: set[PeerId] = set()
         self._expected: dict[int, list[list[int]]] = {}
@@ -314,7 +317,7 @@ class ModelClient:
         """Whether the user would do something of his own now."""
         if self.session is None or self.done or self._opening_goes_on:
             return False
-        return not self._expected or self._rng.random() < 0.2
+        return not self._expected or self._rng.random() < self._eagerness
 
     def act(self, now: float) -> list[Sent]:
         """The user's next turn: some steps at once, or the end."""
