@@ -5,7 +5,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Protocol
 
-from swarm.errors import FramingError
+from swarm.errors import FramingError, PeerError
 from swarm.spans import PeerId
 from swarm.wire.frames import Frame, FrameReader
 from swarm.wire.network import ByteStream
@@ -40,7 +40,7 @@ class Connection:
         *,
         dialled: bool,
         on_hello: Callable[["Connection", Frame], None],
-        on_end: Callable[["Connection", Exception | str], None],
+        on_end: Callable[["Connection", PeerError | str], None],
     ) -> None:
         self.peer: PeerId = stream.peer
         self.dialled = dialled

@@ -18,10 +18,12 @@ from swarm.wire.frames import (
     FrameType,
     Hello,
     pack_ack,
+    pack_hello,
     pack_plain,
     unpack_ranges,
 )
 from swarm.wire.inbox import Inbox
+from swarm.wire.network import Network
 from swarm.wire.outbox import Buffer, Outbox
 
 logger = logging.getLogger(__name__)
@@ -126,6 +128,11 @@ class Link:
         self._outbox = Outbox(self._max_outstanding_bytes)
 
     @property
+    def met(self) -> bool:
+        """Whether hellos have been exchanged with the peer, in its present incarnation."""
+        return self.peer_incarnation != 0
+
+    @property
     def idle(self) -> bool:
         """Nothing waits to be written."""
         return not self._outbox.waiting
@@ -156,18 +163,24 @@ class Link:
 
     # ---- streams
 
-    def hello(self, stream: int, dialable: bool) -> Hello:
+    def next_stream(self) -> int:
+        """The number of a stream that we dial now."""
+        self.highest_stream += 1
+        return self.highest_stream
+
+    def pack_hello(self, stream: int, network: Network) -> bytes:
         """Our hello on a new stream."""
         delivered = self._inbox.delivered
-        return Hello(
+        hello = Hello(
             incarnation=self.incarnation,
             remembers=self.peer_incarnation,
             stream=stream,
-            dialable=dialable,
+            dialable=bool(network.addresses),
             acknowledged=delivered.complete,
             delivered=tuple(delivered.ranges()[:MAX_RANGES]),
             credit=Inbox.first_grant(),
         )
+        return pack_hello(hello)
 
     def attach(self, connection: Connection, hello: Hello) -> None:
         """Both hellos are exchanged on `connection`: from now on it carries the link.

@@ -17,6 +17,7 @@ from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import Message
 from swarm.spans import PeerId
 from swarm.wire.connection import Connection
+from swarm.wire.dialling import Dialling
 from swarm.wire.frames import (
     MAX_UNFINISHED_BYTES,
     PROTOCOL_VERSION,
@@ -37,34 +38,8 @@ MAX_STREAMS_WITHOUT_HELLO = 4
 MAX_REMEMBERED_CLIENTS = 10_000
 CLOSE_S = 1.0
 """How long `close` waits for what is still to be written."""
-_DIAL_ATTEMPT_S = 5.0
-_SECOND_DIALLER_S = 0.5
-"""How long the side that did not dial the broken stream leaves it to the other."""
-_BACKOFF_S = (0.0, 0.1, 0.25, 0.5, 1.0)
-
-
-class _Dialling:
-    """A link that is not up: until when it is tried, and who waits for it."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.task: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.connection: Connection | None = None
-        self.hello: asyncio.Future[None] | None = None
-        """Done when the hello on `connection` has come, or why it does not."""
-
-    def disarm(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-    def cancel(self) -> None:
-        self.disarm()
-        if self.task is not None:
-            self.task.cancel()
-        if self.connection is not None and self.connection.link is None:
-            self.connection.close()
+SECOND_DIALLER_S = 0.5
+"""How long the side that did not dial a broken stream leaves it to the other."""
 
 
 class Links:
@@ -92,7 +67,7 @@ class Links:
         self._dial_timeout_s = dial_timeout_s
         self._max_outstanding_bytes = max_outstanding_bytes
         self._links: dict[PeerId, Link] = {}
-        self._dialling: dict[PeerId, _Dialling] = {}
+        self._dialling: dict[PeerId, Dialling] = {}
         self._waiters: dict[PeerId, list[asyncio.Future[None]]] = {}
         self._accepted: dict[Connection, asyncio.TimerHandle] = {}
         """Streams that peers opened and that have not said hello, with their deadlines."""
@@ -222,22 +197,14 @@ class Links:
     def link_broken(self, link: Link, reason: str) -> None:
         """The stream is gone: dial again if that is possible, for the grace time."""
         logger.info("the link to %s broke (%s); waiting %g s", link.peer, reason, self._grace_s)
-        deadline = self._running_loop.time() + self._grace_s
-        dialling = self._dialling.setdefault(link.peer, _Dialling(deadline))
-        dialling.deadline = max(dialling.deadline, deadline)
-        dialling.disarm()
-        dialling.timer = self._running_loop.call_later(
-            self._grace_s,
-            self._give_up,
-            link,
-            UnreachablePeerError(
-                f"the link to {link.peer} broke ({reason}) and was not restored within "
-                f"{self._grace_s:g} s",
-                peer=link.peer,
-            ),
+        error = UnreachablePeerError(
+            f"the link to {link.peer} broke ({reason}) and was not restored within "
+            f"{self._grace_s:g} s",
+            peer=link.peer,
         )
+        self._dialling_of(link).start_grace(self._grace_s, error)
         if link.peer_dialable:
-            self._start_dialling(link, dialling, 0.0 if link.dialled else _SECOND_DIALLER_S)
+            self._dial(link, self._grace_s, 0.0 if link.dialled else SECOND_DIALLER_S)
 
     def link_lost(self, link: Link, reason: str) -> None:
         self._give_up(link, UnreachablePeerError(reason, peer=link.peer))
@@ -247,7 +214,7 @@ class Links:
         if self._links.get(link.peer) is not link:
             return
         del self._links[link.peer]
-        was_used = link.peer_incarnation != 0 or not link.idle
+        was_used = link.met or not link.idle
         link.detach()
         self._stop_dialling(link.peer)
         self._settle(link.peer, error)
@@ -274,101 +241,36 @@ class Links:
 
     # ---- dialling
 
-    def _dial(self, link: Link, timeout_s: float) -> None:
-        """The link is to be up within this time; a link in its grace time keeps that at least."""
-        deadline = self._running_loop.time() + timeout_s
-        dialling = self._dialling.get(link.peer)
-        if dialling is None:
-            dialling = self._dialling[link.peer] = _Dialling(deadline)
-        dialling.deadline = max(dialling.deadline, deadline)
-        self._start_dialling(link, dialling, 0.0)
-
-    def _start_dialling(self, link: Link, dialling: _Dialling, delay_s: float) -> None:
-        if dialling.task is None or dialling.task.done():
-            task = self._running_loop.create_task(self._keep_dialling(link, dialling, delay_s))
-            dialling.task = task
+    def _dial(self, link: Link, timeout_s: float, delay_s: float = 0.0) -> None:
+        """The link is to be up within this time, or its grace time if that is longer."""
+        dialling = self._dialling_of(link)
+        dialling.extend(timeout_s)
+        task = dialling.dial(delay_s)
+        if task is not None:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _dialling_of(self, link: Link) -> Dialling:
+        dialling = self._dialling.get(link.peer)
+        if dialling is None:
+            dialling = self._dialling[link.peer] = Dialling(
+                link,
+                self._network,
+                self._hello_timeout_s,
+                on_hello=self._hello_received,
+                on_failure=self._give_up,
+                on_end=self._dialling_ended,
+            )
+        return dialling
+
+    def _dialling_ended(self, dialling: Dialling) -> None:
+        if self._dialling.get(dialling.link.peer) is dialling:
+            del self._dialling[dialling.link.peer]
 
     def _stop_dialling(self, peer: PeerId) -> None:
         dialling = self._dialling.pop(peer, None)
         if dialling is not None:
             dialling.cancel()
-
-    async def _keep_dialling(self, link: Link, dialling: _Dialling, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        attempt = 0
-        while link.connection is None:
-            await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
-            attempt += 1
-            left_s = dialling.deadline - self._running_loop.time()
-            try:
-                if left_s <= 0:
-                    raise PeerTimeoutError(f"{link.peer} did not say hello", peer=link.peer)
-                await self._dial_once(link, dialling, left_s)
-                return
-            except PeerError as error:
-                was_up = link.peer_incarnation != 0
-                final = isinstance(error, ProtocolVersionError | FramingError)
-                if final or (not was_up and isinstance(error, UnreachablePeerError)):
-                    self._give_up(link, error)
-                    return
-                if left_s <= 0:
-                    if dialling.timer is None:  # else the grace time's end gives up
-                        self._give_up(link, error)
-                    return
-                logger.debug("dialling %s again: %s", link.peer, error)
-            except Exception:
-                logger.exception("dialling %s failed", link.peer)
-                self._give_up(link, UnreachablePeerError(f"{link.peer}: dialling failed"))
-                return
-        # Another stream came first; ours, which might have replaced it, did not come to be.
-        if self._dialling.get(link.peer) is dialling:
-            del self._dialling[link.peer]
-
-    async def _dial_once(self, link: Link, dialling: _Dialling, left_s: float) -> None:
-        """Returns when the link is up."""
-        stream = await self._network.dial(link.peer, min(left_s, _DIAL_ATTEMPT_S))
-        dialling.hello = self._running_loop.create_future()
-        connection = Connection(
-            stream,
-            self._running_loop,
-            dialled=True,
-            on_hello=self._hello_received,
-            on_end=self._dialled_stream_ended,
-        )
-        dialling.connection = connection
-        link.highest_stream = connection.number = link.highest_stream + 1
-        connection.start()
-        connection.write(self._pack_hello(link, connection))
-        try:
-            async with asyncio.timeout(min(left_s, self._hello_timeout_s)):
-                await dialling.hello
-        except TimeoutError as error:
-            if isinstance(error, PeerError):
-                raise
-            raise PeerTimeoutError(f"{link.peer} did not say hello", peer=link.peer) from None
-        finally:
-            dialling.connection = None
-            if connection.link is None:
-                connection.close()
-
-    def _pack_hello(self, link: Link, connection: Connection) -> bytes:
-        hello = link.hello(connection.number, bool(self._network.addresses))
-        return pack_hello(hello)
-
-    def _dialled_stream_ended(self, connection: Connection, error: Exception | str) -> None:
-        dialling = self._dialling.get(connection.peer)
-        if dialling is None or dialling.connection is not connection or dialling.hello is None:
-            return
-        if isinstance(error, str):
-            # Not "unreachable": the peer may have closed it because a stream of its own came first.
-            error = PeerTimeoutError(
-                f"{connection.peer} closed the stream before its hello: {error}",
-                peer=connection.peer,
-            )
-        if not dialling.hello.done():
-            dialling.hello.set_exception(error)
 
     # ---- accepting
 
@@ -431,12 +333,13 @@ class Links:
         current = link.connection
         if current is not None and self._rank(connection) < self._rank(current):
             connection.close()
-            self._dialled_stream_ended(connection, "another stream came first")
+            if connection.dialled and (dialling := self._dialling.get(peer)) is not None:
+                dialling.settle(connection, None)
             return
         if not hello.dialable:
             self._remember_client(peer)
         if not connection.dialled:
-            connection.write(self._pack_hello(link, connection))
+            connection.write(link.pack_hello(connection.number, self._network))
         link.attach(connection, hello)
         if link.connection is connection:
             self._link_is_up(link, connection)
@@ -446,12 +349,11 @@ class Links:
         dialling = self._dialling.get(link.peer)
         if dialling is None:
             return
-        dialling.disarm()
+        dialling.end_grace()
         pending = dialling.connection
         if pending is connection:
             del self._dialling[link.peer]
-            if dialling.hello is not None and not dialling.hello.done():
-                dialling.hello.set_result(None)
+            dialling.succeed()
         elif pending is None or self._rank(pending) < self._rank(connection):
             self._stop_dialling(link.peer)
         # Else the peer may already have chosen our stream, which is about to replace this one.
@@ -471,9 +373,8 @@ class Links:
         )
         if connection.dialled:
             connection.close()
-            dialling = self._dialling.get(peer)
-            if dialling is not None and dialling.hello is not None and not dialling.hello.done():
-                dialling.hello.set_exception(error)
+            if (dialling := self._dialling.get(peer)) is not None:
+                dialling.settle(connection, error)
             return
         logger.warning("%s", error)
         # Only the version in it will be read.
