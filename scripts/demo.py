@@ -24,7 +24,10 @@ from processes import (
 )
 
 SPANS = ("0:10", "10:20", "20:30")
-PROMPT = "Explain in three sentences why the sky is blue."
+PROMPT = (
+    "The history of the printing press begins in the city of Mainz, where a goldsmith named"
+    " Johannes Gutenberg developed a system of movable metal type that could be"
+)
 
 
 class Progress:
@@ -77,15 +80,15 @@ def _on_signal(number: int, _: object) -> NoReturn:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
-    parser.add_argument("--prompt", default=PROMPT, help="what to ask the model")
-    parser.add_argument("--max-new-tokens", type=int, default=96, help="length of the answer")
+    parser.add_argument("--prompt", default=PROMPT, help="the text to continue")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="how long to continue")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _on_signal)
     progress = Progress()
     try:
         progress.say("starting three servers")
         with running_servers(SPANS, on_event=progress.on_event) as servers:
-            progress.say(f"generating: {options.prompt}")
+            progress.say(f"continuing this text: {options.prompt} ...")
             code = generate(servers, options.prompt, options.max_new_tokens)
             progress.say("stopping the servers")
     except ProgramFailedError as error:
