@@ -1,0 +1,89 @@
+"""A server's room: nobody overtakes, and all of it comes back."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from session_samples import make_grant
+
+from swarm.sessions.admission import Admission, Decision
+from swarm.spans import SessionId
+
+
+def name(number: int) -> SessionId:
+    return SessionId(bytes([number]) * 16)
+
+
+def test_rows_are_rounded_up_to_pages() -> None:
+    assert Admission(1000, page_tokens=16).tokens_of(make_grant(rows=3, length=17)) == 96
+
+
+def test_room_is_given_refused_and_given_back() -> None:
+    admission = Admission(100)
+    assert admission.request(name(1), 60, 0.0, 0.0) is True
+    assert admission.request(name(1), 60, 0.0, 0.0) is True
+    assert admission.request(name(2), 60, 0.0, 0.0) is False
+    assert admission.free_tokens == 40
+    assert admission.release(name(1)) == Decision()
+    assert admission.release(name(1)) == Decision()
+    assert admission.free_tokens == 100
+
+
+def test_the_line_is_served_in_order_and_nobody_overtakes() -> None:
+    admission = Admission(100)
+    admission.request(name(1), 60, 0.0, 0.0)
+    assert admission.request(name(2), 80, 9.0, 0.0) is None
+    assert admission.request(name(3), 10, 9.0, 0.0) is None
+    assert admission.request(name(4), 10, 0.0, 0.0) is False
+    assert admission.release(name(1)) == Decision(admitted=(name(2), name(3)))
+
+
+def test_waiting_ends_at_the_deadline_and_lets_the_next_in() -> None:
+    admission = Admission(100)
+    admission.request(name(1), 60, 0.0, 0.0)
+    admission.request(name(2), 80, 5.0, 0.0)
+    admission.request(name(3), 40, 9.0, 0.0)
+    assert admission.deadline == 5.0
+    assert admission.tick(4.9) == Decision()
+    assert admission.tick(5.0) == Decision(admitted=(name(3),), expired=(name(2),))
+
+
+def test_who_leaves_the_line_makes_room_in_it() -> None:
+    admission = Admission(100)
+    admission.request(name(1), 60, 0.0, 0.0)
+    admission.request(name(2), 80, 5.0, 0.0)
+    admission.request(name(3), 40, 9.0, 0.0)
+    assert admission.release(name(2)) == Decision(admitted=(name(3),))
+
+
+def test_what_can_never_fit_does_not_wait() -> None:
+    assert Admission(100).request(name(1), 101, 9.0, 0.0) is False
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("request", "release", "tick")),
+            st.integers(0, 5),
+            st.integers(1, 120),
+            st.floats(0, 3),
+        ),
+        max_size=60,
+    )
+)
+def test_the_books_are_always_right(steps: list[tuple[str, int, int, float]]) -> None:
+    admission, now = Admission(100), 0.0
+    for what, number, tokens, wait_s in steps:
+        now += 0.5
+        if what == "request":
+            admission.request(name(number), tokens, wait_s, now)
+        elif what == "release":
+            admission.release(name(number))
+        else:
+            admission.tick(now)
+        admission.validate()
+    for number in range(6):
+        admission.release(name(number))
+    admission.tick(now + 10)
+    for number in range(6):
+        admission.release(name(number))
+    assert admission.free_tokens == 100
+    assert not admission.line
