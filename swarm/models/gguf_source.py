@@ -6,8 +6,7 @@ thousand strings), so the outcome is kept in the user's cache folder.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
-from transformers.integrations.gguf import reader as gguf_reader
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
@@ -28,22 +26,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from swarm.errors import CheckpointError, NotServedError
 from swarm.models.disk_cache import cache_key, file_key, load_json, store_json
+from swarm.models.gguf_header import StoredTensor, read_header
 from swarm.models.tensor_source import TensorInfo
 
 CHUNK_BYTES = 1 << 20
 """Stored bytes that are dequantised at a time."""
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """One tensor of the file; a parameter of the model is made of one or more of them."""
-
-    name: str
-    ggml_type: int
-    shape: tuple[int, ...]
-    """In torch's order of dimensions, in values."""
-    start: int
-    nbytes: int
 
 
 class GgufSource:
@@ -66,7 +53,8 @@ class GgufSource:
         self._names: dict[str, str] = index["names"]
         self._stored = {
             name: [
-                _Stored(n, t, tuple(shape), start, nbytes) for n, t, shape, start, nbytes in parts
+                StoredTensor(n, t, tuple(shape), start, nbytes)
+                for n, t, shape, start, nbytes in parts
             ]
             for name, (_, parts) in index["tensors"].items()
         }
@@ -112,7 +100,7 @@ class GgufSource:
                     yield file.read(last - first)
                 passed += stored.nbytes
 
-    def _values(self, stored: _Stored) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _values(self, stored: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The tensor in float32, a few rows at a time: gguf on the whole needs twice the memory."""
         ggml_type = gguf.GGMLQuantizationType(stored.ggml_type)
         block_values, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
@@ -133,53 +121,44 @@ class GgufSource:
         return values
 
 
-def _type_name(parts: list[_Stored]) -> str:
+def _type_name(parts: list[StoredTensor]) -> str:
     return "+".join(sorted({gguf.GGMLQuantizationType(part.ggml_type).name for part in parts}))
 
 
-def _total(parts: list[_Stored]) -> int:
+def _total(parts: list[StoredTensor]) -> int:
     return sum(part.nbytes for part in parts)
 
 
 def _build_index(path: Path) -> dict[str, Any]:
     """`{architecture, config, names: {gguf: ours}, tensors: {ours: [shape, [stored ...]]}}`."""
-    try:
-        header = gguf_reader.GgufHeader.from_file(str(path))
-    except (ValueError, KeyError, IndexError, OSError, EOFError) as error:
-        raise CheckpointError(f"{path} is no GGUF file that can be read: {error}") from error
-    except Exception as error:  # struct.error and whatever else damaged bytes provoke
-        raise CheckpointError(f"{path} is a damaged GGUF file; fetch it again") from error
-    if header.architecture in GGUF_ARCHS:
+    architecture, tensors = read_header(path)
+    if architecture in GGUF_ARCHS:
         raise NotServedError(
-            f"{path}: GGUF files of architecture {header.architecture} are not served; "
+            f"{path}: GGUF files of architecture {architecture} are not served; "
             "use the model's safetensors files"
         )
-    size = path.stat().st_size
-    stored = {
-        info.name: _Stored(
-            info.name, info.ggml_type, info.shape, header.data_start + info.offset, info.nbytes
-        )
-        for info in header.tensors
-    }
-    for part in stored.values():
-        if part.start + part.nbytes > size:
-            raise CheckpointError(f"{path} is cut off before {part.name} ends; fetch it again")
     try:
         config_dict = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
-    except ValueError as error:
-        raise NotServedError(f"{path}: {error}") from error
-    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=config_dict)
-    with torch.device("meta"):
-        config = CONFIG_MAPPING[config_dict["model_type"]].from_dict(config_dict)
-        model = AutoModelForCausalLM.from_config(config)
-        names = get_gguf_hf_weights_map(_Names(model), processor)
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config_dict)
+        with torch.device("meta"):
+            config = CONFIG_MAPPING[config_dict["model_type"]].from_dict(config_dict)
+            model = AutoModelForCausalLM.from_config(config)
+            names = get_gguf_hf_weights_map(_Names(model), processor)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise NotServedError(
+            f"{path}: transformers cannot load it ({reason}); use the model's safetensors files"
+        ) from error
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    parts = _parts(stored, names, shapes)
+    parts = _parts(tensors, names, shapes)
     missing = {name for name, _ in model.named_parameters()} - parts.keys()
     if missing:
-        raise CheckpointError(f"{path} does not hold {min(missing)} and {len(missing) - 1} more")
+        raise CheckpointError(
+            f"{path} does not hold {min(missing)} ({len(missing)} parameters are missing); "
+            "fetch the file again"
+        )
     return {
-        "architecture": header.architecture,
+        "architecture": architecture,
         "config": config_dict,
         "names": names,
         "tensors": {
@@ -212,12 +191,12 @@ class _Names:
 
 
 def _parts(
-    stored: Mapping[str, _Stored], names: Mapping[str, str], shapes: Mapping[str, list[int]]
-) -> dict[str, list[_Stored]]:
+    stored: Sequence[StoredTensor], names: Mapping[str, str], shapes: Mapping[str, list[int]]
+) -> dict[str, list[StoredTensor]]:
     """Which stored tensors make up each parameter; merged experts are mapped without a suffix."""
-    parts: defaultdict[str, list[_Stored]] = defaultdict(list)
-    for name, part in stored.items():
-        target = names.get(name) or names.get(name.removesuffix(".weight"))
+    parts: defaultdict[str, list[StoredTensor]] = defaultdict(list)
+    for part in stored:
+        target = names.get(part.name) or names.get(part.name.removesuffix(".weight"))
         if target is not None and target in shapes:
             parts[target].append(part)
     return dict(parts)
