@@ -7,6 +7,7 @@ thousand strings), so the outcome is kept in the user's cache folder.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from swarm.models.disk_cache import cache_key, file_key, load_json, store_json
 from swarm.models.gguf_header import StoredTensor, read_header
 from swarm.models.tensor_source import TensorInfo
 
+INDEX_VERSION = 1
+"""Raised when `_build_index` changes, so that no older outcome is taken from the cache."""
 CHUNK_BYTES = 1 << 20
 """Stored bytes that are dequantised at a time."""
 
@@ -43,7 +46,7 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.file_key = file_key(path)
-        key = cache_key(self.file_key, transformers.__version__)
+        key = cache_key(INDEX_VERSION, self.file_key, transformers.__version__, version("gguf"))
         index = load_json("gguf", key)
         if index is None:
             index = _build_index(path)

@@ -35,12 +35,14 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _keep(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save whole or not at all; the work is only lost if the cache folder cannot be written."""
+    """Save whole or not at all; a cache folder that cannot be written only costs time."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
-            tokenizer.save_pretrained(temporary)
-            shutil.copytree(temporary, folder.with_name(f"{Path(temporary).name}-kept"))
-            folder.with_name(f"{Path(temporary).name}-kept").rename(folder)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     except OSError:
         return
+    try:
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
+    except OSError:  # full, or another process was first
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,5 +1,8 @@
 """The default model is read tensor by tensor exactly as transformers reads the whole file."""
 
+from collections.abc import Iterator
+
+import platformdirs
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -10,8 +13,16 @@ from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.spans import Span
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platformdirs, "user_cache_dir", lambda name: str(folder))
+        yield
+
+
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def checkpoint(own_cache: None) -> Checkpoint:
     return open_checkpoint(None)
 
 
