@@ -78,12 +78,20 @@ class Numbers:
 class _Arriving:
     """A message that has begun and not ended. A duplicate is counted, but not kept."""
 
-    __slots__ = ("duplicate", "header", "left", "payload", "payload_filled", "service_class")
+    __slots__ = (
+        "duplicate",
+        "header",
+        "left",
+        "payload",
+        "payload_filled",
+        "service_class",
+        "total",
+    )
 
     def __init__(self, header_length: int, total: int, service_class: int, duplicate: bool) -> None:
         self.duplicate = duplicate
         self.service_class = service_class
-        self.left = total
+        self.total = self.left = total
         self.header = bytearray() if duplicate else bytearray(header_length)
         self.payload = bytearray() if duplicate else bytearray(total - header_length)
         self.payload_filled = -header_length
@@ -113,7 +121,6 @@ class Inbox:
         self.unfinished_bytes = 0
         self._granted = CREDIT_BYTES
         self._arriving: dict[int, _Arriving] = {}
-        self._totals: dict[int, int] = {}
 
     @staticmethod
     def first_grant() -> int:
@@ -131,7 +138,6 @@ class Inbox:
         self.unfinished_bytes = 0
         self._granted = CREDIT_BYTES
         self._arriving.clear()
-        self._totals.clear()
 
     def data(self, frame: Frame) -> tuple[Message, memoryview] | None:
         """The message that this frame ends, with its payload in memory of its own (writable).
@@ -145,9 +151,9 @@ class Inbox:
                 f"{self.received_bytes} bytes came, but {self._granted} were granted"
             )
         if frame.flags == _WHOLE:
-            header_length = self._checked_prelude(body)
-            if len(body) - PRELUDE.size != self._total(body):
-                raise FramingError(f"message {number} says {self._total(body)} bytes and has less")
+            total, header_length = _prelude(body)
+            if len(body) - PRELUDE.size != total:
+                raise FramingError(f"message {number} says that it has {total} bytes")
             if number in self._arriving:
                 raise FramingError(f"message {number} begins twice")
             if number in self.delivered:
@@ -161,7 +167,7 @@ class Inbox:
         return self._continue(frame, body)
 
     def _begin(self, frame: Frame) -> memoryview:
-        header_length, total = self._checked_prelude(frame.body), self._total(frame.body)
+        total, header_length = _prelude(frame.body)
         if frame.number in self._arriving:
             raise FramingError(f"message {frame.number} begins twice")
         if len(self._arriving) >= MAX_UNFINISHED_MESSAGES:
@@ -172,7 +178,6 @@ class Inbox:
         self._arriving[frame.number] = _Arriving(
             header_length, total, frame.service_class, duplicate
         )
-        self._totals[frame.number] = total
         self.unfinished_bytes += total
         return frame.body[PRELUDE.size :]
 
@@ -190,29 +195,24 @@ class Inbox:
         if not ends:
             return None
         del self._arriving[number]
-        self.unfinished_bytes -= self._totals.pop(number)
+        self.unfinished_bytes -= arriving.total
         if arriving.duplicate:
             return None
         message = _decoded(memoryview(arriving.header), number)
         self.delivered.add(number)
         return message, memoryview(arriving.payload)
 
-    @staticmethod
-    def _total(body: memoryview) -> int:
-        total, _ = PRELUDE.unpack_from(body)
-        return int(total)
 
-    @staticmethod
-    def _checked_prelude(body: memoryview) -> int:
-        """The header's length."""
-        if len(body) < PRELUDE.size:
-            raise FramingError(f"a message begins with {len(body)} bytes")
-        total, header_length = PRELUDE.unpack_from(body)
-        if total > MAX_MESSAGE_BYTES:
-            raise FramingError(f"a message of {total} bytes; at most {MAX_MESSAGE_BYTES} may be")
-        if header_length > min(total, MAX_HEADER_BYTES):
-            raise FramingError(f"a message header of {header_length} bytes")
-        return int(header_length)
+def _prelude(body: memoryview) -> tuple[int, int]:
+    """The message's length, and its header's; both are within the limits."""
+    if len(body) < PRELUDE.size:
+        raise FramingError(f"a message begins with {len(body)} bytes")
+    total, header_length = PRELUDE.unpack_from(body)
+    if total > MAX_MESSAGE_BYTES:
+        raise FramingError(f"a message of {total} bytes; at most {MAX_MESSAGE_BYTES} may be")
+    if header_length > min(total, MAX_HEADER_BYTES):
+        raise FramingError(f"a message header of {header_length} bytes")
+    return total, header_length
 
 
 def _decoded(header: memoryview, number: int) -> Message:

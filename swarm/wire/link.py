@@ -233,10 +233,25 @@ class Link:
         client: str,
     ) -> None:
         """Raises LinkFullError."""
-        self._outbox.push(message, payload, service_class, session, client)
+        connection, inbox = self.connection, self._inbox
+        if connection is None or not connection.writable:
+            self._outbox.push(message, payload, service_class, session, client)
+            self._messages_sent += 1
+            return
+        frame = self._outbox.pack_or_push(
+            message,
+            payload,
+            service_class,
+            session,
+            client,
+            inbox.delivered.complete,
+            inbox.grant(),
+        )
         self._messages_sent += 1
-        if self.connection is not None and self.connection.writable:
+        if frame is None:
             self.flush()
+        else:
+            self._write_data(connection, frame)
 
     def flush(self) -> None:
         """Writes as much as the stream takes, the most urgent first."""
@@ -249,16 +264,20 @@ class Link:
             if frame is None:
                 self._written.set()
                 break
-            connection.write(frame)
-            self._ack_bytes = 0
-            if not self._inbox.delivered.has_gaps:
-                self._ack_owed = False
+            self._write_data(connection, frame)
             written += len(frame)
             if written >= FLUSH_BYTES:
                 if not self._flush_soon:
                     self._flush_soon = True
                     self._loop.call_soon(self._flush_again)
                 break
+
+    def _write_data(self, connection: Connection, frame: bytes) -> None:
+        """The frame acknowledges too, but for what came after a gap."""
+        connection.write(frame)
+        self._ack_bytes = 0
+        if not self._inbox.delivered.has_gaps:
+            self._ack_owed = False
 
     def _flush_again(self) -> None:
         self._flush_soon = False

@@ -20,7 +20,8 @@ from swarm.wire.frames import (
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-_WHOLE = int(Flags.FIRST | Flags.LAST)
+_FIRST, _LAST = int(Flags.FIRST), int(Flags.LAST)
+_WHOLE = _FIRST | _LAST
 _DATA = int(FrameType.DATA)
 _CREDIT_MASK = (1 << 32) - 1
 
@@ -122,13 +123,65 @@ class Outbox:
         client: str,
     ) -> None:
         """Raises LinkFullError if the message is too long or too much is outstanding."""
+        parts, size = self._checked(message, payload)
+        self._enqueue(parts, size, service_class, session, client)
+
+    def pack_or_push(
+        self,
+        message: Message,
+        payload: Sequence[Buffer],
+        service_class: ServiceClass,
+        session: bytes,
+        client: str,
+        acknowledged: int,
+        credit: int,
+    ) -> bytes | None:
+        """Like `push`; but if the message can go as it is, and nothing waits before it, its one
+        frame, which is to be written now. This is the way of nearly every decode step."""
+        parts, size = self._checked(message, payload)
+        if self._queue or size > MAX_FRAGMENT_BYTES or size > self._room():
+            self._enqueue(parts, size, service_class, session, client)
+            return None
+        number = self._next_number
+        header = HEADER.pack(_DATA, service_class, _WHOLE, size, number, acknowledged, credit)
+        frame = b"".join((header, *parts))
+        outgoing = _Outgoing(
+            (memoryview(frame)[HEADER.size :],), size, service_class, session, client
+        )
+        outgoing.number, outgoing.sent, outgoing.was_whole = number, size, True
+        self._next_number = number + 1
+        self._unacknowledged[number] = outgoing
+        self.outstanding_bytes += size
+        self._sent_bytes += size
+        return frame
+
+    def _enqueue(
+        self,
+        parts: Sequence[Buffer],
+        size: int,
+        service_class: ServiceClass,
+        session: bytes,
+        client: str,
+    ) -> None:
+        if size <= MAX_FRAGMENT_BYTES:
+            # One copy now, so that a small message does not keep a large tensor alive.
+            parts = [b"".join(parts)]
+        self.outstanding_bytes += size
+        self._queue.push(_Outgoing(parts, size, service_class, session, client).entry())
+
+    def _checked(self, message: Message, payload: Sequence[Buffer]) -> tuple[list[Buffer], int]:
+        """The parts of the message, prelude first, and how many bytes they are."""
         header = encode(message)
-        views = [memoryview(part).cast("B") for part in payload if len(part)]
-        total = len(header) + sum(map(len, views))
-        if total > MAX_MESSAGE_BYTES or len(header) > MAX_HEADER_BYTES:
+        parts: list[Buffer] = [b"", header]
+        total = header_length = len(header)
+        for buffer in payload:
+            view = memoryview(buffer).cast("B") if len(buffer) else b""
+            parts.append(view)
+            total += len(view)
+        if total > MAX_MESSAGE_BYTES or header_length > MAX_HEADER_BYTES:
             raise LinkFullError(
-                f"a {type(message).__name__} message of {total} bytes (header {len(header)}); at "
-                f"most {MAX_MESSAGE_BYTES} ({MAX_HEADER_BYTES}) may be: send it in parts"
+                f"a {type(message).__name__} message of {total} bytes (header {header_length}); "
+                f"at most {MAX_MESSAGE_BYTES} ({MAX_HEADER_BYTES}) may be: send it in parts"
             )
         size = PRELUDE.size + total
         if self.outstanding_bytes + size > self.max_bytes:
@@ -136,12 +189,8 @@ class Outbox:
                 f"{self.outstanding_bytes} bytes already wait or are not acknowledged, and "
                 f"{self.max_bytes} may be: the peer reads too slowly; send less, or later"
             )
-        parts: list[Buffer] = [PRELUDE.pack(total, len(header)) + header, *views]
-        if size <= MAX_FRAGMENT_BYTES:
-            # One copy now, so that a small message does not keep a large tensor alive.
-            parts = [b"".join(parts)]
-        self.outstanding_bytes += size
-        self._queue.push(_Outgoing(parts, size, service_class, session, client).entry())
+        parts[0] = PRELUDE.pack(total, header_length)
+        return parts, size
 
     def next_frame(self, acknowledged: int, credit: int) -> bytes | None:
         """The next DATA frame with these fields; None if nothing waits or the credit is used up."""
@@ -159,13 +208,13 @@ class Outbox:
             return None
         flags = 0
         if outgoing.sent == 0:
-            flags = Flags.FIRST.value
+            flags = _FIRST
             if outgoing.number is None:
                 outgoing.number = self._next_number
                 self._next_number += 1
                 self._unacknowledged[outgoing.number] = outgoing
         if length == left:
-            flags |= Flags.LAST.value
+            flags |= _LAST
             outgoing.was_whole = True
             self._queue.pop()
         assert outgoing.number is not None
@@ -173,9 +222,6 @@ class Outbox:
             _DATA, outgoing.service_class, flags, length, outgoing.number, acknowledged, credit
         )
         self._sent_bytes += length
-        if flags == _WHOLE:
-            outgoing.sent = length
-            return b"".join((header, *outgoing.parts))
         return b"".join((header, *outgoing.take(length)))
 
     def _room(self) -> int:
