@@ -22,8 +22,8 @@ from typing import Any, Generic, TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from processes import ONE_THREAD
 
-# Before torch is imported, whose pools look at these once.
-os.environ.update(ONE_THREAD)
+# Before torch and tqdm are imported, which look at these once.
+os.environ.update(ONE_THREAD, TQDM_DISABLE="1")
 
 import psutil
 import torch
@@ -114,7 +114,6 @@ def random_prompt(length: int, session: int, vocabulary: int) -> torch.Tensor:
 
 def plain_model(folder: Path | None) -> PreTrainedModel:
     """transformers' own float32 model of `folder`; None: of the embedded GGUF."""
-    transformers.utils.logging.disable_progress_bar()
     if folder is not None:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     else:

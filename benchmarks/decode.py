@@ -84,6 +84,7 @@ def blocks_of(model: Any) -> tuple[Any, Any]:
 
 def settled_stats(server: ServerProgram) -> dict[str, Any]:
     """The server's counters after everything that it has done by now."""
+    server.forget_events()
     server.wait_for("stats", timeout_s=30)
     return server.wait_for("stats", timeout_s=30)
 

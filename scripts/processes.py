@@ -113,6 +113,13 @@ class Program:
             if found.get("event") == event:
                 return found
 
+    def forget_events(self) -> None:
+        """From now on `wait_for` sees only what comes later."""
+        with contextlib.suppress(queue.Empty):
+            while self._arrived.get_nowait() is not None:
+                pass
+            self._arrived.put(None)
+
     def send_line(self, text: str) -> None:
         """Write one line to the program's standard input."""
         assert self.process.stdin is not None
