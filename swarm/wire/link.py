@@ -22,6 +22,7 @@ from swarm.wire.frames import (
     pack_plain,
     unpack_ranges,
 )
+from swarm.wire.heartbeat import Heartbeat
 from swarm.wire.inbox import Inbox
 from swarm.wire.network import Network
 from swarm.wire.outbox import Buffer, Outbox
@@ -30,10 +31,6 @@ logger = logging.getLogger(__name__)
 
 ACK_DELAY_S = 0.05
 ACK_BYTES = 256 * 1024
-PING_INTERVAL_S = 1.0
-MISSED_PINGS = 3
-RTT_INTERVAL_S = 5.0
-"""A busy link is pinged so often, to measure its round trip."""
 FLUSH_BYTES = 256 * 1024
 """Most bytes written in one turn of the event loop."""
 
@@ -98,11 +95,10 @@ class Link:
         """Whether we dialled the latest stream."""
         self.highest_stream = 0
         self.connection: Connection | None = None
-        self.rtt_s: float | None = None
-        self.min_rtt_s: float | None = None
         self._handler = handler
         self._owner = owner
         self._loop = loop
+        self._heartbeat = Heartbeat(loop, self.broken)
         self._max_outstanding_bytes = max_outstanding_bytes
         self._messages_sent = self._messages_received = self._streams = 0
         self._bytes_sent = self._bytes_received = 0
@@ -110,14 +106,10 @@ class Link:
         self._ack_owed = False
         self._ack_bytes = 0
         self._ack_timer: asyncio.TimerHandle | None = None
-        self._tick_timer: asyncio.TimerHandle | None = None
         self._written = asyncio.Event()
         self._flush_soon = False
         self._pong: int | None = None
         """The ping to be answered when the stream is writable again."""
-        self._ping = 0
-        self._ping_time: float | None = None
-        self._last_rtt_time = 0.0
         self.forget()
 
     def forget(self) -> None:
@@ -149,8 +141,8 @@ class Link:
         received = connection.bytes_received_total if connection else 0
         return LinkStats(
             up=connection is not None,
-            rtt_s=self.rtt_s,
-            min_rtt_s=self.min_rtt_s,
+            rtt_s=self._heartbeat.rtt_s,
+            min_rtt_s=self._heartbeat.min_rtt_s,
             outstanding_bytes=self._outbox.outstanding_bytes,
             waiting_messages=self._outbox.waiting,
             unfinished_bytes=self._inbox.unfinished_bytes,
@@ -198,17 +190,15 @@ class Link:
             self._outbox.begin_stream(hello.acknowledged, hello.delivered, hello.credit)
         else:
             self._outbox.begin_stream(0, (), hello.credit)
-        self._last_rtt_time = -RTT_INTERVAL_S
-        self._tick_timer = self._loop.call_later(PING_INTERVAL_S, self._tick)
-        self._send_ping(connection)
+        self._heartbeat.start(connection)
         self.flush()
 
     def detach(self) -> None:
         """Closes the stream, if there is one; what was not acknowledged waits for the next."""
-        for timer in (self._ack_timer, self._tick_timer):
-            if timer is not None:
-                timer.cancel()
-        self._ack_timer = self._tick_timer = None
+        self._heartbeat.stop()
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
         self._ack_owed, self._ack_bytes, self._pong = False, 0, None
         connection, self.connection = self.connection, None
         self._written.set()
@@ -320,7 +310,7 @@ class Link:
             else:
                 self._pong = frame.number
         elif kind == FrameType.PONG:
-            self._pong_received(frame.number)
+            self._heartbeat.answered(frame.number)
         elif kind == FrameType.BYE:
             self._owner.link_lost(self, "the peer closed the link")
         else:
@@ -363,31 +353,3 @@ class Link:
             ack = pack_ack(delivered.complete, delivered.ranges(), self._inbox.grant())
             self._ack_owed, self._ack_bytes = False, 0
             self.connection.write(ack)
-
-    # ---- pings
-
-    def _tick(self) -> None:
-        connection = self.connection
-        if connection is None:
-            return
-        silence = self._loop.time() - connection.last_received
-        if silence > (MISSED_PINGS + 0.5) * PING_INTERVAL_S:
-            self.broken(connection, f"silent for {silence:.1f} s")
-            return
-        self._tick_timer = self._loop.call_later(PING_INTERVAL_S, self._tick)
-        rtt_age = self._loop.time() - self._last_rtt_time
-        if silence >= 0.9 * PING_INTERVAL_S or (connection.writable and rtt_age >= RTT_INTERVAL_S):
-            self._send_ping(connection)
-
-    def _send_ping(self, connection: Connection) -> None:
-        self._ping += 1
-        self._ping_time = self._loop.time()
-        connection.write(pack_plain(FrameType.PING, self._ping))
-
-    def _pong_received(self, number: int) -> None:
-        if number != self._ping or self._ping_time is None:
-            return
-        now = self._loop.time()
-        rtt_s, self._ping_time, self._last_rtt_time = now - self._ping_time, None, now
-        self.rtt_s = rtt_s if self.rtt_s is None else 0.75 * self.rtt_s + 0.25 * rtt_s
-        self.min_rtt_s = rtt_s if self.min_rtt_s is None else min(self.min_rtt_s, rtt_s)

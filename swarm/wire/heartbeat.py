@@ -1,0 +1,67 @@
+"""Whether the peer behind a connection still lives, and how far away it is."""
+
+import asyncio
+from collections.abc import Callable
+
+from swarm.wire.connection import Connection
+from swarm.wire.frames import FrameType, pack_plain
+
+PING_INTERVAL_S = 1.0
+MISSED_PINGS = 3
+SILENCE_S = (MISSED_PINGS + 0.5) * PING_INTERVAL_S
+RTT_INTERVAL_S = 5.0
+"""A busy link is pinged so often, to measure its round trip."""
+
+
+class Heartbeat:
+    """Pings when nothing comes, and calls `on_silence` when the pings are not answered either."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_silence: Callable[[Connection, str], None]
+    ) -> None:
+        self.rtt_s: float | None = None
+        """Smoothed."""
+        self.min_rtt_s: float | None = None
+        self._loop = loop
+        self._on_silence = on_silence
+        self._timer: asyncio.TimerHandle | None = None
+        self._number = 0
+        self._sent_at: float | None = None
+        self._measured_at = 0.0
+
+    def start(self, connection: Connection) -> None:
+        """The first ping goes out at once."""
+        self._ping(connection)
+        self._timer = self._loop.call_later(PING_INTERVAL_S, self._tick, connection)
+
+    def stop(self) -> None:
+        self._sent_at = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def answered(self, number: int) -> None:
+        """A pong came."""
+        if number != self._number or self._sent_at is None:
+            return
+        now = self._loop.time()
+        rtt_s, self._sent_at, self._measured_at = now - self._sent_at, None, now
+        self.rtt_s = rtt_s if self.rtt_s is None else 0.75 * self.rtt_s + 0.25 * rtt_s
+        self.min_rtt_s = rtt_s if self.min_rtt_s is None else min(self.min_rtt_s, rtt_s)
+
+    def _tick(self, connection: Connection) -> None:
+        now = self._loop.time()
+        silence_s = now - connection.last_received
+        if silence_s > SILENCE_S:
+            self._timer = None
+            self._on_silence(connection, f"silent for {silence_s:.1f} s")
+            return
+        self._timer = self._loop.call_later(PING_INTERVAL_S, self._tick, connection)
+        measure = connection.writable and now - self._measured_at >= RTT_INTERVAL_S
+        if measure or silence_s >= 0.9 * PING_INTERVAL_S:
+            self._ping(connection)
+
+    def _ping(self, connection: Connection) -> None:
+        self._number += 1
+        self._sent_at = self._loop.time()
+        connection.write(pack_plain(FrameType.PING, self._number))
