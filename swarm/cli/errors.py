@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from swarm.errors import SwarmError, UsageError
 
@@ -16,7 +17,7 @@ DEBUG_VARIABLE = "SWARM_DEBUG"
 """Set to 1, errors show where they were raised."""
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """The error's message on one line; never empty."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
@@ -68,3 +69,29 @@ def run(
         raise SystemExit(EXIT_FAILED) from None
     except Exception as error:
         fail(error, report)
+
+
+def run_program(app: Callable[..., Any], program: str, arguments: Sequence[str]) -> NoReturn:
+    """Runs a typer program to its exit; a mistake in its options becomes one line, too."""
+    try:
+        code = app(args=list(arguments), prog_name=program, standalone_mode=False) or EXIT_OK
+    except SystemExit as end:
+        code = end.code
+    except Exception as error:
+        # typer carries click's classes inside and does not export them.
+        explain_usage = getattr(error, "format_message", None)
+        if explain_usage is None:
+            raise
+        sys.stderr.write(f"error: {one_line(explain_usage())} (see {program} --help)\n")
+        code = EXIT_USAGE
+    _leave(code if isinstance(code, int) else EXIT_FAILED)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the program. A thread that is deep in torch and cannot be told to stop would make the
+    interpreter's own teardown abort; then nothing is torn down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):
+        os._exit(code)
+    raise SystemExit(code)

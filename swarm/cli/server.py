@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swarm.cli.arguments import repeat_address_options, split_addresses
-from swarm.cli.errors import run
+from swarm.cli.errors import run, run_program
 from swarm.cli.events import EventPrinter
 from swarm.cli.serving import Serving, serve
 
@@ -112,7 +112,7 @@ def server(
     printer = EventPrinter(json_logs)
 
     def command() -> None:
-        from swarm.server.config import make_config
+        from swarm.server.config import ServerConfig, make_config
 
         values: dict[str, object] = {
             "model": model,
@@ -131,7 +131,7 @@ def server(
         }
         if listen:
             values["listen"] = split_addresses(listen)
-        _serve(make_config(**values), printer)
+        _serve(make_config(ServerConfig, **values), printer)
 
     run(command, printer.error)
 
@@ -152,4 +152,4 @@ def _serve(config: "ServerConfig", printer: EventPrinter) -> None:
 def main() -> None:
     """Entry point of the program."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    app(args=repeat_address_options(sys.argv[1:]), prog_name="swarm-server")
+    run_program(app, "swarm-server", repeat_address_options(sys.argv[1:]))

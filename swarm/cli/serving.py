@@ -13,7 +13,7 @@ class Serving(Protocol):
     """A server or a bootstrap peer."""
 
     async def start(self) -> None:
-        """Returns when it serves; raises `SwarmError`, and has then cleaned up."""
+        """Returns when it serves. When it raises or is cancelled, it has cleaned up."""
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends it; without `drain` at once, also when another call is still draining."""
@@ -63,17 +63,18 @@ async def _serve(make: Callable[[], Serving]) -> None:
 
 
 async def _run(serving: Serving, signals: _StopSignals) -> None:
-    drain = False
-    try:
-        if await _until(serving.start(), signals.asked):
+    if await _until(serving.start(), signals.asked):
+        drain = False
+        try:
             await _until(serving.failed(), signals.asked)
             drain = True
-    finally:
-        # A server that never came up or cannot go on has nobody to wait for.
-        stopping = asyncio.ensure_future(serving.stop(drain=drain))
-        await asyncio.wait([stopping, signals.insisted], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping = asyncio.ensure_future(serving.stop(drain=drain))
+            await asyncio.wait([stopping, signals.insisted], return_when=asyncio.FIRST_COMPLETED)
+            await serving.stop(drain=False)
+            await stopping
+    else:
         await serving.stop(drain=False)
-        await stopping
 
 
 async def _until(work: Coroutine[Any, Any, None], signal_came: asyncio.Future[None]) -> bool:

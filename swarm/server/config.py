@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -10,20 +10,15 @@ from swarm.errors import AddressError, SwarmError, UsageError
 from swarm.spans import Span
 from swarm.wire.addresses import check_address, split_peer
 
+Config = TypeVar("Config", bound="Listening")
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class ServerConfig(BaseModel):
-    """The settings of one server; every default works on a plain machine."""
+class Listening(BaseModel):
+    """How a peer is in the network: who it is, where it listens, whom it joins."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    model: str | None = None
-    """A folder, a GGUF file or a Hugging Face name; None: the embedded SmolLM2-135M-Instruct."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hugging Face name."""
-    blocks: Span | None = None
-    """The blocks to host; None: all that fit in memory, else the least covered run."""
     peers: tuple[str, ...] = ()
     """Addresses of any members of the swarm, `/ip4/../tcp/../p2p/ID`; empty: a new swarm."""
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
@@ -32,25 +27,6 @@ class ServerConfig(BaseModel):
     """Addresses that others are told, when they differ (port forwarding); empty: `listen`."""
     identity: Path | None = None
     """Key file of the peer id, made if absent; None: one in the user's data folder."""
-    dtype: DTypeName = "auto"
-    """Of weights and cache. auto: float32 on a CPU, else the checkpoint's own."""
-    device: str = "auto"
-    """A torch device; auto: the first GPU if there is one, else the CPU."""
-    cache_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of K/V that all sessions share; None: a part of the free memory."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of the computation; None: one for each physical core."""
-    name: Annotated[str, Field(max_length=60)] = ""
-    """A name that people see in `swarm-client status`."""
-    stats_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds between two `stats` events; None: none."""
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
-    """How long a stopping server waits for the sessions that it still serves."""
-
-    @field_validator("blocks", mode="before")
-    @classmethod
-    def _parse_blocks(cls, value: object) -> object:
-        return Span.parse(value) if isinstance(value, str) else value
 
     @field_validator("peers", "listen", "announce")
     @classmethod
@@ -74,10 +50,40 @@ class ServerConfig(BaseModel):
         return value
 
 
-def make_config(**values: object) -> ServerConfig:
+class ServerConfig(Listening):
+    """The settings of one server; every default works on a plain machine."""
+
+    model: str | None = None
+    """A folder, a GGUF file or a Hugging Face name; None: the embedded SmolLM2-135M-Instruct."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face name."""
+    blocks: Span | None = None
+    """The blocks to host; None: all that fit in memory, else the least covered run."""
+    dtype: DTypeName = "auto"
+    """Of weights and cache. auto: float32 on a CPU, else the checkpoint's own."""
+    device: str = "auto"
+    """A torch device; auto: the first GPU if there is one, else the CPU."""
+    cache_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of K/V that all sessions share; None: a part of the free memory."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of the computation; None: one for each physical core."""
+    name: Annotated[str, Field(max_length=60)] = ""
+    """A name that people see in `swarm-client status`."""
+    stats_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds between two `stats` events; None: none."""
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
+    """How long a stopping server waits for the sessions that it still serves."""
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _parse_blocks(cls, value: object) -> object:
+        return Span.parse(value) if isinstance(value, str) else value
+
+
+def make_config(kind: type[Config], **values: object) -> Config:
     """A config from outside values; a wrong one raises a `UsageError` of one line."""
     try:
-        return ServerConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as invalid:
         raise UsageError("; ".join(_explain(invalid.errors()))) from None
 

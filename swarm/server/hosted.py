@@ -48,16 +48,18 @@ def load(
     config: ServerConfig,
     threads: int,
     progress: Callable[[int, int], None],
+    check: Callable[[], None],
 ) -> Hosted:
     """Reads the blocks, makes the cache and measures; takes seconds to minutes, so in a thread.
 
-    `progress(tensors read, tensors in all)`. Raises `CheckpointError`, `NotServedError`,
-    `MemoryShortError`.
+    `progress(tensors read, tensors in all)`; `check` raises when nobody waits any more. Raises
+    `CheckpointError`, `NotServedError`, `MemoryShortError`.
     """
     torch.set_num_threads(threads)
     blocks = BlockSlice.load(
         plan.checkpoint, span, dtype=plan.dtype, device=plan.device, progress=progress
     )
+    check()
     tokens, reason = _cache_tokens(plan, span, config, blocks.bytes_per_token)
     cache = PagedCache(blocks.kv_shapes, tokens, dtype=plan.dtype, device=plan.device)
     return Hosted(blocks, cache, reason, measure_speed(blocks))

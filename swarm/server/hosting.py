@@ -58,6 +58,24 @@ def _token_bytes_per_block(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     return int(2 * heads * width) * dtype.itemsize
 
 
+def check_memory(
+    config: ServerConfig, checkpoint: Checkpoint, needs: MemoryNeeds, free_bytes: int
+) -> int:
+    """How many blocks will be hosted. BadSpanError, or MemoryShortError with what would fit."""
+    if config.blocks is not None:
+        checkpoint.check_span(config.blocks)
+        needs.check(config.blocks, free_bytes, config.cache_tokens)
+        return len(config.blocks)
+    count = needs.blocks_that_fit(free_bytes, config.cache_tokens)
+    if not count:
+        needs.check(Span(0, 1), free_bytes, config.cache_tokens)
+        raise MemoryShortError(
+            f"not one block of {checkpoint.name} fits into the {in_words(free_bytes)} that are"
+            " free; use a machine with more memory"
+        )
+    return count
+
+
 def choose_span(
     config: ServerConfig,
     checkpoint: Checkpoint,
@@ -66,17 +84,9 @@ def choose_span(
     view: SwarmView,
 ) -> Span:
     """`--blocks`, else all that fit, else the least covered run. BadSpanError, MemoryShortError."""
+    count = check_memory(config, checkpoint, needs, free_bytes)
     if config.blocks is not None:
-        checkpoint.check_span(config.blocks)
-        needs.check(config.blocks, free_bytes, config.cache_tokens)
         return config.blocks
-    count = needs.blocks_that_fit(free_bytes, config.cache_tokens)
-    if not count:
-        raise MemoryShortError(
-            f"not one block of {checkpoint.name} fits: it needs"
-            f" {in_words(max(needs.block_bytes))} and its cache, and {in_words(free_bytes)} are"
-            " free; free some memory, or use --dtype bfloat16 or fewer --cache-tokens"
-        )
     if count == checkpoint.num_blocks:
         return Span(0, count)
     return least_covered(view, checkpoint.num_blocks, count)

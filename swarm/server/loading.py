@@ -8,6 +8,9 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
+END_TIMEOUT_S = 5.0
+"""How long a thread whose work nobody waits for is waited for: it may be deep in torch."""
+
 
 class LoadingStoppedError(Exception):
     """Raised inside the thread, by `Progress`, when nobody waits for its result any more."""
@@ -17,7 +20,7 @@ async def in_own_thread(work: Callable[[Callable[[], None]], Result]) -> Result:
     """Runs `work(check)` in a daemon thread; its result or error.
 
     When the caller is cancelled, `check`, which the work calls now and then, raises
-    `LoadingStoppedError`, and the result is dropped.
+    `LoadingStoppedError`; the thread then gets `END_TIMEOUT_S` to end.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
@@ -45,11 +48,13 @@ async def in_own_thread(work: Callable[[Callable[[], None]], Result]) -> Result:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="swarm-loading", daemon=True).start()
+    thread = threading.Thread(target=run, name="swarm-loading", daemon=True)
+    thread.start()
     try:
         return await future
     finally:
         stopped.set()
+        await asyncio.to_thread(thread.join, END_TIMEOUT_S)
 
 
 class ProgressSteps:

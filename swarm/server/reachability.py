@@ -39,3 +39,11 @@ def widest_first(addresses: Sequence[str]) -> list[str]:
     ordered = sorted(addresses, key=reach_of)
     beyond = [address for address in ordered if reach_of(address) is not Reach.THIS_MACHINE]
     return beyond or ordered
+
+
+def join_addresses(listening: Sequence[str], announced: Sequence[str], peer: str) -> list[str]:
+    """Whole addresses, with the peer's id, that others may try, best first: those that its owner
+    announces, else those that it listens on."""
+    if not announced:
+        return widest_first(listening)
+    return [one if "/p2p/" in one else f"{one}/p2p/{peer}" for one in announced]

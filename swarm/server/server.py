@@ -19,13 +19,13 @@ from swarm.server.config import ServerConfig
 from swarm.server.engine import Engine
 from swarm.server.engine_jobs import EngineResult
 from swarm.server.hosted import Hosted, Plan, load
-from swarm.server.hosting import choose_span, memory_needs, pick_device, pick_dtype
+from swarm.server.hosting import check_memory, choose_span, memory_needs, pick_device, pick_dtype
 from swarm.server.identity_claim import claim_identity
 from swarm.server.lifecycle import EventSink, ServerEvent, log_event
 from swarm.server.loading import ProgressSteps, in_own_thread
 from swarm.server.memory import free_memory_bytes
 from swarm.server.neighbourhood import Neighbourhood, short_name
-from swarm.server.reachability import widest_first
+from swarm.server.reachability import join_addresses
 from swarm.server.service import Hosting, Service
 from swarm.server.status import LoopLag, process_fields
 from swarm.server.threads import pick_threads
@@ -81,9 +81,8 @@ class Server:
     @property
     def addresses(self) -> list[str]:
         """All whole addresses that others may try, best first."""
-        if self.config.announce:
-            return [_with_peer(one, self.peer_id) for one in self.config.announce]
-        return widest_first(_made(self._network).addresses)
+        network = _made(self._network)
+        return join_addresses(network.addresses, self.config.announce, network.peer_id)
 
     @property
     def peer_id(self) -> PeerId:
@@ -184,9 +183,7 @@ class Server:
         config = self.config
         self._tell(telling.opening_event(config.model))
         self._plan = plan = await in_own_thread(lambda _: _plan_for(config))
-        if config.blocks is not None:
-            plan.checkpoint.check_span(config.blocks)
-            plan.needs.check(config.blocks, self._free_bytes(), config.cache_tokens)
+        check_memory(config, plan.checkpoint, plan.needs, self._free_bytes())
 
     async def _join(self) -> None:
         node = await DhtNode.create(_made(self._network))
@@ -221,7 +218,7 @@ class Server:
                 check()
                 steps(done, total)
 
-            return load(plan, span, config, threads, progress)
+            return load(plan, span, config, threads, progress, check)
 
         self._hosted = await in_own_thread(work)
 
@@ -378,7 +375,3 @@ def _made(part: Part | None) -> Part:
     if part is None:
         raise RuntimeError("the server is not running; use `async with Server(...)`")
     return part
-
-
-def _with_peer(address: str, peer: str) -> str:
-    return address if "/p2p/" in address else f"{address}/p2p/{peer}"

@@ -10,17 +10,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
-import msgspec
-import torch
-
-from swarm.errors import NotFiniteError, StepRejectedError, SwarmError
+from swarm.errors import StepRejectedError
 from swarm.scheduling.classes import ServiceClass
-from swarm.server.activations import chosen_rows, joined_parts, unpack_hidden
 from swarm.server.engine_jobs import EngineJob, EngineResult
+from swarm.server.outgoing import Outgoing
 from swarm.server.reception import Guest, Quotas, Reception
+from swarm.server.translation import engine_job, outgoing_message, result_event
 from swarm.sessions.admission import Admission
 from swarm.sessions.events import (
     Compute,
@@ -28,8 +25,6 @@ from swarm.sessions.events import (
     Forward,
     Free,
     Instruction,
-    PassDone,
-    PassFailed,
     PeerLost,
     Received,
     RouteChanged,
@@ -48,22 +43,18 @@ from swarm.sessions.messages import (
     Held,
     Message,
     Open,
-    Output,
     Replay,
     StatusReply,
     StatusRequest,
     Step,
 )
 from swarm.spans import PeerId, SessionId, Span
-from swarm.wire.codecs import DTYPES, pack_tensors
 from swarm.wire.links import Links
 
 logger = logging.getLogger("swarm.server.service")
 
 TICK_S = 0.25
 """How often deadlines are looked at."""
-CONNECT_TIMEOUT_S = 5.0
-"""How long the link to the next hop may take when a session is committed."""
 _REMEMBERED_SESSIONS = 4096
 
 
@@ -87,14 +78,6 @@ class Hosting:
     checkpoint: str
     span: Span
     hidden_size: int
-
-
-@dataclass(frozen=True)
-class _Connecting:
-    """A link that is being made, and what waits for it; sessions bound how much that is."""
-
-    task: asyncio.Task[None]
-    waiting: list[Callable[[], None]]
 
 
 class Service:
@@ -124,14 +107,13 @@ class Service:
         self._reception = Reception(
             hosting.me, hosting.checkpoint, hosting.span, admission, LEASE_S, quotas or Quotas()
         )
-        self._links: Links | None = None
+        self._outgoing: Outgoing | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sessions: dict[SessionId, HopSession] = {}
         self._told: OrderedDict[SessionId, None] = OrderedDict()
         """Sessions of which their clients know that they are over here: no need to say it again
         for each frame that was under way."""
-        self._connecting: dict[PeerId, _Connecting] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -139,7 +121,7 @@ class Service:
 
     def start(self, links: Links) -> None:
         """Begins to look at deadlines; `links` carry what is sent. In the loop's thread."""
-        self._links = links
+        self._outgoing = Outgoing(links, self._locate, self._on_unreachable)
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK_S, self._tick)
 
@@ -169,10 +151,8 @@ class Service:
             self._handle(hop, Stopping(FailKind.SHUTTING_DOWN, detail))
         if self._timer is not None:
             self._timer.cancel()
-        connecting = [each.task for each in self._connecting.values()]
-        for task in connecting:
-            task.cancel()
-        await asyncio.gather(*connecting, return_exceptions=True)
+        if self._outgoing is not None:
+            await self._outgoing.close()
 
     # ---- messages
 
@@ -286,64 +266,23 @@ class Service:
         index = hop.hop + 1
         if index >= len(hop.grant.hops):
             return
-        assert self._links is not None and self._loop is not None
-        peer = PeerId(hop.grant.hops[index].peer)
-        link = self._links.stats(peer)
-        if (link is None or not link.up) and peer not in self._connecting:
-            task = self._loop.create_task(self._connect(peer), name=f"connecting to {peer}")
-            self._connecting[peer] = _Connecting(task, [])
+        assert self._outgoing is not None
+        self._outgoing.prepare(PeerId(hop.grant.hops[index].peer))
 
-    async def _connect(self, peer: PeerId) -> None:
-        """Links up with `peer`; what was to be sent to it meanwhile goes out, or is lost."""
-        assert self._links is not None
-        failure: str | None = None
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                if self._locate is not None:
-                    await self._locate()
-                await self._links.connect(peer, CONNECT_TIMEOUT_S)
-        except (SwarmError, TimeoutError) as error:
-            failure = str(error) or f"no link within {CONNECT_TIMEOUT_S:g} s"
-        except Exception:
-            logger.exception("connecting to %s failed", peer)
-            failure = "an internal fault; see the server's log"
-        finally:
-            waiting = self._connecting.pop(peer).waiting
-        if failure is not None:
-            self._tell_lost(peer, failure)
-            return
-        for send in waiting:
-            send()
-
-    def _tell_lost(self, peer: PeerId, reason: str) -> None:
+    def _on_unreachable(self, peer: PeerId, reason: str) -> None:
+        """Clients whose route goes on at this peer learn it; a client is told lost by its link."""
         for hop in list(self._sessions.values()):
-            self._handle(hop, PeerLost(peer, reason))
+            if peer != hop.client:
+                self._handle(hop, PeerLost(peer, reason))
 
     # ---- the engine's results
 
     def on_results(self, results: Sequence[EngineResult]) -> None:
         """What became of jobs; called in the loop's thread, once a pass."""
         for result in results:
-            job = result.job
-            hop = self._sessions.get(job.session)
-            if hop is None:
-                continue
-            if result.output is not None:
-                output = result.output
-                self._handle(
-                    hop,
-                    PassDone(
-                        job.epoch,
-                        job.seq,
-                        output,
-                        result.compute_ms,
-                        result.queue_ms,
-                        output.nbytes,
-                    ),
-                )
-            else:
-                fail = Fail(job.session, hop.hop, *_blame(hop, result.error))
-                self._handle(hop, PassFailed(job.epoch, job.seq, fail))
+            hop = self._sessions.get(result.job.session)
+            if hop is not None:
+                self._handle(hop, result_event(hop, result))
 
     # ---- instructions
 
@@ -373,39 +312,18 @@ class Service:
                     raise AssertionError(f"{instruction} is no instruction for a hop")
 
     def _compute(self, hop: HopSession, compute: Compute, pusher: PeerId) -> None:
-        step = compute.step
         try:
-            hidden = unpack_hidden(step, compute.payload, self._hosting.hidden_size)
+            job = engine_job(hop, compute, self._hosting.hidden_size)
         except StepRejectedError as error:
-            detail = f"step {step.epoch}/{step.seq} from {pusher}: {error}"
+            detail = f"step {compute.step.epoch}/{compute.step.seq} from {pusher}: {error}"
             self._handle(hop, Stopping(FailKind.REJECTED, detail))
             return
-        session = SessionId(step.session)
         if compute.first_of_epoch:
-            self._engine.cancel(session)
-        self._engine.submit(
-            EngineJob(
-                session=session,
-                client=hop.client,
-                epoch=step.epoch,
-                seq=step.seq,
-                service_class=compute.service_class,
-                operation=step.operation,
-                starts=step.starts,
-                counts=step.counts,
-                position_ids=step.position_ids,
-                hidden=hidden,
-            )
-        )
+            self._engine.cancel(job.session)
+        self._engine.submit(job)
 
     def _forward(self, hop: HopSession, forward: Forward) -> None:
-        message, buffers = forward.message, ()
-        if forward.parts is not None:
-            message, buffers = _with_tensor(hop, message, joined_parts(forward.parts))
-        elif isinstance(forward.payload, torch.Tensor):
-            message, buffers = _with_tensor(
-                hop, message, chosen_rows(forward.payload, forward.rows)
-            )
+        message, buffers = outgoing_message(hop, forward)
         self._send(
             forward.to, message, buffers, forward.service_class, hop.grant.session, hop.client
         )
@@ -419,19 +337,8 @@ class Service:
         session: bytes = b"",
         client: str = "",
     ) -> None:
-        assert self._links is not None
-        connecting = self._connecting.get(peer)
-        if connecting is not None:
-            again = partial(self._send, peer, message, buffers, service_class, session, client)
-            connecting.waiting.append(again)
-            return
-        try:
-            self._links.send(peer, message, buffers, service_class, session, client)
-        except SwarmError as error:
-            logger.debug("a %s for %s is lost: %s", type(message).__name__, peer, error)
-            hop = self._sessions.get(SessionId(session))
-            if hop is not None and peer != hop.client:
-                self._handle(hop, PeerLost(peer, str(error)))
+        assert self._outgoing is not None
+        self._outgoing.send(peer, message, buffers, service_class, session, client)
 
     def _free(self, hop: HopSession, reason: str) -> None:
         session = SessionId(hop.grant.session)
@@ -470,24 +377,3 @@ def _client_knows(instructions: list[Instruction], cause: Event) -> bool:
     if isinstance(cause, Received) and isinstance(cause.message, Close):
         return True
     return any(isinstance(one, Forward) and isinstance(one.message, Fail) for one in instructions)
-
-
-def _with_tensor(
-    hop: HopSession, message: Message, hidden: torch.Tensor
-) -> tuple[Message, Sequence[memoryview]]:
-    """The message with `hidden` in the session's dtype on the wire."""
-    assert isinstance(message, Step | Output)
-    specs, buffers = pack_tensors({"hidden": hidden.to(DTYPES[hop.grant.dtype])})
-    return msgspec.structs.replace(message, tensors=specs), buffers
-
-
-def _blame(hop: HopSession, error: SwarmError | None) -> tuple[FailKind, str]:
-    """How an engine's error is told to the client; what was wrong with a step, its pusher did."""
-    match error:
-        case NotFiniteError():
-            return FailKind.NOT_FINITE, str(error)[:500]
-        case StepRejectedError():
-            pusher = hop.grant.hops[hop.hop - 1].peer if hop.hop else hop.client
-            return FailKind.REJECTED, f"a step from {pusher}: {error}"[:500]
-        case _:
-            return FailKind.INTERNAL, str(error)[:500]

@@ -1,0 +1,65 @@
+"""A member of the swarm without blocks: others join by its address, and it keeps the directory."""
+
+import asyncio
+import contextlib
+
+from swarm.dht.node import DhtNode
+from swarm.server import telling
+from swarm.server.config import Listening
+from swarm.server.identity_claim import claim_identity
+from swarm.server.lifecycle import EventSink, ServerEvent, log_event
+from swarm.server.reachability import join_addresses
+from swarm.wire.libp2p import Libp2pNetwork
+
+
+class BootstrapPeer:
+    """Runs from `start` to `stop`; serves nothing but the directory."""
+
+    def __init__(self, config: Listening, *, on_event: EventSink = log_event) -> None:
+        self.config = config
+        self._tell = on_event
+        self._stack = contextlib.AsyncExitStack()
+        self._network: Libp2pNetwork | None = None
+        self._stopped = False
+
+    @property
+    def addresses(self) -> list[str]:
+        """All whole addresses that others may try, best first."""
+        if self._network is None:
+            raise RuntimeError("the peer is not running; await start() first")
+        return join_addresses(self._network.addresses, self.config.announce, self._network.peer_id)
+
+    async def start(self) -> None:
+        """Returns when others can join. Raises `UsageError`, `UnreachablePeerError` or
+        `DaemonError`; everything is closed again then."""
+        try:
+            claimed = await asyncio.to_thread(claim_identity, self.config.identity, "dht")
+            self._stack.callback(claimed.release)
+            if claimed.sibling > 1:
+                self._tell(telling.sibling_event(claimed.sibling - 1, str(claimed.path)))
+            self._network = network = await Libp2pNetwork.create(
+                claimed.identity,
+                listen=self.config.listen,
+                initial_peers=self.config.peers,
+                announce=self.config.announce,
+            )
+            self._stack.push_async_callback(network.close)
+            node = await DhtNode.create(network)
+            self._stack.push_async_callback(node.close)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        command = f"swarm-server --peers {self.addresses[0]}"
+        self._tell(telling.listening_event(self.addresses, network.peer_id, command))
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Leaves; nobody is served, so there is nothing to drain. May be called again."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await self._stack.aclose()
+        self._tell(ServerEvent("stopped", "stopped"))
+
+    async def failed(self) -> None:
+        """Waits for ever: the network mends itself."""
+        await asyncio.get_running_loop().create_future()

@@ -1,0 +1,100 @@
+"""What a server sends: at once where there is a link, later where one is being made."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from swarm.errors import SwarmError
+from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.messages import Message
+from swarm.spans import PeerId
+from swarm.wire.links import Links
+
+logger = logging.getLogger("swarm.server.service")
+
+CONNECT_TIMEOUT_S = 5.0
+"""How long the link to the next hop may take when a session is committed."""
+
+
+@dataclass
+class _Connecting:
+    """A link that is being made, and what waits for it; sessions bound how much that is."""
+
+    task: asyncio.Task[None]
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Outgoing:
+    """Sends over `links`, and makes links to other servers before they are needed."""
+
+    def __init__(
+        self,
+        links: Links,
+        locate: Callable[[], Awaitable[None]] | None,
+        on_unreachable: Callable[[PeerId, str], None],
+    ) -> None:
+        """`locate`: tells the network where servers are, before one without a link is dialled.
+        `on_unreachable(peer, why)`: what was sent to the peer is lost."""
+        self._links = links
+        self._locate = locate
+        self._on_unreachable = on_unreachable
+        self._connecting: dict[PeerId, _Connecting] = {}
+
+    def send(
+        self,
+        peer: PeerId,
+        message: Message,
+        buffers: Sequence[memoryview] = (),
+        service_class: ServiceClass = ServiceClass.CONTROL,
+        session: bytes = b"",
+        client: str = "",
+    ) -> None:
+        """Never raises: what cannot be sent is told to `on_unreachable`."""
+        connecting = self._connecting.get(peer)
+        if connecting is not None:
+            again = partial(self.send, peer, message, buffers, service_class, session, client)
+            connecting.waiting.append(again)
+            return
+        try:
+            self._links.send(peer, message, buffers, service_class, session, client)
+        except SwarmError as error:
+            logger.debug("a %s for %s is lost: %s", type(message).__name__, peer, error)
+            self._on_unreachable(peer, str(error))
+
+    def prepare(self, peer: PeerId) -> None:
+        """Makes a link to `peer` unless there is one; what is sent meanwhile waits for it."""
+        link = self._links.stats(peer)
+        if (link is None or not link.up) and peer not in self._connecting:
+            task = asyncio.get_running_loop().create_task(
+                self._connect(peer), name=f"connecting to {peer}"
+            )
+            self._connecting[peer] = _Connecting(task)
+
+    async def close(self) -> None:
+        """Gives up the links that are being made."""
+        tasks = [connecting.task for connecting in self._connecting.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _connect(self, peer: PeerId) -> None:
+        failure: str | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                if self._locate is not None:
+                    await self._locate()
+                await self._links.connect(peer, CONNECT_TIMEOUT_S)
+        except (SwarmError, TimeoutError) as error:
+            failure = str(error) or f"no link within {CONNECT_TIMEOUT_S:g} s"
+        except Exception:
+            logger.exception("connecting to %s failed", peer)
+            failure = "an internal fault; see the server's log"
+        finally:
+            waiting = self._connecting.pop(peer).waiting
+        if failure is not None:
+            self._on_unreachable(peer, failure)
+            return
+        for send in waiting:
+            send()
