@@ -28,9 +28,12 @@ class Heartbeat:
         self._number = 0
         self._sent_at: float | None = None
         self._measured_at = 0.0
+        self._samples = 0
+        """Round trips measured on this connection."""
 
     def start(self, connection: Connection) -> None:
         """The first ping goes out at once."""
+        self._samples = 0
         self._ping(connection)
         self._timer = self._loop.call_later(PING_INTERVAL_S, self._tick, connection)
 
@@ -40,14 +43,21 @@ class Heartbeat:
             self._timer.cancel()
             self._timer = None
 
-    def answered(self, number: int) -> None:
+    def answered(self, connection: Connection, number: int) -> None:
         """A pong came."""
         if number != self._number or self._sent_at is None:
             return
         now = self._loop.time()
         rtt_s, self._sent_at, self._measured_at = now - self._sent_at, None, now
-        self.rtt_s = rtt_s if self.rtt_s is None else 0.75 * self.rtt_s + 0.25 * rtt_s
-        self.min_rtt_s = rtt_s if self.min_rtt_s is None else min(self.min_rtt_s, rtt_s)
+        if self._samples <= 1 or self.rtt_s is None or self.min_rtt_s is None:
+            self.rtt_s = self.min_rtt_s = rtt_s
+        else:
+            self.rtt_s = 0.75 * self.rtt_s + 0.25 * rtt_s
+            self.min_rtt_s = min(self.min_rtt_s, rtt_s)
+        self._samples += 1
+        if self._samples == 1:
+            # The first one waited for the stream to be set up below us: measure again.
+            self._ping(connection)
 
     def _tick(self, connection: Connection) -> None:
         now = self._loop.time()

@@ -310,7 +310,8 @@ class Link:
             else:
                 self._pong = frame.number
         elif kind == FrameType.PONG:
-            self._heartbeat.answered(frame.number)
+            if self.connection is not None:
+                self._heartbeat.answered(self.connection, frame.number)
         elif kind == FrameType.BYE:
             self._owner.link_lost(self, "the peer closed the link")
         else:

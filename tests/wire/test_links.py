@@ -8,6 +8,7 @@ import pytest
 from link_peers import ANNA, BERT, CARL, Peer, RawStream
 
 from swarm.errors import (
+    FramingError,
     LinkFullError,
     PeerTimeoutError,
     ProtocolVersionError,
@@ -473,6 +474,67 @@ def test_another_version_is_refused_on_both_sides(caplog: pytest.LogCaptureFixtu
         await carl.close()
 
     two_peers(dialling)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pack_hello(Hello(77, 0, 2, True, 0, (), CREDIT_BYTES)),
+        pack_hello(Hello(77, 0, 2**60, True, 0, (), CREDIT_BYTES)),
+        pack_plain(FrameType.BYE),
+        b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(100),
+    ],
+)
+def test_a_dialled_peer_that_answers_junk_is_a_framing_error(answer: bytes) -> None:
+    async def body(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
+        carl = hub.network(CARL)
+        carl.on_stream = lambda stream: RawStream(stream).stream.write(answer) and None
+        with pytest.raises(FramingError, match=CARL):
+            await anna.links.connect(CARL, timeout_s=5)
+        assert anna.links.stats(CARL) is None
+        assert anna.lost == []
+        await carl.close()
+
+    two_peers(body)
+
+
+def test_a_silent_peer_is_pinged_and_then_dropped() -> None:
+    async def body(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
+        raw = await raw_link(hub, pack_hello(Hello(77, 0, 1, False, 0, (), CREDIT_BYTES)))
+        await asyncio.sleep(3)
+        pings = [frame.number for frame in raw.frames if frame.type == FrameType.PING]
+        assert len(pings) == 4
+        assert bert.links.peers() == [CARL]
+        raw.stream.write(pack_plain(FrameType.PONG, pings[-1]))
+        await asyncio.sleep(3)
+        assert bert.links.peers() == [CARL]
+        await asyncio.sleep(1)
+        assert raw.ended is not None
+        assert bert.links.peers() == []
+        await asyncio.sleep(11)
+        assert [peer for peer, _ in bert.lost] == [CARL]
+        assert "silent for" in bert.lost[0][1]
+
+    two_peers(body)
+
+
+def test_closing_does_not_wait_for_the_dead() -> None:
+    async def body(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
+        await anna.links.connect(BERT, timeout_s=5)
+        hub.partition(ANNA, BERT)
+        anna.send(BERT, 1, 10 * MEGABYTE)
+        waiting = asyncio.create_task(anna.links.connect(CARL, timeout_s=60))
+        hub.network(CARL).on_stream = lambda stream: None
+        await asyncio.sleep(0.1)
+        began = asyncio.get_running_loop().time()
+        await anna.links.close()
+        assert asyncio.get_running_loop().time() - began <= 2
+        with pytest.raises(UnreachablePeerError):
+            await waiting
+        with pytest.raises(UnreachablePeerError, match="closed"):
+            anna.send(BERT, 2)
+
+    two_peers(body)
 
 
 def test_streams_without_hello_are_closed() -> None:
