@@ -174,7 +174,9 @@ class BlockSlice:
             expected = self._reference
             prove(self._pass, expected, self.hidden_size, like)
             far = 2 * int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
-            self.packs_sessions = sessions_are_independent(self._pass, self.hidden_size, like, far)
+            self.packs_sessions = not _looks_at_longest_position(self.model.config) and (
+                sessions_are_independent(self._pass, self.hidden_size, like, far)
+            )
             if can_pack(self.dtype, self.device):
                 self._pack(expected, like)
 
@@ -213,3 +215,10 @@ class BlockSlice:
             logger.info("blocks %s run with plain linear layers: %s", self.span, error)
             unpack_linears(self._layers)
             self._least_tokens = 1
+
+
+def _looks_at_longest_position(config: PretrainedConfig) -> bool:
+    """Whether a kind of RoPE turns all tokens of a pass by what its longest position is."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return any(kind.get("rope_type") in {"dynamic", "longrope"} for kind in kinds)

@@ -167,13 +167,13 @@ def _drop_outside(model: nn.Module, layers_name: str) -> None:
     for name in [name for name, _ in model.named_modules()]:
         if name and not name.startswith(layers_name) and _OUTSIDE.fullmatch(name):
             parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, _Nothing())
+            is_table = isinstance(model.get_submodule(name), nn.Embedding)
+            empty = _NoEmbedding() if is_table else nn.Identity()
+            setattr(model.get_submodule(parent), attribute, empty)
 
 
-class _Nothing(nn.Module):
-    """Adds nothing to what comes in, and passes on a norm's input."""
+class _NoEmbedding(nn.Module):
+    """Stands for a table of positions or the like, which the client has added already."""
 
-    def forward(self, first: Any = None, *_arguments: Any, **_named: Any) -> Any:
-        if isinstance(first, torch.Tensor) and first.is_floating_point():
-            return first
+    def forward(self, *_arguments: Any, **_named: Any) -> torch.Tensor:
         return torch.zeros(())

@@ -26,7 +26,7 @@ def write(
 ) -> list[list[int]]:
     """Append `(session, row, start, values)` in one pass; what each row holds afterwards."""
     rows = [
-        PassRow(cache.row(session, row), start, len(values)) for session, row, start, values in parts
+        PassRow(cache.row(session, row), start, len(new)) for session, row, start, new in parts
     ]
     kv = cache.begin(rows)
     tokens = torch.tensor([float(value) for *_, values in parts for value in values])
