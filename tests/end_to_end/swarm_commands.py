@@ -1,0 +1,76 @@
+"""`swarm-client` as a user runs it, and what it says of a swarm."""
+
+import json
+import subprocess
+import time
+from typing import Any
+
+from processes import command_line
+
+
+def client_command(*arguments: str) -> list[str]:
+    return [*command_line("swarm-client"), *arguments]
+
+
+def generate(
+    address: str, prompt: str, tokens: int, *options: str, timeout_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """One `swarm-client generate --json`, run to its end."""
+    return subprocess.run(
+        client_command(
+            *("generate", "--peers", address, "--prompt", prompt, "--json"),
+            *("--max-new-tokens", str(tokens), *options),
+        ),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def start_generating(address: str, prompt: str, tokens: int) -> subprocess.Popen[str]:
+    """A streaming `swarm-client generate` that has printed its first characters."""
+    process = subprocess.Popen(
+        client_command(
+            *("generate", "--peers", address, "--prompt", prompt),
+            *("--max-new-tokens", str(tokens)),
+        ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1), process.stderr.read() if process.stderr else ""
+    return process
+
+
+def status(address: str) -> dict[str, Any]:
+    done = subprocess.run(
+        client_command("status", "--peers", address, "--json"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def free_tokens(address: str) -> dict[str, int]:
+    """Free cache tokens of each server, by its blocks."""
+    return {row["blocks"]: row["cache_tokens_free"] for row in status(address)["servers"]}
+
+
+def sessions(address: str) -> int:
+    return sum(row["sessions"] for row in status(address)["servers"])
+
+
+def wait_until_free(address: str, expected: dict[str, int], timeout_s: float = 45) -> None:
+    """Waits until the caches are back at exactly `expected`; fails with both if they never are."""
+    deadline = time.monotonic() + timeout_s
+    while (found := free_tokens(address)) != expected and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert found == expected
+    assert sessions(address) == 0

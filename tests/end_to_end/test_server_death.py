@@ -1,0 +1,73 @@
+"""What a user meets when servers die: a typed error, in seconds, that says what is missing."""
+
+import json
+import os
+import signal
+import time
+
+import psutil
+from conftest import StartServer
+from swarm_commands import generate, start_generating, status
+
+PROMPT = "The history of the printing press begins"
+
+
+def _start(start_server: StartServer) -> list:
+    first = start_server("0:10")
+    rest = [start_server(span, peers=[first.address()]) for span in ("10:20", "20:30")]
+    servers = [first, *rest]
+    for server in servers:
+        server.wait_online()
+    return servers
+
+
+def test_a_kill_in_mid_generation_and_the_blocks_that_are_missing_then(
+    start_server: StartServer,
+) -> None:
+    servers = _start(start_server)
+    address = servers[0].address()
+    client = start_generating(address, PROMPT, 1500)
+    os.kill(servers[1].pid, signal.SIGKILL)
+    started = time.monotonic()
+    _, errors = client.communicate(timeout=60)
+    assert client.returncode == 1
+    assert "10:20" in errors
+    assert "Traceback" not in errors
+    assert time.monotonic() - started < 45
+
+    # Its record may live on for a minute: the next client fails in seconds all the same.
+    started = time.monotonic()
+    done = generate(address, PROMPT, 4)
+    assert done.returncode == 1
+    assert "10:20" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 45
+
+    # A replacement makes the swarm whole again.
+    start_server("10:20", peers=[address]).wait_online()
+    done = generate(address, PROMPT, 4)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["token_ids"]) == 4
+
+
+def test_a_killed_daemon_is_replaced_and_the_server_serves_on(start_server: StartServer) -> None:
+    servers = _start(start_server)
+    address = servers[0].address()
+    before = json.loads(generate(address, PROMPT, 6).stdout)
+    daemons = [
+        child
+        for child in psutil.Process(servers[1].pid).children(recursive=True)
+        if "p2pd" in child.name()
+    ]
+    assert len(daemons) == 1
+    daemons[0].kill()
+    deadline = time.monotonic() + 60
+    while True:
+        done = generate(address, PROMPT, 6)
+        if done.returncode == 0 or time.monotonic() > deadline:
+            break
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    assert after["token_ids"] == before["token_ids"]
+    assert after["route"] == before["route"]
+    assert status(address)["missing"] == []
