@@ -169,7 +169,7 @@ class DhtNode:
         protocol = node.protocol
         protocol.storage = before.protocol.storage if before is not None else BoundedStorage()
         protocol.cache = BoundedStorage()
-        _skip_bad_records(protocol)
+        _skip_what_is_bad(protocol)
         handlers = p2p._client.control.unary_handlers
         if _STORE_HANDLER in handlers:
             handlers[_STORE_HANDLER] = self._limited(handlers[_STORE_HANDLER])
@@ -290,15 +290,17 @@ class DhtNode:
         return self._node
 
 
-def _skip_bad_records(protocol: Any) -> None:
-    """Lets single bad records be skipped.
+def _skip_what_is_bad(protocol: Any) -> None:
+    """Lets single bad records, and single holders that refuse, be skipped.
 
     hivemind drops all records of a key when one of them fails the validator, so a hostile holder
-    could hide a whole shard with one forged record.
+    could hide a whole shard with one forged record. And it counts a holder that refuses a record as
+    one that has it.
     """
     from swarm.dht.storage import newer_than_stored
 
-    call_find, is_sound = protocol.call_find, protocol._validate_record
+    call_find, call_store = protocol.call_find, protocol.call_store
+    is_sound = protocol._validate_record
 
     def drop_bad_records(key: bytes, dictionary: Any) -> bool:
         with dictionary.freeze():
@@ -321,7 +323,12 @@ def _skip_bad_records(protocol: Any) -> None:
             for key, (found, nearest) in answer.items()
         }
 
+    async def store_or_go_on(peer: Any, *args: Any, **options: Any) -> Any:
+        answer = await call_store(peer, *args, **options)
+        return answer if answer and any(answer) else None
+
     protocol._validate_dictionary = drop_bad_records
+    protocol.call_store = store_or_go_on
     protocol.call_find = find_newer
 
 

@@ -90,7 +90,10 @@ class DaemonStream(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._ended is not None:
             return
-        transport.close()
+        # The daemon closes its side when it has passed on what came before our end.
+        if not transport.is_closing():
+            transport.resume_reading()
+            transport.write_eof()
         self._abort = asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
 
     # ---- for the network

@@ -30,6 +30,9 @@ FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 15.0
 DAEMON_FLUSH_S = 0.1
 DAEMON_RETRY_S = 0.05
+DIAL_RETRY_S = 0.5
+_BACKOFF = "dial backoff"
+"""What libp2p says while it does not try; for 5 s after a failure, then longer."""
 
 
 class Libp2pNetwork:
@@ -115,8 +118,10 @@ class Libp2pNetwork:
         """Opens a stream to `peer`, at the addresses added for it or those that libp2p finds.
 
         Raises UnreachablePeerError, at the latest after `timeout_s`. While our own daemon is being
-        started again it waits.
+        started again it waits; and likewise while libp2p refuses to dial an address at which the
+        peer was not found a few seconds ago.
         """
+        failed: UnreachablePeerError | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -126,8 +131,15 @@ class Libp2pNetwork:
                         return await self._open_stream(peer, timeout_s)
                     except OSError:
                         await asyncio.sleep(DAEMON_RETRY_S)  # until the watcher has noticed, too
+                    except UnreachablePeerError as error:
+                        if _BACKOFF not in str(error):
+                            raise
+                        failed = error
+                        await asyncio.sleep(DIAL_RETRY_S)
         except TimeoutError as error:
-            raise self._unreachable(peer, f"no answer within {timeout_s:.1f} s") from error
+            raise failed or self._unreachable(
+                peer, f"no answer within {timeout_s:.1f} s"
+            ) from error
 
     async def close(self) -> None:
         if self._closing:
@@ -306,8 +318,8 @@ class Libp2pNetwork:
             logger.info("%s was connected and is not any more: %s", peer, error)
 
     async def _flush_streams(self) -> None:
-        """Lets last words out. The daemon does not say when it has passed them on, and drops what
-        it holds when it is ended; so it gets a moment."""
+        """Lets last words out. A stream is gone when the daemon has taken them into its connection,
+        but it may drop what is there when it is ended; so it gets a moment more."""
         if not self._streams:
             return
         for stream in list(self._streams):
