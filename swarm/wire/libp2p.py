@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swarm.errors import AddressError, DaemonError, SwarmError, UnreachablePeerError
 from swarm.spans import PeerId
 from swarm.wire.addresses import check_address, is_relayed, split_peer, with_fixed_port
 from swarm.wire.daemon import Daemon, DaemonConfig, start_daemon
-from swarm.wire.daemon_stream import DaemonStream, with_length
+from swarm.wire.daemon_control import DaemonControl, RefusedError
 from swarm.wire.identity import Identity
 from swarm.wire.network import ByteStream
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STREAM_PROTOCOL = "/swarm/link/1"
 DEFAULT_LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 CONTROL_TIMEOUT_S = 5.0
 """For answers of our own daemon."""
@@ -52,13 +51,10 @@ class Libp2pNetwork:
         self._identity = identity
         self._config = config
         self._initial_peers = initial_peers
-        self._daemon: Daemon | None = None
-        self._listener: asyncio.Server | None = None
+        self._control: DaemonControl | None = None
         self._addresses: list[str] = []
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._remembered: dict[PeerId, tuple[str, ...]] = {}
-        self._streams: set[DaemonStream] = set()
-        self._all_streams_gone = asyncio.Event()
         self._ready = asyncio.Event()
         self._closing = False
         self._watcher: asyncio.Task[None] | None = None
@@ -127,14 +123,14 @@ class Libp2pNetwork:
                 while True:
                     await self._ready.wait()
                     try:
-                        await self._connect(peer, timeout_s)
-                        return await self._open_stream(peer, timeout_s)
+                        await self._connect(peer, timeout_s, self._known.get(peer, ()))
+                        return await self._running().open_stream(peer, timeout_s)
                     except OSError:
                         await asyncio.sleep(DAEMON_RETRY_S)  # until the watcher has noticed, too
-                    except UnreachablePeerError as error:
+                    except RefusedError as error:
+                        failed = self._unreachable(peer, str(error))
                         if _BACKOFF not in str(error):
-                            raise
-                        failed = error
+                            raise failed from error
                         await asyncio.sleep(DIAL_RETRY_S)
         except TimeoutError as error:
             raise failed or self._unreachable(
@@ -148,7 +144,9 @@ class Libp2pNetwork:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        await self._flush_streams()
+        if self._control is not None and await self._control.flush():
+            # What the daemon has taken into its connections it may still drop when it is ended.
+            await asyncio.sleep(DAEMON_FLUSH_S)
         await self._stop_daemon()
 
     # ---- beyond Network
@@ -164,13 +162,13 @@ class Libp2pNetwork:
     @property
     def p2p(self) -> "P2P":
         """hivemind's handle of the present daemon; another one after a rebuild."""
-        if self._daemon is None:
+        if self._control is None:
             raise DaemonError("the libp2p daemon is not running; it is being started again")
-        return self._daemon.p2p
+        return self._control.daemon.p2p
 
     @property
     def daemon_pid(self) -> int | None:
-        return self._daemon.pid if self._daemon is not None else None
+        return self._control.daemon.pid if self._control is not None else None
 
     def add_addresses(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Where `peer` may be found (with or without its id at the end), for later dials.
@@ -212,33 +210,23 @@ class Libp2pNetwork:
 
     async def _start(self, bootstrap: Sequence[str]) -> None:
         daemon = await start_daemon(self._identity, self._config, bootstrap)
-        self._daemon = daemon
-        async with asyncio.timeout(CONTROL_TIMEOUT_S):
-            if not self._config.client_only:
-                await self._accept_streams(daemon)
-            await self._learn_addresses(daemon)
+        self._control = DaemonControl(daemon)
+        try:
+            async with asyncio.timeout(CONTROL_TIMEOUT_S):
+                if not self._config.client_only:
+                    await self._control.accept_streams(self._stream_came)
+                await self._learn_addresses(daemon)
+        except (OSError, EOFError) as error:  # TimeoutError is one of them
+            raise DaemonError(
+                f"the libp2p daemon started, but does not answer: {error!r}"
+            ) from error
         self._ready.set()
 
-    async def _accept_streams(self, daemon: Daemon) -> None:
-        from hivemind.proto import p2pd_pb2
-        from hivemind.utils.multiaddr import Multiaddr
-
-        path = str(daemon.folder / "streams")
-        self._listener = await asyncio.get_running_loop().create_unix_server(
-            lambda: self._new_stream(self._stream_came), path
-        )
-        request = p2pd_pb2.Request(
-            type=p2pd_pb2.Request.STREAM_HANDLER,
-            streamHandler=p2pd_pb2.StreamHandlerRequest(
-                addr=Multiaddr(f"/unix{path}").to_bytes(),
-                proto=[STREAM_PROTOCOL],
-                balanced=False,
-            ),
-        )
-        stream, response = await self._ask(daemon, request)
-        stream.close()
-        if response.type == p2pd_pb2.Response.ERROR:
-            raise DaemonError(f"our libp2p daemon takes no streams: {response.error.msg}")
+    def _stream_came(self, stream: ByteStream) -> None:
+        if self.on_stream is None or self._closing:
+            stream.close()
+        else:
+            self.on_stream(stream)
 
     async def _learn_addresses(self, daemon: Daemon) -> None:
         _, found = await daemon.p2p._client.identify()
@@ -252,8 +240,7 @@ class Libp2pNetwork:
 
     async def _watch(self) -> None:
         while True:
-            assert self._daemon is not None
-            code = await self._remember_until_exit(self._daemon)
+            code = await self._remember_until_exit(self._running().daemon)
             self._ready.clear()
             logger.warning("our libp2p daemon ended (code %d); starting it again", code)
             await self._stop_daemon()
@@ -277,8 +264,8 @@ class Libp2pNetwork:
                     async with asyncio.timeout(CONTROL_TIMEOUT_S):
                         await self._remember_peers(daemon)
                         await self._learn_addresses(daemon)
-                except (Exception, TimeoutError) as error:
-                    logger.info("our libp2p daemon does not answer: %r", error)
+                except Exception:
+                    logger.info("our libp2p daemon does not answer", exc_info=True)
         finally:
             exited.cancel()
 
@@ -304,7 +291,7 @@ class Libp2pNetwork:
                 break
             except UnreachablePeerError:
                 with_peers = False  # they may be gone for good; we are still one of the network
-            except (SwarmError, OSError, TimeoutError) as error:
+            except SwarmError as error:
                 logger.warning("cannot start the libp2p daemon again: %s", error)
             await self._stop_daemon()
             await asyncio.sleep(backoff_s)
@@ -317,140 +304,37 @@ class Libp2pNetwork:
         except (OSError, TimeoutError) as error:
             logger.info("%s was connected and is not any more: %s", peer, error)
 
-    async def _flush_streams(self) -> None:
-        """Lets last words out. A stream is gone when the daemon has taken them into its connection,
-        but it may drop what is there when it is ended; so it gets a moment more."""
-        if not self._streams:
-            return
-        for stream in list(self._streams):
-            stream.close()
-        await self._all_streams_gone.wait()  # each is aborted after CLOSE_GRACE_S
-        await asyncio.sleep(DAEMON_FLUSH_S)
-
     async def _stop_daemon(self) -> None:
         self._ready.clear()
-        for stream in list(self._streams):
-            stream.break_off("our libp2p daemon ended")
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
-        daemon, self._daemon = self._daemon, None
-        if daemon is not None:
-            await daemon.stop()
+        control, self._control = self._control, None
+        if control is not None:
+            control.break_off("our libp2p daemon ended")
+            await control.daemon.stop()
 
-    # ---- streams
+    # ---- dialling
 
-    def _new_stream(self, on_prelude: Callable[[DaemonStream, bytes | None], None]) -> DaemonStream:
-        stream = DaemonStream(on_prelude, self._stream_gone)
-        self._streams.add(stream)
-        self._all_streams_gone.clear()
-        return stream
+    async def _connect(self, peer: PeerId, timeout_s: float, addresses: Sequence[str]) -> bool:
+        """Whether there is a connection at one of `addresses`.
 
-    def _stream_gone(self, stream: DaemonStream) -> None:
-        self._streams.discard(stream)
-        if not self._streams:
-            self._all_streams_gone.set()
-
-    def _stream_came(self, stream: DaemonStream, prelude: bytes | None) -> None:
-        from hivemind.p2p import PeerID
-        from hivemind.proto import p2pd_pb2
-
-        if prelude is None:
-            return
-        info = p2pd_pb2.StreamInfo.FromString(prelude)
-        stream.identify_peer(PeerId(PeerID(info.peer).to_base58()))
-        if self.on_stream is None or self._closing:
-            stream.close()
-        else:
-            self.on_stream(stream)
-
-    async def _open_stream(self, peer: PeerId, timeout_s: float) -> DaemonStream:
-        from hivemind.p2p import PeerID
-        from hivemind.proto import p2pd_pb2
-
-        request = p2pd_pb2.Request(
-            type=p2pd_pb2.Request.STREAM_OPEN,
-            streamOpen=p2pd_pb2.StreamOpenRequest(
-                peer=PeerID.from_base58(peer).to_bytes(),
-                proto=[STREAM_PROTOCOL],
-                timeout=_whole_seconds(timeout_s),
-            ),
-        )
-        stream, response = await self._ask(self._running(), request)
-        if response.type == p2pd_pb2.Response.ERROR:
-            stream.abort()
-            raise self._unreachable(peer, response.error.msg)
-        stream.identify_peer(peer)
-        return stream
-
-    async def _connect(
-        self, peer: PeerId, timeout_s: float, addresses: Sequence[str] | None = None
-    ) -> bool:
-        """Makes sure of a connection at the addresses that we were told, if we were told any.
-
-        libp2p then knows them too. It answers at once when there is a connection already. A failure
-        is only logged: libp2p may find other addresses when the stream is opened.
+        A failure is only logged: libp2p may find other addresses when a stream is opened.
         """
-        from hivemind.p2p import PeerID
-        from hivemind.proto import p2pd_pb2
-        from hivemind.utils.multiaddr import Multiaddr
-
-        told = self._known.get(peer, ()) if addresses is None else addresses
-        direct = [Multiaddr(one).to_bytes() for one in told if not is_relayed(one)]
+        direct = [address for address in addresses if not is_relayed(address)]
         if not direct:
             return False
-        request = p2pd_pb2.Request(
-            type=p2pd_pb2.Request.CONNECT,
-            connect=p2pd_pb2.ConnectRequest(
-                peer=PeerID.from_base58(peer).to_bytes(),
-                addrs=direct,
-                timeout=_whole_seconds(min(timeout_s, CONNECT_TIMEOUT_S)),
-            ),
-        )
-        stream, response = await self._ask(self._running(), request)
-        stream.close()
-        if response.type == p2pd_pb2.Response.ERROR:
-            logger.info("%s is not at %s: %s", peer, ", ".join(told), response.error.msg)
-        return bool(response.type == p2pd_pb2.Response.OK)
-
-    async def _ask(self, daemon: Daemon, request: Any) -> tuple[DaemonStream, Any]:
-        """Sends a request over a new socket to the daemon; `(the socket, the response)`.
-
-        Raises OSError when the daemon is gone.
-        """
-        from hivemind.proto import p2pd_pb2
-
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[bytes | None] = loop.create_future()
-
-        def came(_: DaemonStream, prelude: bytes | None) -> None:
-            if not answer.done():
-                answer.set_result(prelude)
-
-        _, stream = await loop.create_unix_connection(
-            lambda: self._new_stream(came), daemon.control_path
-        )
         try:
-            stream.write(with_length(request.SerializeToString()))
-            prelude = await answer
-            if prelude is None:
-                raise ConnectionResetError("the libp2p daemon closed its socket")
-            return stream, p2pd_pb2.Response.FromString(prelude)
-        except BaseException:
-            stream.abort()
-            raise
+            await self._running().connect(peer, direct, min(timeout_s, CONNECT_TIMEOUT_S))
+        except RefusedError as error:
+            logger.info("%s is not at %s: %s", peer, ", ".join(direct), error)
+            return False
+        return True
 
-    def _running(self) -> Daemon:
-        if self._daemon is None:
+    def _running(self) -> DaemonControl:
+        if self._control is None:
             raise ConnectionResetError("our libp2p daemon is being started again")
-        return self._daemon
+        return self._control
 
     def _unreachable(self, peer: PeerId, reason: str) -> UnreachablePeerError:
         where = ", ".join(self._known.get(peer, ())) or "any address that libp2p knows"
         return UnreachablePeerError(
             f"cannot reach {peer} at {where}: {reason}; is it running?", peer=peer
         )
-
-
-def _whole_seconds(timeout_s: float) -> int:
-    return max(1, round(timeout_s))
