@@ -3,16 +3,14 @@
 import asyncio
 import contextlib
 import logging
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swarm.errors import AddressError, DaemonError, UnreachablePeerError
+from swarm.wire.daemon_folder import DaemonFolder
 from swarm.wire.hivemind_setup import load_hivemind
 from swarm.wire.identity import Identity
 
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT_S = 3.0
-_MAX_FOLDER_LENGTH = 70
-"""The path of a Unix socket may have 107 bytes."""
 _NEW_SESSION = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
 
 
@@ -39,12 +35,15 @@ class DaemonConfig:
 
 
 class Daemon:
-    """A running daemon. Its folder holds the key file and the sockets, and goes with it."""
+    """A running daemon. Its folder holds the sockets, and goes with it."""
 
-    def __init__(self, p2p: "P2P", folder: Path) -> None:
+    def __init__(self, p2p: "P2P", folder: DaemonFolder) -> None:
         self.p2p = p2p
-        self.folder = folder
-        self._exit_code: int | None = None
+        self._folder = folder
+
+    @property
+    def folder(self) -> Path:
+        return self._folder.path
 
     @property
     def pid(self) -> int:
@@ -62,7 +61,7 @@ class Daemon:
     async def stop(self) -> None:
         """Ends the process and removes the folder, whatever state they are in."""
         await _stop(self.p2p)
-        await asyncio.to_thread(shutil.rmtree, self.folder, True)
+        await asyncio.to_thread(self._folder.remove)
 
 
 async def start_daemon(
@@ -74,7 +73,7 @@ async def start_daemon(
     DaemonError; then nothing is left behind, also when the caller is cancelled.
     """
     await asyncio.to_thread(load_hivemind)
-    folder = await asyncio.to_thread(_make_folder, identity)
+    folder = DaemonFolder(identity)  # not in a thread: a cancelled wait would lose it
     made: list[P2P] = []
     starting = asyncio.ensure_future(_create(made, folder, config, initial_peers))
     try:
@@ -85,18 +84,19 @@ async def start_daemon(
                 f"the libp2p daemon started as {p2p.peer_id} instead of {identity.peer_id}"
             )
         _ignore_loss_of(p2p)
+        folder.forget_key()
         return Daemon(p2p, folder)
     except BaseException as error:
         for p2p in made:
             await asyncio.shield(_stop(p2p))
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
         if isinstance(error, Exception) and not isinstance(error, DaemonError):
             raise _explained(error, config, initial_peers) from error
         raise
 
 
 async def _create(
-    made: list[Any], folder: Path, config: DaemonConfig, initial_peers: Sequence[str]
+    made: list[Any], folder: DaemonFolder, config: DaemonConfig, initial_peers: Sequence[str]
 ) -> "P2P":
     from hivemind.p2p import P2P
 
@@ -104,7 +104,7 @@ async def _create(
         """Puts its sockets into our folder, and lets the daemon survive Ctrl-C, which the terminal
         sends to all processes of a group: we end it ourselves, after we have said goodbye."""
 
-        _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
+        _UNIX_SOCKET_PREFIX = f"/unix{folder.path}/"
 
         def __init__(self) -> None:
             super().__init__()
@@ -122,7 +122,7 @@ async def _create(
         announce_maddrs=list(config.announce) or None,
         host_maddrs=list(config.listen),
         no_listen=config.client_only,
-        identity_path=str(folder / "identity"),
+        identity_path=str(folder.key_file),
         check_if_identity_free=False,
         dht_mode="client" if config.client_only else "server",
         auto_nat=config.relay,
@@ -133,16 +133,6 @@ async def _create(
         idle_timeout=config.startup_timeout_s,
         startup_timeout=config.startup_timeout_s,
     )
-
-
-def _make_folder(identity: Identity) -> Path:
-    """A new folder that only we can enter, with the key file in it."""
-    folder = tempfile.mkdtemp(prefix="swarm-")
-    if len(os.fsencode(folder)) > _MAX_FOLDER_LENGTH:
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="swarm-", dir="/tmp")
-    identity.save(Path(folder) / "identity")
-    return Path(folder)
 
 
 async def _stop(p2p: "P2P") -> None:

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from libp2p_peers import Peers, peers, run_in_peace
@@ -174,6 +176,27 @@ def test_addresses_from_records_lead_to_peers_that_libp2p_does_not_know() -> Non
             reader.stream.write(b"found")
             assert await reader.read(5) == b"found"
             assert await other.connect(server.addresses[0], 5)
+
+    run_in_peace(main())
+
+
+def test_the_folder_of_a_process_that_was_killed_is_removed_and_others_are_kept() -> None:
+    async def main() -> None:
+        async with peers() as started:
+            temporary = Path(tempfile.gettempdir())
+            first = await started.start()
+            living = Path(first.p2p.daemon_listen_maddr["unix"]).parent
+            assert (living / "lock").exists() and not (living / "identity").exists()
+            abandoned = temporary / "swarm-abandoned"
+            abandoned.mkdir()
+            (abandoned / "lock").touch()
+            strangers = temporary / "swarm-plans"
+            strangers.mkdir()
+            second = await started.start(initial_peers=first.addresses)
+            assert not abandoned.exists()
+            assert living.exists() and strangers.exists()
+            strangers.rmdir()
+            assert await second.connect(first.addresses[0], 10)
 
     run_in_peace(main())
 
