@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import torch
-from service_world import CAPACITY, HIDDEN, PAGE, ToyClient, ToyServer, World, session_of, world
+from raw_client import RawClient
+from service_world import CAPACITY, HIDDEN, PAGE, ToyServer, World, session_of, world
 from toy_engine import answers
 
 from swarm.server.reception import Quotas
@@ -51,7 +52,7 @@ def in_world(story: Callable[[World], Awaitable[None]]) -> None:
     run(main())
 
 
-async def opened(world_: World, servers: int = 1) -> tuple[list[ToyServer], ToyClient, Grant]:
+async def opened(world_: World, servers: int = 1) -> tuple[list[ToyServer], RawClient, Grant]:
     chain = [await world_.server(f"{2 * hop}:{2 * hop + 2}") for hop in range(servers)]
     client = await world_.client()
     return chain, client, await client.open(chain)
@@ -139,34 +140,34 @@ def test_the_status_is_told_to_whoever_asks() -> None:
 # ---- the books
 
 
-async def _close(w: World, server: ToyServer, client: ToyClient, grant: Grant) -> None:
+async def _close(w: World, server: ToyServer, client: RawClient, grant: Grant) -> None:
     await client.send(server, Close(grant.session))
     await asyncio.sleep(0.1)
 
 
-async def _goodbye(w: World, server: ToyServer, client: ToyClient, grant: Grant) -> None:
+async def _goodbye(w: World, server: ToyServer, client: RawClient, grant: Grant) -> None:
     await client.links.close()
     await asyncio.sleep(0.1)
 
 
-async def _killed(w: World, server: ToyServer, client: ToyClient, grant: Grant) -> None:
+async def _killed(w: World, server: ToyServer, client: RawClient, grant: Grant) -> None:
     await w.vanish(client)
     await asyncio.sleep(15)
 
 
-async def _cut_off(w: World, server: ToyServer, client: ToyClient, grant: Grant) -> None:
+async def _cut_off(w: World, server: ToyServer, client: RawClient, grant: Grant) -> None:
     w.hub.partition(server.peer, client.peer)
     await asyncio.sleep(20)
 
 
-async def _lifetime(w: World, server: ToyServer, client: ToyClient, grant: Grant) -> None:
+async def _lifetime(w: World, server: ToyServer, client: RawClient, grant: Grant) -> None:
     await asyncio.sleep(grant.lifetime_s + 1)
     assert (await client.receive(Fail)).why is FailKind.EXPIRED
 
 
 @pytest.mark.parametrize("ending", [_close, _goodbye, _killed, _cut_off, _lifetime])
 def test_everything_comes_back_when_a_session_ends(
-    ending: Callable[[World, ToyServer, ToyClient, Grant], Awaitable[None]],
+    ending: Callable[[World, ToyServer, RawClient, Grant], Awaitable[None]],
 ) -> None:
     async def story(w: World) -> None:
         server, client = await w.server(), await w.client()
@@ -252,7 +253,7 @@ def test_waiting_ends_at_its_deadline() -> None:
 
 @pytest.mark.parametrize("ending", [_close, _goodbye, _killed])
 def test_who_leaves_the_line_is_forgotten(
-    ending: Callable[[World, ToyServer, ToyClient, Grant], Awaitable[None]],
+    ending: Callable[[World, ToyServer, RawClient, Grant], Awaitable[None]],
 ) -> None:
     async def story(w: World) -> None:
         server, host, client = await w.server(), await w.client(), await w.client()
@@ -284,7 +285,7 @@ def test_asking_twice_gives_one_room() -> None:
 
 
 def _refusals(
-    client: ToyClient, server: ToyServer, stranger: ToyClient
+    client: RawClient, server: ToyServer, stranger: RawClient
 ) -> dict[RefuseKind, list[SignedGrant]]:
     good = client.grant([server])
     signed = client.sign(good)
@@ -303,6 +304,7 @@ def _refusals(
         ],
         RefuseKind.WRONG_SPAN: [
             client.sign(client.grant([server], hops=(Hop(server.peer, 0, 3),))),
+            client.sign(client.grant([server], hops=(Hop(server.peer, 0, 1),))),
         ],
         RefuseKind.CACHE_FULL: [client.sign(client.grant([server], rows=2, length=CAPACITY))],
     }

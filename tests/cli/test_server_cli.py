@@ -1,0 +1,163 @@
+"""`swarm-server` and `swarm-dht` as processes: events, signals, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import Program, ServerProgram, command_line
+
+from swarm.cli.arguments import repeat_address_options, split_addresses
+from swarm.errors import UsageError
+
+NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSuzL78axB9JMNtzLHba8xNFurupAwq8sU4YMeWZkc2om"
+
+
+def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command_line(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+# ---- arguments
+
+
+def test_options_take_several_addresses() -> None:
+    first, second = "/ip4/127.0.0.1/tcp/1", "/dns4/example.org/tcp/2"
+    given = ["model", "--peers", first, second, "--blocks", "0:1", "--listen", first, "/my/model"]
+    assert repeat_address_options(given) == [
+        *("model", "--peers", first, "--peers", second, "--blocks", "0:1", "--listen", first),
+        "/my/model",
+    ]
+    assert repeat_address_options(["--peers", "--json"]) == ["--peers", "--json"]
+
+
+def test_addresses_may_be_joined_by_commas() -> None:
+    assert split_addresses(["a, b", "c"]) == ("a", "b", "c")
+    with pytest.raises(UsageError):
+        split_addresses(["a,,b"])
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "hint"),
+    [
+        (["--blocks", "9:3"], 2, "9:3"),
+        (["--blocks", "0:31"], 2, "0:30"),
+        (["--blocks", "0:1", "--peers", NOBODY], 1, "cannot reach"),
+        (["--peers", "nonsense"], 2, "nonsense"),
+        (["--dtype", "int3"], 2, "float32"),
+        (["--threads", "many"], 2, "--threads"),
+        (["--no-such-option"], 2, "--no-such-option"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(
+    arguments: list[str], code: int, hint: str, tmp_path: Path
+) -> None:
+    loopback = ["--listen", "/ip4/127.0.0.1/tcp/0"]
+    done = run("swarm-server", *loopback, *arguments, XDG_DATA_HOME=str(tmp_path))
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and hint in lines[0]
+    assert "Traceback" not in done.stdout
+
+
+def test_with_json_logs_the_mistake_is_an_event() -> None:
+    done = run("swarm-server", "--json-logs", "--blocks", "9:3")
+    [event] = [json.loads(line) for line in done.stdout.splitlines()]
+    assert event["event"] == "error" and "9:3" in event["message"]
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("program", ["swarm-server", "swarm-dht"])
+def test_help_is_given_without_loading_anything_large(program: str) -> None:
+    code = (
+        f"import sys; from swarm.cli.{program.removeprefix('swarm-')} import main\n"
+        "sys.argv = ['x', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'torch', 'transformers', 'hivemind', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--peers" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# ---- life
+
+
+def test_a_server_says_what_it_does_and_ends_at_sigterm(
+    start_server: Callable[..., ServerProgram],
+) -> None:
+    server = start_server("0:2", options=["--stats", "0.2", "--cache-tokens", "256"])
+    online = server.wait_online()
+    assert online["blocks"] == "0:2"
+    assert online["address"] == server.address()
+    stats = server.wait_for("stats")
+    assert stats["cache_tokens_free"] == stats["cache_tokens_total"] == 256
+    children = psutil.Process(server.pid).children(recursive=True)
+    assert children
+    assert server.stop() == 0
+    assert not [child for child in children if child.is_running()]
+    names = [event["event"] for event in server.events]
+    assert names[-2:] == ["draining", "stopped"]
+    assert names.index("listening") < names.index("online")
+    assert "text" not in names
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_loading_ends_it_cleanly(
+    start_server: Callable[..., ServerProgram], number: signal.Signals
+) -> None:
+    server = start_server("0:30")
+    server.wait_for("listening")
+    server.process.send_signal(number)
+    assert server.process.wait(60) == 0
+    assert not server.last_words()
+    assert "online" not in [event["event"] for event in server.events]
+
+
+def test_servers_join_by_a_bootstrap_peer(
+    start_server: Callable[..., ServerProgram],
+    start_program: Callable[[str, list[str]], Program],
+    tmp_path: Path,
+) -> None:
+    command = [*command_line("swarm-dht"), "--listen", "/ip4/127.0.0.1/tcp/0", "--json-logs"]
+    peer = start_program("dht", [*command, "--identity", str(tmp_path / "key")])
+    address = str(peer.wait_for("listening")["address"])
+    server = start_server("0:1", peers=[address], options=["--cache-tokens", "64"])
+    server.wait_online()
+    other = start_server("1:2", peers=[address], options=["--cache-tokens", "64"])
+    other.wait_online()
+    assert peer.stop() == 0
+    assert [event["event"] for event in peer.events] == ["listening", "stopped"]
+
+
+def test_people_get_lines_instead(tmp_path: Path) -> None:
+    command = [*command_line("swarm-server"), "--listen", "/ip4/127.0.0.1/tcp/0"]
+    command += ["--blocks", "0:1", "--threads", "1", "--identity", str(tmp_path / "key")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("online"):
+                process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    text = "".join(lines)
+    assert "swarm-server --peers /ip4/127.0.0.1/tcp/" in text
+    assert "online with blocks 0:1 of 30 of SmolLM2-135M-Instruct" in text
+    assert lines[-1] == "stopped\n"
