@@ -92,7 +92,8 @@ def _explain(errors: Sequence[object]) -> list[str]:
     lines = []
     for error in errors:
         assert isinstance(error, dict)
-        field = "--" + ".".join(str(part) for part in error["loc"]).replace("_", "-")
+        name = ".".join(str(part) for part in error["loc"])
+        field = "--" + name.removesuffix("_s").replace("_", "-")  # options leave the unit out
         cause = error.get("ctx", {}).get("error")
         text = str(cause) if isinstance(cause, SwarmError) else str(error["msg"])
         lines.append(f"{field}: {text}")

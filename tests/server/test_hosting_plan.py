@@ -115,7 +115,7 @@ def test_settings_from_text() -> None:
         ({"blocks": "all"}, "write it as 0:20"),
         ({"cache_tokens": 0}, "--cache-tokens"),
         ({"dtype": "int4"}, "--dtype"),
-        ({"stats_s": -1}, "--stats-s"),
+        ({"stats_s": -1}, "--stats: "),
         ({"unheard_of": 1}, "--unheard-of"),
     ],
 )
