@@ -139,8 +139,8 @@ class RemoteModel:
             return
         # Looked-up candidates may reach beyond the last token that will be taken.
         length = max(1, max_cache_length) + (generation_config.prompt_lookup_num_tokens or 0)
-        if generation_config.is_assistant:
-            # An assistant's cache is handed back and grows from call to call.
+        if generation_config.is_assistant or generation_config.return_dict_in_generate:
+            # The cache is handed back and may grow in further calls.
             length += CONTINUATION_ROOM
         cache = self._new_cache(batch_size * copies, length)
         cache.expect_copies(copies)
