@@ -16,7 +16,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN has kernels for packed weights of this dtype on this machine."""
-    if device.type != "cpu" or dtype not in _DTYPES or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or dtype not in _DTYPES or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -1,5 +1,6 @@
 """A run of a checkpoint's blocks, as a model of the checkpoint's own class with fewer layers."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swarm.errors import NotServedError, SwarmError
+from swarm.errors import BadSpanError, NotServedError, SwarmError
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.packed_attention import (
     ATTENTION_NAME,
@@ -18,7 +19,7 @@ from swarm.models.packed_attention import (
     running_pass,
 )
 from swarm.models.packed_linear import can_pack, least_pass_tokens, pack_linears, unpack_linears
-from swarm.models.slice_config import find_layers
+from swarm.models.slice_config import find_layers, model_of_layers
 from swarm.models.slice_loading import Progress, load_model
 from swarm.models.slice_proof import GrowingStore, prove, sessions_are_independent
 from swarm.spans import Span
@@ -41,9 +42,13 @@ class BlockSlice:
         self.kv_shapes: list[tuple[int, int, int]] = []
         """`(heads, k_dim, v_dim)` of each layer, as measured."""
         self._least_tokens = 1
+        self._parts: dict[Span, BlockSlice] = {span: self}
+        self._watch_ends()
+
+    def _watch_ends(self) -> None:
         self._entering: torch.Tensor | None = None
         self._leaving: torch.Tensor | None = None
-        _, self._layers = find_layers(model, len(span))
+        _, self._layers = find_layers(self.model, len(self.span))
         self._layers[0].register_forward_pre_hook(self._enter, with_kwargs=True)
         self._layers[-1].register_forward_hook(self._leave)
 
@@ -97,6 +102,23 @@ class BlockSlice:
         """Of K/V, over all layers of the slice."""
         items = sum(heads * (k_dim + v_dim) for heads, k_dim, v_dim in self.kv_shapes)
         return items * self.dtype.itemsize
+
+    def part(self, span: Span) -> "BlockSlice":
+        """The blocks of `span` alone, for routes that use no more of this slice.
+
+        It shares weights and layers with the whole slice, and numbers the layers of K/V as that
+        does. Raises `BadSpanError` for blocks that are not in this slice.
+        """
+        found = self._parts.get(span)
+        if found is None:
+            if not self.span.covers(span):
+                raise BadSpanError(f"blocks {span} are not among {self.span}")
+            found = copy.copy(self)
+            inner = Span(span.start - self.span.start, span.end - self.span.start)
+            found.model, found.span = model_of_layers(self.model, len(self.span), inner), span
+            found._watch_ends()
+            self._parts[span] = found
+        return found
 
     def forward(
         self,
@@ -154,14 +176,17 @@ class BlockSlice:
 
     def _enter(
         self, _layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Whatever the model did to the embeddings, the client has done it already."""
+        if self._entering is None:  # another part of the slice runs
+            return None
         if arguments:
             return (self._entering, *arguments[1:]), named
         return arguments, {**named, "hidden_states": self._entering}
 
     def _leave(self, _layer: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
-        self._leaving = output[0] if isinstance(output, tuple) else output
+        if self._entering is not None:
+            self._leaving = output[0] if isinstance(output, tuple) else output
 
     def prepare(self) -> None:
         """Measure K/V shapes, prove the packing, and put the weights in the fastest order.

@@ -7,14 +7,16 @@ this file does not know of is found by comparing the layers with those of the wh
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.errors import NotServedError
 from swarm.spans import Span
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _COUNTS_FROM_START = ("first_k_dense_replace", "num_dense_layers", "num_hash_layers")
 """Settings that say how many of the first layers are special."""
@@ -56,6 +58,29 @@ def find_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
             "cut into blocks"
         )
     return min(lists, key=lambda each: each[0].count("."))
+
+
+def model_of_layers(model: PreTrainedModel, count: int, span: Span) -> PreTrainedModel:
+    """A model that has only layers `span` of the `count` layers of `model`, and shares the rest."""
+    name, layers = find_layers(model, count)
+    *path, leaf = name.split(".")
+    found = _shallow(model)
+    found.config = sliced_config(model.config, span)
+    inside: nn.Module = found
+    for step in path:
+        inside._modules[step] = _shallow(inside.get_submodule(step))
+        inside = inside.get_submodule(step)
+        if hasattr(inside, "config"):
+            inside.config = found.config
+    inside._modules[leaf] = nn.ModuleList(list(layers)[span.start : span.end])
+    return found
+
+
+def _shallow(module: Module) -> Module:
+    """A copy that has its own list of children, which are the same."""
+    found = copy.copy(module)
+    found._modules = dict(module._modules)
+    return found
 
 
 def check_layers(model: nn.Module, config: PretrainedConfig, span: Span) -> None:

@@ -83,7 +83,7 @@ def prove(run: Run, reference: Reference, hidden_size: int, like: torch.Tensor) 
         parts = [inputs[r][starts[r] : starts[r] + count] for r, count in enumerate(counts)]
         places = [torch.arange(part.start, part.start + part.count) for part in rows]
         output = run(torch.cat(parts), torch.cat(places).to(like.device), rows, kv)
-        for row, part in enumerate(torch.split(output, counts)):
+        for row, part in enumerate(torch.split(output, list(counts))):
             answers[row].append(part)
             starts[row] += counts[row]
     for row, length in enumerate(lengths):

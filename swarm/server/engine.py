@@ -39,6 +39,8 @@ class Blocks(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    def part(self, span: Span) -> "Blocks": ...
+
     def forward(
         self,
         hidden: torch.Tensor,
@@ -192,6 +194,11 @@ class Engine:
         except SwarmError as error:
             logger.warning("session %s: %s", session.hex()[:8], error)
             self._faults[session] = error
+        except Exception as error:
+            # The edge of the thread's work: one session fails, the engine goes on.
+            logger.exception("the cache of session %s", session.hex()[:8])
+            fault = f"its cache failed: {type(error).__name__}: {error}; open it elsewhere"
+            self._faults[session] = SessionError(fault, session=session)
 
     def _apply(self, session: SessionId, operation: RowOperation) -> None:
         self._cache.apply(session, operation.parents, operation.truncate_to)
@@ -207,9 +214,12 @@ class Engine:
         for job, _ in batch:
             try:
                 ready.append((job, self._prepare(job)))
-            except SwarmError as error:
-                errors[id(job)] = error
-        outputs = self._compute(ready, errors)
+            except Exception as error:
+                errors[id(job)] = self._explain(job, error)
+        outputs: dict[int, torch.Tensor] = {}
+        for blocks in {job.blocks: None for job, _ in ready}:
+            same = [each for each in ready if each[0].blocks == blocks]
+            outputs |= self._compute(same, errors)
         compute_s = time.perf_counter() - began
         waits_ms = [(began - submitted) * 1e3 for _, submitted in batch]
         self._count(batch, waits_ms, compute_s, len(errors))
@@ -251,7 +261,7 @@ class Engine:
     def _compute(
         self, ready: list[tuple[EngineJob, list[PassRow]]], errors: dict[int, SwarmError]
     ) -> dict[int, torch.Tensor]:
-        """Run the jobs in one pass; if it fails, each alone, so that only the guilty one does."""
+        """Run jobs over the same blocks in one pass; if it fails, each alone, so that only the guilty one does."""
         if not any(rows for _, rows in ready):
             return {id(job): job.hidden for job, _ in ready}
         try:
@@ -280,7 +290,7 @@ class Engine:
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         positions = [position for job, _ in ready for position in job.position_ids]
         rows = [row for _, rows in ready for row in rows]
-        return self._blocks.forward(
+        return self._blocks.part(ready[0][0].blocks).forward(
             hidden, torch.tensor(positions, device=device), rows, self._cache
         )
 

@@ -8,7 +8,7 @@ import torch
 from swarm.errors import SwarmError
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import RowOperation
-from swarm.spans import SessionId
+from swarm.spans import SessionId, Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +32,8 @@ class EngineJob:
     position_ids: Sequence[int]
     hidden: torch.Tensor
     """In any float dtype; the slice's own is cheapest."""
+    blocks: Span
+    """What the session's route uses of the slice."""
 
     @property
     def tokens(self) -> int:

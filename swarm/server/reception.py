@@ -131,9 +131,6 @@ class Reception:
         fault = check_grant(guest.grant, guest.hop, self.me, self.span, self.checkpoint, sender)
         if fault is not None:
             return fault
-        mine = guest.grant.hops[guest.hop]
-        if (mine.start, mine.end) != (self.span.start, self.span.end):
-            return RefuseKind.WRONG_SPAN, f"blocks {self.span} are served here as a whole only"
         if self.closed:
             return RefuseKind.DRAINING, f"{self.me} is shutting down; choose another server"
         known = self._inside.get(guest.session) or self._line.get(guest.session)

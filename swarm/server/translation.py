@@ -29,6 +29,7 @@ def engine_job(hop: HopSession, compute: Compute, hidden_size: int) -> EngineJob
         counts=step.counts,
         position_ids=step.position_ids,
         hidden=unpack_hidden(step, compute.payload, hidden_size),
+        blocks=hop.blocks,
     )
 
 

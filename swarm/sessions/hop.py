@@ -48,7 +48,7 @@ from swarm.sessions.rules import (
     shape_fault,
     tensor_fault,
 )
-from swarm.spans import PeerId
+from swarm.spans import PeerId, Span
 
 __all__ = ["LEASE_S", "HopSession"]
 
@@ -104,6 +104,12 @@ class HopSession:
     @property
     def client(self) -> PeerId:
         return PeerId(self.grant.client)
+
+    @property
+    def blocks(self) -> Span:
+        """The blocks that the route uses here, all of this server's or a part of them."""
+        mine = self.grant.hops[self.hop]
+        return Span(mine.start, mine.end)
 
     @property
     def expected(self) -> Lengths:
@@ -388,8 +394,7 @@ class HopSession:
         return [Free(reason)]
 
     def _name(self) -> str:
-        mine = self.grant.hops[self.hop]
-        return f"session {self.grant.session.hex()[:8]} at hop {self.hop} ({mine.start}:{mine.end})"
+        return f"session {self.grant.session.hex()[:8]} at hop {self.hop} ({self.blocks})"
 
     def validate(self) -> None:
         """Raises AssertionError if the state contradicts itself; for tests."""

@@ -99,6 +99,27 @@ def test_two_slices_are_the_model(architecture: str, tmp_path: Path) -> None:
         torch.testing.assert_close(answer, leaving, atol=2e-5 * scale, rtol=0)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt2", "opt", "qwen3_moe"])
+def test_parts_of_overlapping_slices_are_the_model(architecture: str, tmp_path: Path) -> None:
+    model = save_tiny(architecture, tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    ids = torch.randint(3, 96, (2, LENGTH), generator=torch.Generator().manual_seed(2))
+    runs = [whole_run(model, row[None]) for row in ids]
+    left, right = (BlockSlice.load(checkpoint, span) for span in (Span(0, 3), Span(1, 4)))
+    for cut in (1, 2, 3):
+        # The whole slices have run before and run again: their parts do not disturb them.
+        for slices in (
+            [left.part(Span(0, cut)), right.part(Span(cut, 4))],
+            [left, right.part(Span(3, 4))],
+        ):
+            answers = Chain(slices).run([entering for entering, _ in runs], [(10, 3), (11, 18)])
+            for answer, (_, leaving) in zip(answers, runs, strict=True):
+                scale = float(leaving.abs().max())
+                torch.testing.assert_close(answer, leaving, atol=2e-5 * scale, rtol=0)
+    with pytest.raises(BadSpanError, match="not among 0:3"):
+        left.part(Span(2, 4))
+
+
 def test_bfloat16_is_served(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path)
     blocks = BlockSlice.load(open_checkpoint(str(tmp_path)), Span(1, 3), dtype=torch.bfloat16)

@@ -40,6 +40,10 @@ class SummingBlocks:
         self.free.set()
         self.entered = threading.Semaphore(0)
 
+    def part(self, span: Span) -> "SummingBlocks":
+        assert self.span.covers(span)
+        return self
+
     def forward(
         self,
         hidden: torch.Tensor,
@@ -119,6 +123,7 @@ class World:
             counts=counts,
             position_ids=range(len(tokens) if positions is None else positions),
             hidden=torch.tensor(tokens).view(-1, 1),
+            blocks=self.blocks.span,
         )
         self.answers[id(job)] = answer = Answer(job)
         self.engine.submit(job)

@@ -21,13 +21,9 @@ def name(number: int) -> SessionId:
     return SessionId(bytes([number]) * 16)
 
 
-def write(
-    cache: PagedCache, parts: list[tuple[SessionId, int, int, list[int]]]
-) -> list[list[int]]:
+def write(cache: PagedCache, parts: list[tuple[SessionId, int, int, list[int]]]) -> list[list[int]]:
     """Append `(session, row, start, values)` in one pass; what each row holds afterwards."""
-    rows = [
-        PassRow(cache.row(session, row), start, len(new)) for session, row, start, new in parts
-    ]
+    rows = [PassRow(cache.row(session, row), start, len(new)) for session, row, start, new in parts]
     kv = cache.begin(rows)
     tokens = torch.tensor([float(value) for *_, values in parts for value in values])
     for layer, (heads, k_dim, v_dim) in enumerate(LAYERS):

@@ -304,7 +304,6 @@ def _refusals(
         ],
         RefuseKind.WRONG_SPAN: [
             client.sign(client.grant([server], hops=(Hop(server.peer, 0, 3),))),
-            client.sign(client.grant([server], hops=(Hop(server.peer, 0, 1),))),
         ],
         RefuseKind.CACHE_FULL: [client.sign(client.grant([server], rows=2, length=CAPACITY))],
     }
