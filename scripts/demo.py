@@ -95,6 +95,9 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        # One may have been started in the very moment of the signal.
+        for process in left_over():
+            process.kill()
         print("demo: interrupted; everything has been stopped", file=sys.stderr)
         return 130
     if left := left_over():
