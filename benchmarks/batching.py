@@ -4,9 +4,11 @@ float32, one thread in every process, all sessions from one client, one thread e
 random tokens, 64 new tokens; tokens of all sessions over the wall time with prefill.
 """
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from common import (
@@ -25,6 +27,7 @@ from common import (
 from processes import running_servers
 
 SWARMS = {"one server": ["0:30"], "three servers": ["0:10", "10:20", "20:30"]}
+UNPACKED = [sys.executable, str(Path(__file__).with_name("unpacked_server.py"))]
 SESSIONS = 8
 PROMPT_TOKENS = 32
 
@@ -50,12 +53,12 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens of each session")
     options = parser.parse_args()
     report = Report("batching: SmolLM2, float32, one thread a process", as_json=options.json)
-    for packing, server_options in (("on", []), ("off", ["--no-packing"])):
+    for packing, program in (("on", None), ("off", UNPACKED)):
         rows = []
         for swarm, spans in SWARMS.items():
             with ExitStack() as stack:
                 report.note(f"packing {packing}: starting {swarm}")
-                servers = stack.enter_context(running_servers(spans, options=server_options))
+                servers = stack.enter_context(running_servers(spans, program=program))
                 model = swarm_model(None, servers[0].address())
                 stack.callback(model.close)
                 vocabulary = model.config.vocab_size

@@ -191,12 +191,14 @@ class ServerProgram(Program):
         model: str | None = None,
         peers: Sequence[str] = (),
         options: Sequence[str] = (),
+        program: Sequence[str] | None = None,
         environment: Mapping[str, str] | None = None,
         on_event: Callable[[str, Event], None] | None = None,
     ) -> None:
-        """`options`: any further ones. Without `--identity` in them it gets a key of its own."""
+        """`options`: any further ones. Without `--identity` in them it gets a key of its own.
+        `program`: a command that takes the place of `swarm-server`."""
         self._folder = tempfile.TemporaryDirectory(prefix="swarm-server-")
-        command = [*command_line("swarm-server"), *([model] if model else [])]
+        command = [*(program or command_line("swarm-server")), *([model] if model else [])]
         command += ["--blocks", blocks] if blocks else []
         command += ["--peers", *peers] if peers else []
         command += ["--listen", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--json-logs", *options]
@@ -236,6 +238,7 @@ def running_servers(
     *,
     model: str | None = None,
     options: Sequence[str] = (),
+    program: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
     on_event: Callable[[str, Event], None] | None = None,
 ) -> Iterator[list[ServerProgram]]:
@@ -248,6 +251,7 @@ def running_servers(
                 model=model,
                 peers=[servers[0].address()] if servers else [],
                 options=options,
+                program=program,
                 environment=environment,
                 on_event=on_event,
             )

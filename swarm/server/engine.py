@@ -261,7 +261,8 @@ class Engine:
     def _compute(
         self, ready: list[tuple[EngineJob, list[PassRow]]], errors: dict[int, SwarmError]
     ) -> dict[int, torch.Tensor]:
-        """Run jobs over the same blocks in one pass; if it fails, each alone, so that only the guilty one does."""
+        """Run jobs over the same blocks in one pass; if it fails, each alone, so that only the
+        guilty one does."""
         if not any(rows for _, rows in ready):
             return {id(job): job.hidden for job, _ in ready}
         try:

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from processes import command_line
 from transformers import AutoModelForCausalLM as PlainAutoModel
 from transformers import TextIteratorStreamer, pipeline, set_seed
 
-from processes import command_line
 from swarm import AutoModelForCausalLM, ClientSettings
 from swarm.errors import NotServedError, SessionFullError
 from swarm.models.checkpoint import open_checkpoint
