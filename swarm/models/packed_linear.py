@@ -1,9 +1,9 @@
 """Linear layers whose weights lie in the order in which oneDNN's kernels read them.
 
-Measured with one thread, float32, on shapes of 576 to 5,632, as a share of `torch.nn.Linear`'s time:
-one token 0.6 to 1.1, eight tokens about 0.5 (AVX2: 0.7 to 0.9), a prompt of 256 about 0.9. With
-AVX-512 four tokens take less time than one alone, so passes are padded to four there. The first
-pass of a new size costs about half a millisecond more for each shape of layer.
+Measured with one thread, float32, on shapes of 576 to 5,632, as a share of the time of
+`torch.nn.Linear`: one token 0.6 to 1.1, eight tokens about 0.5 (AVX2: 0.7 to 0.9), a prompt of 256
+about 0.9. With AVX-512 four tokens take less time than one alone, so passes are padded to four
+there. The first pass of a new size costs half a millisecond more for each shape of layer.
 """
 
 import ctypes
