@@ -3,6 +3,8 @@
 It takes the way that models take whose sessions disturb each other in a pass.
 """
 
+from unittest.mock import patch
+
 from swarm.cli.server import main
 from swarm.models.slice import BlockSlice
 
@@ -15,5 +17,5 @@ def _prepare_without_packing(blocks: BlockSlice) -> None:
 
 
 if __name__ == "__main__":
-    BlockSlice.prepare = _prepare_without_packing  # type: ignore[method-assign]
-    main()
+    with patch.object(BlockSlice, "prepare", _prepare_without_packing):
+        main()
