@@ -96,10 +96,14 @@ def _generate(request: Request, prompt: str, model: Any, tokenizer: Any) -> None
         def end(self) -> None:
             _write(stream.end() + "\n")
 
+    # A token has at least one byte, so that many tokens hold every stop text that just ended.
+    tail = max((len(stop.encode()) for stop in request.stop), default=0) + 8
+
     def stop_or_go_on(input_ids: Any, scores: Any, **_: Any) -> Any:
         clock.token()
-        stops = [cut_at_stop(decode(row), request.stop)[1] for row in input_ids[:, length:]]
-        return input_ids.new_tensor(stops).bool()
+        ends = input_ids[:, length:][:, -tail:] if request.stop else ()
+        stops = [cut_at_stop(decode(row), request.stop)[1] for row in ends]
+        return input_ids.new_tensor(stops or [False] * len(input_ids)).bool()
 
     if length >= LONG_PROMPT_TOKENS:
         _say(f"reading the prompt of {length} tokens")

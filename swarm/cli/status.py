@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def _print_table(found: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     if found["model"] is None:
         console.print("no server is online in this swarm")
         return
@@ -77,18 +78,18 @@ def _print_table(found: Mapping[str, Any]) -> None:
     )
     table = Table(title=f"{found['model']}: {blocks}", title_justify="left")
     for heading in ("blocks", "state", "peer", "dtype"):
-        table.add_column(heading)
-    for heading in ("ms/block", "prefill t/s", "cache free", "sessions", "wait ms"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("ms/block", "prefill/s", "cache free", "sessions", "wait ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for server in found["servers"]:
         table.add_row(
             server["blocks"],
             server["state"],
-            server["peer"],
+            f"..{server['peer'][-6:]}",
             server["dtype"],
             f"{server['decode_ms_per_block']:.2f}",
             f"{server['prefill_tokens_per_s']:.0f}",
-            f"{server['cache_tokens_free']} of {server['cache_tokens_total']}",
+            f"{server['cache_tokens_free']}/{server['cache_tokens_total']}",
             str(server["sessions"]),
             f"{server['queue_wait_ms']:.1f}",
         )
