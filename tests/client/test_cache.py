@@ -83,7 +83,9 @@ def programs(draw):
         kind = draw(st.sampled_from(["feed", "feed", "crop", "reorder", "repeat", "select"]))
         if kind == "feed":
             columns = draw(st.integers(1, 4))
-            ids = draw(st.lists(st.integers(1, 50), min_size=rows * columns, max_size=rows * columns))
+            ids = draw(
+                st.lists(st.integers(1, 50), min_size=rows * columns, max_size=rows * columns)
+            )
             valid = draw(
                 st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns)
                 | st.none()

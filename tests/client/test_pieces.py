@@ -23,7 +23,9 @@ def test_every_token_travels_once_and_every_wanted_answer_comes_back(counts, kee
         ]
         sent += here
         # What a server answers, by the protocol.
-        last = [here[i] for i in range(len(here)) if i + 1 == len(here) or here[i + 1][0] != here[i][0]]
+        last = [
+            here[i] for i in range(len(here)) if i + 1 == len(here) or here[i + 1][0] != here[i][0]
+        ]
         came = {Want.NONE: [], Want.LAST: last, Want.ALL: here}[piece.want]
         answered += [came[index] for index in piece.taken]
     assert sent == tokens

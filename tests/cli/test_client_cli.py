@@ -1,0 +1,172 @@
+"""`swarm-client` as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import command_line
+
+STATUS_FIELDS = {
+    "peer",
+    "blocks",
+    "state",
+    "dtype",
+    "decode_ms_per_block",
+    "prefill_tokens_per_s",
+    "cache_tokens_free",
+    "cache_tokens_total",
+    "sessions",
+    "queue_wait_ms",
+    "streams",
+    "tasks",
+    "open_files",
+}
+NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWD8th1JgGwobzvEUYGrPbkLoq4A4vutRGkuXspF7LKBBr"
+
+
+def client(*arguments, stdin="", timeout_s=120):
+    return subprocess.run(
+        [*command_line("swarm-client"), *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+def assert_one_line(done, code, *words):
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys; sys.argv = ['swarm-client', 'generate', '--help']\n"
+        "from swarm.cli.client import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'hivemind', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    for option in ("--peers", "--prompt", "--max-new-tokens", "--temperature", "--stop", "--json"):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--peers", NOBODY, "--prompt", ""], 2, ["prompt is empty"]),
+        (["--peers", "nonsense", "--prompt", "Hi"], 2, ["nonsense", "/ip4/"]),
+        (["no-such-folder/x/y", "--peers", NOBODY, "--prompt", "Hi"], 2, ["no-such-folder"]),
+        (["--peers", NOBODY, "--prompt", "Hi", "--dtype", "int3"], 2, ["int3", "float32"]),
+        (["--peers", NOBODY, "--prompt", "Hi"], 1, ["cannot reach", NOBODY]),
+    ],
+    ids=["empty", "address", "model", "dtype", "nobody"],
+)
+def test_bad_input_of_generate(arguments, code, words):
+    assert_one_line(client("generate", *arguments), code, *words)
+
+
+def test_options_that_do_not_exist():
+    assert client("generate", "--prompt", "Hi").returncode == 2
+    assert client("generate", "--peers", NOBODY, "--prompt", "Hi", "--top-p", "3").returncode == 2
+    assert client().returncode == 2
+
+
+@pytest.fixture(scope="module")
+def address(three_servers):
+    return three_servers[0].address()
+
+
+def test_json(address):
+    done = client(
+        *("generate", "--peers", address, "--json", "--max-new-tokens", "12"),
+        *("--prompt", "The capital of France is"),
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"text", "token_ids", "ttft_s", "tokens_per_s", "route"}
+    assert "Paris" in answer["text"]
+    assert len(answer["token_ids"]) == 12
+    assert [hop["blocks"] for hop in answer["route"]] == ["0:10", "10:20", "20:30"]
+
+
+def test_text_from_standard_input_up_to_a_stop(address):
+    arguments = ["generate", "--peers", address, "--prompt", "-", "--max-new-tokens", "24"]
+    whole = client(*arguments, stdin="1, 2, 3, 4, 5,")
+    assert whole.returncode == 0, whole.stderr
+    assert " 8" in whole.stdout
+    assert "tokens/s" in whole.stderr
+    stopped = client(*arguments, "--stop", " 8", "--stop", "never", stdin="1, 2, 3, 4, 5,")
+    assert stopped.stdout.removesuffix("\n") == whole.stdout.partition(" 8")[0]
+
+
+def test_a_seed_repeats_a_sample(address):
+    arguments = ["generate", "--peers", address, "--json", "--max-new-tokens", "12"]
+    arguments += ["--prompt", "Once", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95"]
+    first, second, other = (
+        json.loads(client(*arguments, "--seed", seed).stdout)["token_ids"]
+        for seed in ("1", "1", "2")
+    )
+    assert first == second != other
+
+
+def test_status(address):
+    done = client("status", "--peers", address, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"model", "blocks_total", "missing", "servers"}
+    assert (found["blocks_total"], found["missing"]) == (30, [])
+    assert [row["blocks"] for row in found["servers"]] == ["0:10", "10:20", "20:30"]
+    for row in found["servers"]:
+        assert set(row) == STATUS_FIELDS
+        assert row["state"] == "online"
+        assert row["open_files"] > 0
+    table = client("status", found["model"], "--peers", address)
+    assert "all served" in table.stdout
+    assert "10:20" in table.stdout
+
+
+def test_status_of_a_model_that_is_not_served(address):
+    assert_one_line(client("status", "nothing", "--peers", address), 1, "nothing", "SmolLM2")
+
+
+def free_tokens(address):
+    found = json.loads(client("status", "--peers", address, "--json").stdout)
+    return {row["blocks"]: row["cache_tokens_free"] for row in found["servers"]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_frees_the_servers(address, number):
+    before = free_tokens(address)
+    arguments = ["generate", "--peers", address, "--prompt", "Once", "--max-new-tokens", "2000"]
+    process = subprocess.Popen(
+        [*command_line("swarm-client"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.read(1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 20
+    while (now := free_tokens(address)) != before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert now == before

@@ -1,0 +1,235 @@
+"""Opening a session against servers that hold, refuse, are down, or come back."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from swarm.client.opening import GRANT_CONTEXT, Target, open_session
+from swarm.client.settings import ClientSettings
+from swarm.dht.records import ServerRecord
+from swarm.errors import (
+    CacheFullError,
+    CheckpointError,
+    MissingBlocksError,
+    UnreachablePeerError,
+)
+from swarm.routing.view import Numerics, ServerState
+from swarm.sessions.messages import Close, Commit, Held, Open, Refused, RefuseKind, decode_grant
+from swarm.spans import Span
+from swarm.wire.identity import Identity, verify
+
+TARGET = Target("tiny", "c" * 40, 4, 8, "float32")
+SETTINGS = ClientSettings(
+    missing_timeout_s=0.3, open_timeout_s=3.0, connect_timeout_s=1.0, directory_refresh_s=60.0
+)
+
+
+@dataclass
+class Server:
+    """One server of the fake swarm, and what it does when it is asked."""
+
+    span: str
+    answer: str = "hold"
+    state: ServerState = ServerState.ONLINE
+    identity: Identity = field(default_factory=Identity.create)
+    sequence: int = 1
+    messages: list = field(default_factory=list)
+
+    @property
+    def peer(self):
+        return self.identity.peer_id
+
+    def record(self):
+        return ServerRecord(
+            peer=self.peer,
+            span=Span.parse(self.span),
+            state=self.state,
+            checkpoint=TARGET.checkpoint,
+            model="tiny",
+            num_blocks=4,
+            numerics=Numerics("float32"),
+            cache_tokens_free=1000,
+            cache_tokens_total=1000,
+            version="1",
+            protocol=1,
+            sequence=self.sequence,
+        )
+
+    @property
+    def kinds(self):
+        return [type(message).__name__ for message in self.messages]
+
+
+class FakeSwarm:
+    """The part of `Swarm` that an opening uses."""
+
+    def __init__(self, *servers, models=()):
+        self.identity = Identity.create()
+        self.settings = SETTINGS
+        self.all = {server.peer: server for server in servers}
+        self.listeners = {}
+        self._models = models
+        self.lookups = 0
+        self.on_lookup = lambda: None
+
+    @property
+    def time(self):
+        return asyncio.get_running_loop().time()
+
+    async def servers(self, checkpoint, max_age_s=None):
+        assert checkpoint == TARGET.checkpoint
+        self.lookups += 1
+        self.on_lookup()
+        return tuple(server.record() for server in self.all.values())
+
+    async def models(self):
+        return self._models
+
+    async def connect_all(self, records, timeout_s):
+        return {
+            record.peer: UnreachablePeerError("down", record.peer)
+            for record in records
+            if self.all[record.peer].answer == "down"
+        }
+
+    def rtt_s(self, peers):
+        return {}
+
+    def attach(self, session, listener):
+        self.listeners[session] = listener
+
+    def detach(self, session):
+        self.listeners.pop(session, None)
+
+    def send(self, peer, message, payload=(), service_class=0, session=b""):
+        server = self.all[peer]
+        server.messages.append(message)
+        if isinstance(message, Open) and server.answer != "silent":
+            asyncio.get_running_loop().call_soon(self._answer, server, message)
+
+    def _answer(self, server, message):
+        grant = decode_grant(message.signed.grant)
+        data = GRANT_CONTEXT + message.signed.grant
+        assert verify(self.identity.peer_id, data, message.signed.signature)
+        if server.answer == "hold":
+            answer = Held(grant.session, grant.route, message.attempt)
+        else:
+            why = RefuseKind(server.answer)
+            answer = Refused(grant.session, grant.route, why, "no", 0, message.attempt)
+        listener = self.listeners.get(grant.session)
+        if listener is not None:
+            listener.received(server.peer, answer, memoryview(b""))
+
+
+class NoRuntime:
+    def call_soon(self, callback, *args):
+        asyncio.get_running_loop().call_soon(callback, *args)
+
+
+def open_on(swarm, rows=1, length=10):
+    return asyncio.run(open_session(NoRuntime(), swarm, TARGET, rows, length))
+
+
+def test_every_hop_holds_and_is_told_to_keep():
+    servers = [Server("0:2"), Server("2:4")]
+    swarm = FakeSwarm(*servers)
+    session = open_on(swarm, rows=3, length=50)
+    assert [hop.peer for hop in session.route] == [server.peer for server in servers]
+    assert [server.kinds for server in servers] == [["Open", "Commit"]] * 2
+    grant = decode_grant(servers[0].messages[0].signed.grant)
+    assert (grant.rows, grant.length, grant.dtype) == (3, 50, "float32")
+    assert grant.client == swarm.identity.peer_id
+    assert list(swarm.listeners.values()) == [session]
+
+
+@pytest.mark.parametrize("answer", ["down", "wrong_span", "draining", "quota", "bad_grant"])
+def test_another_route_is_taken(answer):
+    bad, good = Server("0:4", answer), [Server("0:2"), Server("2:4")]
+    swarm = FakeSwarm(bad, *good)
+    session = open_on(swarm)
+    assert {hop.peer for hop in session.route} <= {server.peer for server in good} | {bad.peer}
+    assert bad.peer not in {hop.peer for hop in session.route}
+    assert not any(isinstance(message, Commit) for message in bad.messages)
+    assert len(swarm.listeners) == 1
+
+
+def test_no_other_route():
+    swarm = FakeSwarm(Server("0:2"), Server("2:4", "down"))
+    with pytest.raises(MissingBlocksError, match="2:4") as caught:
+        open_on(swarm)
+    assert caught.value.blocks == ("2:4",)
+    assert "down" in str(caught.value)
+    assert swarm.listeners == {}
+
+
+def test_blocks_that_nobody_serves():
+    swarm = FakeSwarm(Server("0:2"), Server("3:4"))
+    with pytest.raises(MissingBlocksError) as caught:
+        open_on(swarm)
+    assert caught.value.blocks == ("2:3",)
+    assert swarm.lookups > 1, "it was looked up again"
+
+
+def test_a_server_that_comes_in_time():
+    late = Server("2:4", state=ServerState.JOINING)
+    swarm = FakeSwarm(Server("0:2"), late)
+
+    def come():
+        if swarm.lookups == 2:
+            late.state = ServerState.ONLINE
+
+    swarm.on_lookup = come
+    swarm.settings = ClientSettings(missing_timeout_s=5.0)
+    assert len(open_on(swarm).route) == 2
+
+
+def test_a_server_that_announces_itself_again_is_tried_again():
+    flaky = Server("0:4", "down")
+    swarm = FakeSwarm(flaky)
+
+    def recover():
+        if swarm.lookups == 3:
+            flaky.answer, flaky.sequence = "hold", 2
+
+    swarm.on_lookup = recover
+    swarm.settings = ClientSettings(missing_timeout_s=5.0)
+    assert open_on(swarm).route[0].peer == flaky.peer
+
+
+def test_another_checkpoint_is_served():
+    @dataclass
+    class Entry:
+        model: str
+        checkpoint: str
+
+    swarm = FakeSwarm(models=[Entry("other", "d" * 40)])
+    with pytest.raises(CheckpointError, match="serves other"):
+        open_on(swarm)
+
+
+def test_full_servers_are_waited_for_until_the_deadline():
+    servers = [Server("0:2"), Server("2:4", "cache_full")]
+    swarm = FakeSwarm(*servers)
+    with pytest.raises(CacheFullError, match="1 rows x 10 tokens"):
+        open_on(swarm)
+    assert any(isinstance(message, Close) for message in servers[0].messages)
+    assert not any(isinstance(message, Commit) for message in servers[0].messages)
+
+
+def test_giving_up_releases_what_is_held():
+    servers = [Server("0:2"), Server("2:4", "silent")]
+    swarm = FakeSwarm(*servers)
+
+    async def interrupted():
+        task = asyncio.ensure_future(open_session(NoRuntime(), swarm, TARGET, 1, 10))
+        while not servers[1].messages:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(interrupted())
+    assert [server.kinds for server in servers] == [["Open", "Close"]] * 2
+    assert swarm.listeners == {}
