@@ -11,7 +11,9 @@ from typing import Any
 import typer
 
 from swarm.errors import UsageError
+from swarm.wire.addresses import split_peer
 
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 LONG_PROMPT_TOKENS = 256
 """From here on it is said that the prompt is being read."""
 
@@ -48,6 +50,10 @@ def generate_text(request: Request) -> None:
     prompt = sys.stdin.read() if request.prompt == "-" else request.prompt
     if not prompt:
         raise UsageError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
+    for address in request.peers:
+        split_peer(address)
+    if request.dtype not in DTYPE_NAMES:
+        raise UsageError(f"--dtype {request.dtype}: use one of {', '.join(DTYPE_NAMES)}")
     _quiet_libraries()
     _say("loading the client's part of the model and joining the swarm")
 

@@ -30,6 +30,7 @@ from swarm.sessions.events import (
     Received,
     Tick,
 )
+from swarm.sessions.grants import GRANT_CONTEXT
 from swarm.sessions.messages import Grant, Hop, Message, SignedGrant, encode
 from swarm.sessions.opening import Opening
 from swarm.spans import PeerId
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GRANT_CONTEXT = b"swarm grant v1\0"
-"""Signed in front of every grant, so that no other signature can be taken for one."""
 MAX_PROBED = 8
 """Servers that are connected to measure their round trip, where there is a choice."""
 PROBE_TIMEOUT_S = 1.0

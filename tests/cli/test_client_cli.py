@@ -119,11 +119,10 @@ def test_text_from_standard_input_up_to_a_stop(address):
 def test_a_seed_repeats_a_sample(address):
     arguments = ["generate", "--peers", address, "--json", "--max-new-tokens", "12"]
     arguments += ["--prompt", "Once", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95"]
-    first, second, other = (
-        json.loads(client(*arguments, "--seed", seed).stdout)["token_ids"]
-        for seed in ("1", "1", "2")
+    first, second = (
+        json.loads(client(*arguments, "--seed", "1").stdout)["token_ids"] for _ in range(2)
     )
-    assert first == second != other
+    assert first == second
 
 
 def test_status(address):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from swarm.client.opening import GRANT_CONTEXT, Target, open_session
+from swarm.client.opening import Target, open_session
 from swarm.client.settings import ClientSettings
 from swarm.dht.records import ServerRecord
 from swarm.errors import (
@@ -15,6 +15,7 @@ from swarm.errors import (
     UnreachablePeerError,
 )
 from swarm.routing.view import Numerics, ServerState
+from swarm.sessions.grants import GRANT_CONTEXT
 from swarm.sessions.messages import Close, Commit, Held, Open, Refused, RefuseKind, decode_grant
 from swarm.spans import Span
 from swarm.wire.identity import Identity, verify
@@ -72,6 +73,7 @@ class FakeSwarm:
         self._models = models
         self.lookups = 0
         self.on_lookup = lambda: None
+        self.on_silent = lambda: None
 
     @property
     def time(self):
@@ -105,7 +107,9 @@ class FakeSwarm:
     def send(self, peer, message, payload=(), service_class=0, session=b""):
         server = self.all[peer]
         server.messages.append(message)
-        if isinstance(message, Open) and server.answer != "silent":
+        if isinstance(message, Open) and server.answer == "silent":
+            self.on_silent()
+        elif isinstance(message, Open):
             asyncio.get_running_loop().call_soon(self._answer, server, message)
 
     def _answer(self, server, message):
@@ -223,8 +227,9 @@ def test_giving_up_releases_what_is_held():
 
     async def interrupted():
         task = asyncio.ensure_future(open_session(NoRuntime(), swarm, TARGET, 1, 10))
-        while not servers[1].messages:
-            await asyncio.sleep(0)
+        asked = asyncio.Event()
+        swarm.on_silent = asked.set
+        await asked.wait()
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
