@@ -6,13 +6,12 @@ from typing import Annotated
 import typer
 
 from swarm.cli.arguments import repeat_address_options, split_addresses
-from swarm.cli.errors import run
+from swarm.cli.errors import run, run_program
 from swarm.cli.interrupts import interrupt_on_sigterm
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
     help="Use a swarm: generate text, or see who serves what.",
 )
 
@@ -132,4 +131,5 @@ def status(
 
 
 def main() -> None:
-    app(repeat_address_options(sys.argv[1:]), prog_name="swarm-client")
+    arguments = repeat_address_options(sys.argv[1:])
+    run_program(app, "swarm-client", arguments or ["--help"])

@@ -90,6 +90,10 @@ def run_program(app: Callable[..., Any], program: str, arguments: Sequence[str])
 def _leave(code: int) -> NoReturn:
     """Ends the program. A thread that is deep in torch and cannot be told to stop would make the
     interpreter's own teardown abort; then nothing is torn down."""
+    client = sys.modules.get("swarm.client.runtime")
+    if client is not None:
+        # Closes sessions and ends the daemon, which nothing below does.
+        client.stop_runtime()
     sys.stdout.flush()
     sys.stderr.flush()
     if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):

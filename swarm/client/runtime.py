@@ -116,10 +116,11 @@ def _after_fork() -> None:
     _runtime = None
 
 
-def _stop_at_exit() -> None:
+def stop_runtime() -> None:
+    """Stop this process's runtime, if it has one; for a program that ends without `atexit`."""
     if _runtime is not None:
         _runtime.stop()
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_stop_at_exit)
+atexit.register(stop_runtime)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from processes import command_line
 
@@ -82,10 +83,53 @@ def test_bad_input_of_generate(arguments, code, words):
     assert_one_line(client("generate", *arguments), code, *words)
 
 
-def test_options_that_do_not_exist():
-    assert client("generate", "--prompt", "Hi").returncode == 2
-    assert client("generate", "--peers", NOBODY, "--prompt", "Hi", "--top-p", "3").returncode == 2
-    assert client().returncode == 2
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "--prompt", "Hi"], ["--peers"]),
+        (["generate", "--peers", NOBODY, "--prompt", "Hi", "--top-p", "3"], ["--top-p"]),
+        (["generate", "--peers", NOBODY, "--prompt", "Hi", "--max-new-tokens", "0"], ["--max-new"]),
+        (["status", "--peers"], ["--peers"]),
+        (["nonsense"], ["nonsense"]),
+    ],
+    ids=["no peers", "top-p", "no tokens", "no address", "no command"],
+)
+def test_mistakes_in_options(arguments, words):
+    done = client(*arguments)
+    assert_one_line(done, 2, *words)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_bare_command_helps():
+    done = client()
+    assert done.returncode == 0
+    assert "generate" in done.stdout
+
+
+def test_what_is_open_is_closed_on_the_way_out(three_servers):
+    """Even if the command itself forgets it: no daemon is left (the session's end looks for it)."""
+    program = (
+        "import sys\n"
+        "from swarm.cli.errors import run_program\n"
+        "from swarm.client.membership import Membership\n"
+        "from swarm.client.settings import ClientSettings\n"
+        "import psutil\n"
+        "def app(**_):\n"
+        f"    Membership([{three_servers[0].address()!r}], ClientSettings())\n"
+        "    print(*(child.pid for child in psutil.Process().children()))\n"
+        "run_program(app, 'program', [])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    daemons = [int(pid) for pid in done.stdout.split()]
+    assert daemons
+    assert not any(psutil.pid_exists(pid) for pid in daemons)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +194,7 @@ def free_tokens(address):
     return {row["blocks"]: row["cache_tokens_free"] for row in found["servers"]}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_frees_the_servers(address, number):
+def test_terminated_it_frees_the_servers(address):
     before = free_tokens(address)
     arguments = ["generate", "--peers", address, "--prompt", "Once", "--max-new-tokens", "2000"]
     process = subprocess.Popen(
@@ -161,7 +204,7 @@ def test_interrupted_it_frees_the_servers(address, number):
         text=True,
     )
     assert process.stdout.read(1)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
