@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from processes import ONE_THREAD
+from processes import ONE_THREAD, interrupt_on_sigterm
 
 # Before torch and tqdm are imported, which look at these once.
 os.environ.update(ONE_THREAD, TQDM_DISABLE="1")
@@ -38,7 +38,8 @@ T = TypeVar("T")
 
 
 def arguments(description: str, *, repetitions: int) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks have."""
+    """A parser with the options that all benchmarks have. From now on SIGTERM ends all of it."""
+    interrupt_on_sigterm()
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

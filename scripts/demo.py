@@ -5,13 +5,11 @@
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import NoReturn
 
 import psutil
 from processes import (
@@ -20,6 +18,7 @@ from processes import (
     ProgramFailedError,
     ServerProgram,
     command_line,
+    interrupt_on_sigterm,
     running_servers,
 )
 
@@ -74,16 +73,12 @@ def left_over() -> list[psutil.Process]:
     return found
 
 
-def _on_signal(number: int, _: object) -> NoReturn:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--prompt", default=PROMPT, help="the text to continue")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="how long to continue")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _on_signal)
+    interrupt_on_sigterm()
     progress = Progress()
     try:
         progress.say("starting three servers")

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import psutil
 
@@ -29,6 +30,15 @@ ONE_THREAD = {
 """Environment that keeps every thread pool of a process at one thread."""
 
 Event = dict[str, Any]
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def interrupt_on_sigterm() -> None:
+    """SIGTERM ends this program as Ctrl-C does, so that it ends what it has started."""
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 class ProgramFailedError(Exception):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from processes import Program, ServerProgram, running_servers
+from processes import Program, ServerProgram, interrupt_on_sigterm, running_servers
 
 # Before anything imports torch or looks for the user's folders.
 _RUN = uuid.uuid4().hex
@@ -40,6 +40,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("swarm")
+
+
+def pytest_sessionstart() -> None:
+    # Whoever ends the run early still gets fixtures that clean up.
+    interrupt_on_sigterm()
 
 
 def _processes_of_this_run() -> list[psutil.Process]:
