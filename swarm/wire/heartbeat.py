@@ -11,6 +11,9 @@ MISSED_PINGS = 3
 SILENCE_S = (MISSED_PINGS + 0.5) * PING_INTERVAL_S
 RTT_INTERVAL_S = 5.0
 """A busy link is pinged so often, to measure its round trip."""
+FIRST_SAMPLES = 4
+"""So many pings follow each other on a new connection, and the shortest counts: the first ones may
+wait for the stream to be set up below us, and routes are chosen by what they say."""
 
 
 class Heartbeat:
@@ -49,14 +52,15 @@ class Heartbeat:
             return
         now = self._loop.time()
         rtt_s, self._sent_at, self._measured_at = now - self._sent_at, None, now
-        if self._samples <= 1 or self.rtt_s is None or self.min_rtt_s is None:
+        self._samples += 1
+        if self._samples == 1 or self.rtt_s is None or self.min_rtt_s is None:
             self.rtt_s = self.min_rtt_s = rtt_s
+        elif self._samples <= FIRST_SAMPLES:
+            self.rtt_s = self.min_rtt_s = min(self.min_rtt_s, rtt_s)
         else:
             self.rtt_s = 0.75 * self.rtt_s + 0.25 * rtt_s
             self.min_rtt_s = min(self.min_rtt_s, rtt_s)
-        self._samples += 1
-        if self._samples == 1:
-            # The first one waited for the stream to be set up below us: measure again.
+        if self._samples < FIRST_SAMPLES:
             self._ping(connection)
 
     def _tick(self, connection: Connection) -> None:

@@ -518,6 +518,22 @@ def test_a_silent_peer_is_pinged_and_then_dropped() -> None:
     two_peers(body)
 
 
+def test_one_slow_ping_at_the_start_does_not_count() -> None:
+    async def body(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
+        hub.stall(BERT, ANNA)
+        connecting = asyncio.create_task(anna.links.connect(BERT, timeout_s=5))
+        await asyncio.sleep(0.5)
+        hub.heal(ANNA, BERT)
+        await connecting
+        await asyncio.sleep(0.2)
+        for peer, other in ((anna, BERT), (bert, ANNA)):
+            stats = peer.links.stats(other)
+            assert stats is not None
+            assert stats.rtt_s == stats.min_rtt_s == pytest.approx(0.02)
+
+    two_peers(body)
+
+
 def test_closing_does_not_wait_for_the_dead() -> None:
     async def body(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
         await anna.links.connect(BERT, timeout_s=5)
