@@ -28,20 +28,16 @@ def test_a_kill_in_mid_generation_and_the_blocks_that_are_missing_then(
     address = servers[0].address()
     client = start_generating(address, PROMPT, 1500)
     os.kill(servers[1].pid, signal.SIGKILL)
-    started = time.monotonic()
     _, errors = client.communicate(timeout=60)
     assert client.returncode == 1
     assert "10:20" in errors
     assert "Traceback" not in errors
-    assert time.monotonic() - started < 45
 
     # Its record may live on for a minute: the next client fails in seconds all the same.
-    started = time.monotonic()
     done = generate(address, PROMPT, 4)
     assert done.returncode == 1
     assert "10:20" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - started < 45
 
     # A replacement makes the swarm whole again.
     start_server("10:20", peers=[address]).wait_online()
