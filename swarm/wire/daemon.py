@@ -29,7 +29,6 @@ class DaemonConfig:
 
     listen: tuple[str, ...]
     announce: tuple[str, ...]
-    relay: bool
     client_only: bool
     startup_timeout_s: float
 
@@ -112,8 +111,6 @@ async def _create(
 
         @staticmethod
         def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
-            if config.relay:
-                kwargs["relayDiscovery"] = False  # else it waits three minutes for candidates
             daemon: list[str] = P2P._make_process_args(*args, **kwargs)
             return [sys.executable, "-I", "-S", "-c", _NEW_SESSION, *daemon]
 
@@ -125,11 +122,10 @@ async def _create(
         identity_path=str(folder.key_file),
         check_if_identity_free=False,
         dht_mode="client" if config.client_only else "server",
-        auto_nat=config.relay,
-        nat_port_map=config.relay,
-        use_relay=config.relay,
-        use_auto_relay=config.relay and not config.client_only,
-        trusted_relays=list(initial_peers) if config.relay and not config.client_only else None,
+        auto_nat=False,
+        nat_port_map=False,
+        use_relay=False,
+        use_auto_relay=False,
         idle_timeout=config.startup_timeout_s,
         startup_timeout=config.startup_timeout_s,
     )

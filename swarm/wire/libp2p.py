@@ -68,14 +68,13 @@ class Libp2pNetwork:
         initial_peers: Sequence[str] = (),
         announce: Sequence[str] = (),
         client_only: bool = False,
-        relay: bool = False,
         startup_timeout_s: float = 30.0,
     ) -> "Libp2pNetwork":
         """Starts the daemon and joins the network of `initial_peers` (none: begins a new one).
 
         `listen`: multiaddresses of this machine, port 0 for any free port (kept from then on);
         `announce`: under which others see us, when it is not these; `client_only`: does not listen
-        and serves nothing to others; `relay`: uses and offers relays, hole punching and UPnP.
+        and serves nothing to others. Relays, hole punching and UPnP are not used.
 
         Raises AddressError, UnreachablePeerError or DaemonError.
         """
@@ -86,7 +85,6 @@ class Libp2pNetwork:
         config = DaemonConfig(
             listen=tuple(ports),
             announce=tuple(check_address(address) for address in announce),
-            relay=relay,
             client_only=client_only,
             startup_timeout_s=startup_timeout_s,
         )
