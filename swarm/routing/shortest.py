@@ -127,19 +127,6 @@ def one_way_delay(peer: PeerId, rtt_s: Mapping[PeerId, float]) -> float:
     return rtt_s.get(peer, DEFAULT_RTT_S) / 2
 
 
-def route_cost(
-    view: SwarmView, hops: Sequence[Hop], *, rtt_s: Mapping[PeerId, float], tokens_needed: int
-) -> float:
-    """Seconds per decoded token over `hops`, without the random stretch."""
-    servers = {server.peer: server for server in view.servers}
-    delays = [one_way_delay(PeerId(hop.peer), rtt_s) for hop in hops]
-    cost = delays[0] + sum(map(max, delays, delays[1:])) + delays[-1]
-    for hop in hops:
-        server = servers[PeerId(hop.peer)]
-        cost += fixed_cost(server, tokens_needed) + block_cost(server) * (hop.end - hop.start)
-    return cost
-
-
 # ---- the search
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from routing_views import BFLOAT16, CHECKPOINT, round_trips, server, swarm, views
 
 from swarm.errors import MissingBlocksError, SwarmError
-from swarm.routing.shortest import ShortestRouter, route_cost
+from swarm.routing.shortest import ShortestRouter, block_cost, fixed_cost, one_way_delay
 from swarm.routing.view import ServerState, SwarmView
 from swarm.sessions.messages import MAX_HOPS, Hop
 
@@ -38,7 +38,14 @@ def route(view: SwarmView, *, seed: int = 0, near_equal: float = 0.0, **options)
 
 
 def cost(view: SwarmView, hops: tuple[Hop, ...], rtt_s: dict) -> float:
-    return route_cost(view, hops, rtt_s=rtt_s, tokens_needed=100)
+    """Seconds per decoded token over `hops`, without the random stretch."""
+    servers = {server.peer: server for server in view.servers}
+    delays = [one_way_delay(hop.peer, rtt_s) for hop in hops]
+    found = delays[0] + sum(map(max, delays, delays[1:])) + delays[-1]
+    for hop in hops:
+        server = servers[hop.peer]
+        found += fixed_cost(server, 100) + block_cost(server) * (hop.end - hop.start)
+    return found
 
 
 def is_chain(view: SwarmView, hops: tuple[Hop, ...]) -> bool:
