@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from swarm.sessions.admission import Admission, Decision
-from swarm.sessions.grants import check_grant
+from swarm.sessions.grants import GRANT_CONTEXT, check_grant
 from swarm.sessions.messages import (
     Grant,
     Open,
@@ -17,9 +17,6 @@ from swarm.sessions.messages import (
 )
 from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.identity import verify
-
-GRANT_CONTEXT = b"swarm grant v1\0"
-"""Signed in front of every grant, so that no other signature can be taken for one."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from swarm.server.reception import GRANT_CONTEXT
+from swarm.sessions.grants import GRANT_CONTEXT
 from swarm.sessions.messages import (
     Commit,
     Grant,
