@@ -122,11 +122,14 @@ class Checkpoint:
         store_json("digest", key, digest.hex())
         return digest
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer with its chat template; ModelNotFoundError if it has none."""
+    def load_tokenizer(self, **options: Any) -> PreTrainedTokenizerBase:
+        """The model's tokenizer with its chat template; ModelNotFoundError if it has none.
+
+        `options` go to transformers' `AutoTokenizer`.
+        """
         if self._place.is_file():
-            return load_gguf_tokenizer(self._place)
-        return load_folder_tokenizer(self._place)
+            return load_gguf_tokenizer(self._place, **options)
+        return load_folder_tokenizer(self._place, **options)
 
     def load_generation_config(self) -> GenerationConfig | None:
         """The folder's generation settings; None for a GGUF file, which has none of its own."""

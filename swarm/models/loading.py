@@ -1,14 +1,13 @@
 """transformers' own loading of weights that somebody else has chosen."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from swarm.errors import CheckpointError
+from swarm.models.quiet import quiet_transformers
 
 
 def load_model(
@@ -28,7 +27,7 @@ def load_model(
     itself would fill it with random numbers.
     """
     try:
-        with _quiet():
+        with quiet_transformers():
             model, info = model_class.from_pretrained(
                 None,
                 config=config,
@@ -50,20 +49,3 @@ def load_model(
         )
     loaded: PreTrainedModel = model
     return loaded
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar for a handful of tensors, and no report of what is an error here anyway."""
-    bar, verbosity = (
-        transformers_logging.is_progress_bar_enabled(),
-        transformers_logging.get_verbosity(),
-    )
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swarm.errors import NotServedError
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.layer_list import find_layers
 from swarm.models.loading import load_model
 from swarm.models.remote_blocks import ATTENTION, RemoteBlocks
 
@@ -67,22 +67,5 @@ def remote_blocks(model: nn.Module) -> RemoteBlocks:
 
 def _replace_blocks(model: nn.Module, config: PretrainedConfig) -> None:
     """Swap the blocks, which are still on the meta device, before any weight is loaded."""
-    name = block_list_name(model, config.num_hidden_layers)
-    first_block = model.get_submodule(f"{name}.0")
-    model.set_submodule(name, nn.ModuleList([RemoteBlocks(first_block)]))
-
-
-def block_list_name(model: nn.Module, num_blocks: int) -> str:
-    """The largest list of `num_blocks` modules; NotServedError if there is none."""
-    found: list[tuple[int, str]] = [
-        (sum(parameter.numel() for parameter in module.parameters()), name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
-    ]
-    if not found:
-        raise NotServedError(
-            f"{type(model).__name__} does not keep its {num_blocks} blocks in one list; "
-            "it is not served"
-        )
-    _, name = max(found)
-    return name
+    name, blocks = find_layers(model, config.num_hidden_layers)
+    model.set_submodule(name, nn.ModuleList([RemoteBlocks(blocks[0])]))

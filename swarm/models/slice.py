@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.errors import BadSpanError, NotServedError, SwarmError
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import (
     ATTENTION_NAME,
     KVStore,
@@ -19,7 +20,7 @@ from swarm.models.packed_attention import (
     running_pass,
 )
 from swarm.models.packed_linear import can_pack, least_pass_tokens, pack_linears, unpack_linears
-from swarm.models.slice_config import find_layers, model_of_layers
+from swarm.models.slice_config import model_of_layers
 from swarm.models.slice_loading import Progress, load_model
 from swarm.models.slice_proof import GrowingStore, prove, sessions_are_independent
 from swarm.spans import Span

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.errors import NotServedError
+from swarm.models.layer_list import find_layers
 from swarm.spans import Span
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -43,21 +44,6 @@ def sliced_config(config: PretrainedConfig, span: Span) -> PretrainedConfig:
     for name, value in changes.items():
         setattr(sliced, name, value)
     return sliced
-
-
-def find_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
-    """The list of decoder layers in a base model, and its name; `NotServedError`."""
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if not lists:
-        raise NotServedError(
-            f"{type(model).__name__} has no list of {count} decoder layers, so it cannot be "
-            "cut into blocks"
-        )
-    return min(lists, key=lambda each: each[0].count("."))
 
 
 def model_of_layers(model: PreTrainedModel, count: int, span: Span) -> PreTrainedModel:

@@ -3,20 +3,20 @@
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.utils import logging as transformers_logging
 
 from swarm.errors import CheckpointError, NotServedError
 from swarm.models.block_names import find_block_prefix
+from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import ATTENTION_NAME
-from swarm.models.slice_config import check_layers, find_layers, sliced_config
+from swarm.models.quiet import quiet_transformers
+from swarm.models.slice_config import check_layers, sliced_config
 from swarm.spans import Span
 
 logger = logging.getLogger("swarm.models.slice")
@@ -45,7 +45,7 @@ def load_model(
     go through transformers' own conversion. Raises `CheckpointError` or `NotServedError`.
     """
     model_class = _base_class(config)
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, report = model_class.from_pretrained(
                 None,
@@ -128,21 +128,6 @@ class _Watched:
         tensor: torch.Tensor = self._tensor[everything]
         self._watch.count()
         return tensor
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Its progress bar and its report on absent embeddings would only confuse here."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _check_report(report: Mapping[str, Any], layers_name: str, span: Span) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -11,16 +12,20 @@ from swarm.errors import ModelNotFoundError
 from swarm.models.disk_cache import cache_folder, cache_key, file_key
 
 
-def load_folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer files in a folder; ModelNotFoundError if there are none."""
+def load_folder_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer files in a folder; ModelNotFoundError if there are none.
+
+    `options` go to transformers' `AutoTokenizer`.
+    """
+    settings = {"local_files_only": True, "trust_remote_code": False} | options
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, **settings)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelNotFoundError(f"{folder} holds no tokenizer to load ({reason})") from error
 
 
-def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def load_gguf_tokenizer(path: Path, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer inside a GGUF file, with its chat template.
 
     Converting it takes seconds, so it is kept in the user's cache folder in tokenizers' own format.
@@ -28,9 +33,11 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     key = cache_key(file_key(path), transformers.__version__)
     kept = cache_folder("tokenizers", key)
     if (kept / "tokenizer_config.json").is_file():
-        return load_folder_tokenizer(kept)
+        return load_folder_tokenizer(kept, **options)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     _keep(tokenizer, kept)
+    if options:  # not kept
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **options)
     return tokenizer
 
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, pi
 
 from swarm.errors import CheckpointError, NotServedError
 from swarm.models.checkpoint import open_checkpoint
-from swarm.models.shell import block_list_name, load_shell
+from swarm.models.layer_list import find_layers
+from swarm.models.shell import load_shell
 
 
 class PlainBlocks(nn.Module):
@@ -20,7 +21,7 @@ class PlainBlocks(nn.Module):
     def __init__(self, plain: PreTrainedModel) -> None:
         super().__init__()
         self.calls: list[dict[str, Any]] = []
-        blocks = plain.get_submodule(block_list_name(plain, plain.config.num_hidden_layers))
+        _, blocks = find_layers(plain, plain.config.num_hidden_layers)
         self._decoder = [plain]  # in a list, so that it is no part of the shell
         self._entered: torch.Tensor | None = None
         self._left: torch.Tensor | None = None
@@ -117,7 +118,7 @@ def test_no_block_is_read_or_made(pair: Pair) -> None:
         pair.checkpoint.tensors[name].nbytes for name in pair.checkpoint.shell_tensors()
     )
     assert pair.checkpoint.bytes_read == shell_bytes
-    blocks = pair.plain.get_submodule(block_list_name(pair.plain, 4))
+    _, blocks = find_layers(pair.plain, 4)
     expected = sum(p.numel() for p in pair.plain.parameters()) - sum(
         p.numel() for p in blocks.parameters()
     )

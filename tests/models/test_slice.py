@@ -12,10 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from swarm.errors import BadSpanError, CheckpointError, NotServedError
 from swarm.models.checkpoint import open_checkpoint
+from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import PassRow
 from swarm.models.packed_linear import PackedLinear
 from swarm.models.slice import BlockSlice
-from swarm.models.slice_config import check_layers, find_layers, sliced_config
+from swarm.models.slice_config import check_layers, sliced_config
 from swarm.models.slice_proof import GrowingStore
 from swarm.server.kv_cache import PagedCache
 from swarm.spans import SessionId, Span
