@@ -42,5 +42,8 @@ class Chain(Protocol):
         ...
 
 
+OnPrefill = Callable[[int, int], None]
+"""Told `(tokens done, tokens)` while a prompt of several pieces is computed; in its loop."""
+
 OpenChain = Callable[[int, int], Chain]
 """Opens a session for `(rows, length)`: at most so many rows of at most so many slots."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swarm.client.chain import Chain
+from swarm.client.chain import Chain, OnPrefill
 from swarm.client.generation import Remote, attach
 from swarm.client.membership import Membership
 from swarm.client.opening import Target, open_session
@@ -16,6 +16,7 @@ from swarm.client.settings import ClientSettings
 from swarm.client.swarm_blocks import SwarmBlocks
 from swarm.errors import NotServedError, UsageError
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
+from swarm.models.dtypes import auto_dtype
 from swarm.models.shell import load_shell
 from swarm.wire.codecs import DTYPES, dtype_name
 
@@ -36,6 +37,7 @@ class AutoModelForCausalLM:
         device: torch.device | str | None = None,
         revision: str | None = None,
         settings: ClientSettings | None = None,
+        on_prefill: OnPrefill | None = None,
         **unserved: Any,
     ) -> Any:
         """The checkpoint's own transformers class, with its blocks in the swarm.
@@ -43,7 +45,8 @@ class AutoModelForCausalLM:
         The name is a folder, a GGUF file, a hub name, or None for SmolLM2-135M-Instruct;
         `initial_peers` are addresses of any members of the swarm. Embeddings, norm and head are
         loaded here, in `dtype` (None or "auto": float32 on a CPU, else the checkpoint's own), onto
-        `device` (None: the CPU); activations travel in `dtype` too.
+        `device` (None: the CPU); activations travel in `dtype` too. `on_prefill` is told, in
+        another thread, `(tokens done, tokens)` while a long prompt is computed.
 
         Joins the swarm, but needs no server yet: that a block is missing shows with the first
         call. `model.close()` leaves the swarm. Raises ModelNotFoundError, CheckpointError,
@@ -52,7 +55,7 @@ class AutoModelForCausalLM:
         if unserved:
             raise NotServedError(
                 f"{', '.join(sorted(unserved))}: not served; from_pretrained() takes "
-                "initial_peers, dtype, device, revision and settings"
+                "initial_peers, dtype, device, revision, settings and on_prefill"
             )
         settings = settings or ClientSettings()
         place = torch.device(device or "cpu")
@@ -61,14 +64,18 @@ class AutoModelForCausalLM:
         chosen = _dtype(dtype, place, checkpoint.config)
         membership = Membership(initial_peers, settings)
         try:
-            return _connect(checkpoint, chosen, place, membership)
+            return _connect(checkpoint, chosen, place, membership, on_prefill)
         except BaseException:
             membership.close()
             raise
 
 
 def _connect(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, membership: Membership
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    membership: Membership,
+    on_prefill: OnPrefill | None,
 ) -> PreTrainedModel:
     model = load_shell(checkpoint, dtype, lambda config: SwarmBlocks()).to(device)
     target = Target(
@@ -81,7 +88,7 @@ def _connect(
 
     def open_chain(rows: int, length: int) -> Chain:
         runtime, swarm = membership.get()
-        return runtime.run(open_session(runtime, swarm, target, rows, length))
+        return runtime.run(open_session(runtime, swarm, target, rows, length, on_prefill))
 
     remote = Remote(open_chain, checkpoint.num_blocks, membership.close)
     attach(model, remote)
@@ -93,13 +100,9 @@ def _connect(
 def _dtype(
     asked: torch.dtype | str | None, device: torch.device, config: PretrainedConfig
 ) -> torch.dtype:
-    served = tuple(DTYPES.values())
     if asked is None or asked == "auto":
-        own = getattr(config, "dtype", None)
-        if device.type != "cpu" and isinstance(own, torch.dtype) and own in served:
-            return own
-        return torch.float32
+        return auto_dtype(config, device)
     found = DTYPES.get(asked) if isinstance(asked, str) else asked
-    if found is None or found not in served:
+    if found is None or found not in DTYPES.values():
         raise UsageError(f"dtype {asked}: use auto, {', '.join(DTYPES)}")
     return found

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from swarm.client.chain import OnPrefill
 from swarm.client.remote_session import RemoteSession
 from swarm.client.runtime import Runtime
 from swarm.client.swarm import Swarm
 from swarm.errors import (
+    CacheFullError,
     CheckpointError,
     MissingBlocksError,
     PeerError,
@@ -59,29 +61,46 @@ class Target:
 
 
 async def open_session(
-    runtime: Runtime, swarm: Swarm, target: Target, rows: int, length: int
+    runtime: Runtime,
+    swarm: Swarm,
+    target: Target,
+    rows: int,
+    length: int,
+    on_prefill: OnPrefill | None = None,
 ) -> RemoteSession:
     """Open a session of `rows` x `length` slots over all blocks of the model.
 
-    A server that cannot be reached or refuses (unless it is only full) is avoided on the next try.
+    A server that cannot be reached or refuses is avoided on the next try. One that is only full is
+    waited for, but not before every route around it has been tried.
     Raises MissingBlocksError when no servers are left for some blocks, CacheFullError when no
     room was given in time, CheckpointError when the swarm serves another checkpoint.
     """
-    return await _Search(runtime, swarm, target, rows, length).run()
+    return await _Search(runtime, swarm, target, rows, length, on_prefill).run()
 
 
 class _Search:
     def __init__(
-        self, runtime: Runtime, swarm: Swarm, target: Target, rows: int, length: int
+        self,
+        runtime: Runtime,
+        swarm: Swarm,
+        target: Target,
+        rows: int,
+        length: int,
+        on_prefill: OnPrefill | None,
     ) -> None:
         self._runtime = runtime
         self._swarm = swarm
         self._target = target
         self._rows, self._length = rows, length
+        self._on_prefill = on_prefill
         self._settings = swarm.settings
         self._router = ShortestRouter(random.Random(), mix_numerics=self._settings.mix_numerics)
         self._avoid: dict[PeerId, int] = {}
         """Servers that failed, with the number of the record that led us there."""
+        self._full: set[PeerId] = set()
+        """Servers that had no room when they were asked."""
+        self._may_wait = False
+        """No route is left around the full ones: wait in line."""
         self._last_error: SwarmError | None = None
         self._ends = swarm.time + self._settings.open_timeout_s
         self._missing_since: float | None = None
@@ -94,7 +113,10 @@ class _Search:
             try:
                 hops = await self._choose(records)
             except MissingBlocksError as missing:
-                await self._wait_for_blocks(missing)
+                if self._full and not self._may_wait:
+                    self._may_wait = True
+                else:
+                    await self._wait_for_blocks(missing)
                 continue
             self._missing_since = None
             by_peer = {record.peer: record for record in records}
@@ -106,6 +128,12 @@ class _Search:
                 continue
             try:
                 return await self._open(hops)
+            except CacheFullError as error:
+                peer = PeerId(error.peer or "")
+                if self._may_wait or peer in self._full or self._swarm.time >= self._ends:
+                    raise
+                logger.info("a route around it is looked for: %s", error)
+                self._full.add(peer)
             except (RefusedError, PeerError, CheckpointError) as error:
                 peer = PeerId(getattr(error, "peer", None) or "")
                 if peer not in by_peer or self._swarm.time >= self._ends:
@@ -118,8 +146,11 @@ class _Search:
             self._target.num_blocks,
             tuple(record.view() for record in records),
         )
+        full = () if self._may_wait else self._full
         avoid = [
-            record.peer for record in records if record.sequence <= self._avoid.get(record.peer, -1)
+            record.peer
+            for record in records
+            if record.peer in full or record.sequence <= self._avoid.get(record.peer, -1)
         ]
         online = [server.peer for server in view.online(avoid)]
         await self._measure([record for record in records if record.peer in online], view)
@@ -189,11 +220,12 @@ class _Search:
         left_s = max(0.0, self._ends - self._swarm.time)
         packed = encode(grant)
         signed = SignedGrant(packed, self._swarm.identity.sign(GRANT_CONTEXT + packed))
-        opening = Opening(grant, signed, deadline_s=left_s)
+        opening = Opening(grant, signed, deadline_s=left_s, may_wait=self._may_wait)
         return await _OpeningRun(self, grant, opening).run()
 
     def opened(self, grant: Grant) -> RemoteSession:
-        session = RemoteSession(self._runtime, self._swarm, grant, self._target.hidden_size)
+        hidden_size = self._target.hidden_size
+        session = RemoteSession(self._runtime, self._swarm, grant, hidden_size, self._on_prefill)
         self._swarm.attach(grant.session, session)
         return session
 

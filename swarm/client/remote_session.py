@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
-from swarm.client.chain import ChainStep
+from swarm.client.chain import ChainStep, OnPrefill
 from swarm.client.pieces import Piece, cut
 from swarm.client.runtime import Runtime
 from swarm.client.swarm import Swarm
@@ -78,11 +78,19 @@ class RemoteSession:
     bytes are packed and unpacked in the caller's thread.
     """
 
-    def __init__(self, runtime: Runtime, swarm: Swarm, grant: Grant, hidden_size: int) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        swarm: Swarm,
+        grant: Grant,
+        hidden_size: int,
+        on_prefill: OnPrefill | None = None,
+    ) -> None:
         self._runtime = runtime
         self._swarm = swarm
         self._settings = swarm.settings
         self._hidden_size = hidden_size
+        self._on_prefill = on_prefill
         self._dtype = DTYPES[grant.dtype]
         self._client = ClientSession(
             grant, window=swarm.settings.window, deadline_s=swarm.settings.step_timeout_s
@@ -222,10 +230,22 @@ class RemoteSession:
             return
         call.answers[call.tickets[ticket]] = answer
         call.missing -= 1
+        if self._on_prefill is not None and len(call.pieces) > 1:
+            self._tell_progress(call, self._on_prefill)
         if call.missing == 0:
             self._call = None
             if not call.done.done():
                 call.done.set_result(call.answers)
+
+    def _tell_progress(self, call: _Call, on_prefill: OnPrefill) -> None:
+        sizes = [encoded.piece.end - encoded.piece.start for encoded in call.pieces]
+        done = sum(
+            size for size, answer in zip(sizes, call.answers, strict=True) if answer is not None
+        )
+        try:
+            on_prefill(done, sum(sizes))
+        except Exception:
+            logger.exception("what shows the progress of a prompt failed")
 
     def _fail(self, error: Exception) -> None:
         call, self._call = self._call, None

@@ -164,7 +164,11 @@ class Reception:
 
     def _full(self, guest: Guest) -> Refused:
         free, capacity = self.admission.free_tokens, self.admission.capacity_tokens
-        detail = f"{guest.tokens} tokens of cache are needed, {free} of {capacity} are free"
+        detail = f"{guest.tokens} tokens of cache are needed, "
+        if guest.tokens > capacity:
+            detail += f"and its whole cache is {capacity} tokens"
+        else:
+            detail += f"{free} of {capacity} are free"
         return guest.refused(RefuseKind.CACHE_FULL, detail, free)
 
     def leave(self, session: SessionId) -> list[Guest]:

@@ -48,7 +48,8 @@ class Opening:
     longer than that, so the first hold is still there when the last one is granted.
 
     Ends with `Opened` or `Raise`; `hops`: the indices to open (a change of route opens only the
-    hops that are new), by default all.
+    hops that are new), by default all. Without `may_wait` there is no second phase: what is full
+    raises CacheFullError at once, for who has another route.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Opening:
         *,
         deadline_s: float,
         hops: tuple[int, ...] | None = None,
+        may_wait: bool = True,
     ) -> None:
         self.grant = grant
         self.finished = False
         self._signed = signed
         self._deadline_s = min(deadline_s, MAX_WAIT_S)
+        self._may_wait = may_wait
         self._hops = {
             grant.hops[index].peer: index
             for index in (range(len(grant.hops)) if hops is None else hops)
@@ -128,8 +131,9 @@ class Opening:
     def _on_refused(self, sender: str, refused: Refused, now: float) -> list[Instruction]:
         self._waiting.discard(sender)
         self._refused, self._refused_by = refused, sender
-        if refused.why is not RefuseKind.CACHE_FULL or self._attempt or now >= self._ends:
-            return self._give_up(self._refusal(sender, refused))
+        final = self._attempt > 0 or not self._may_wait or now >= self._ends
+        if refused.why is not RefuseKind.CACHE_FULL or final:
+            return self._give_up(self._refusal(sender, refused, now))
         return self._go_on(now)
 
     def _go_on(self, now: float) -> list[Instruction]:
@@ -177,16 +181,19 @@ class Opening:
     def _late(self) -> SwarmError:
         peer = min(self._waiting)
         if self._attempt:
-            return self._full(peer, "has not given room in time")
+            return self._full(peer, "it did not say why", "wait longer, or try again later")
         return PeerTimeoutError(
             f"{self._where(peer)} has not answered within {ANSWER_S:g} s; choose another route",
             peer,
         )
 
-    def _refusal(self, peer: str, refused: Refused) -> SwarmError:
+    def _refusal(self, peer: str, refused: Refused, now: float) -> SwarmError:
         said = f"{self._where(peer)} refused the session: {refused.why}: {refused.detail}"
         if refused.why is RefuseKind.CACHE_FULL:
-            return self._full(peer, f"has {refused.free_tokens} tokens free")
+            if self._attempt and now < self._ends:
+                # It would wait in line if waiting could help.
+                return self._full(peer, refused.detail, "or choose another server", never=True)
+            return self._full(peer, refused.detail, "wait longer, or try again later")
         if refused.why is RefuseKind.WRONG_CHECKPOINT:
             return CheckpointError(f"{said}; this client asks for {self.grant.checkpoint}")
         hop = self.grant.hops[self._hops[peer]]
@@ -206,12 +213,14 @@ class Opening:
             return UnreachablePeerError(text, fail.peer or peer)
         return RefusedError(text, session=self.grant.session, peer=peer)
 
-    def _full(self, peer: str, what: str) -> CacheFullError:
+    def _full(self, peer: str, why: str, advice: str, never: bool = False) -> CacheFullError:
         hop = self.grant.hops[self._hops[peer]]
-        needs = f"{self.grant.rows} rows x {self.grant.length} tokens are needed"
+        when = f"within {self._deadline_s:g} s" if self._attempt else "now"
+        when = "ever" if never else when
+        needs = f"{self.grant.rows} rows x {self.grant.length} tokens"
         return CacheFullError(
-            f"no room within {self._deadline_s:g} s: {self._where(peer)} {what}, {needs}; "
-            "ask for fewer tokens, wait longer or try again later",
+            f"no room {when} for {needs} at {self._where(peer)}: {why}; ask for fewer tokens, "
+            f"{advice}",
             session=self.grant.session,
             peer=peer,
             blocks=f"{hop.start}:{hop.end}",

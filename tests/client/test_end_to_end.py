@@ -4,6 +4,7 @@ Ids are compared as they are; where the two best logits are closer than `TIE` th
 of the last bits, so such a row is compared teacher-forced up to there.
 """
 
+import asyncio
 import gc
 import json
 import subprocess
@@ -206,6 +207,14 @@ def test_a_long_prompt_in_pieces(model, plain):
         assert (last - plain(ids, logits_to_keep=1).logits).abs().max() < LOGITS_TOLERANCE
 
 
+def test_inside_a_running_loop(model, tokenizer, expected):
+    async def cell():
+        return greedy(model, tokenizer, PROMPTS[0], 4)
+
+    got = asyncio.run(cell())
+    assert torch.equal(got, expected[0][:, : got.shape[1]])
+
+
 def test_streaming_and_pipeline(model, plain, tokenizer):
     inputs = tokenizer(PROMPTS[2], return_tensors="pt")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
@@ -261,10 +270,19 @@ def test_the_cache_is_free_again(model, address):
 def test_settings_are_taken(address, plain, tokenizer, expected):
     """Small pieces, few at a time: another model of the process, in a swarm of its own."""
     settings = ClientSettings(prefill_chunk_tokens=3, window=1)
+    told = []
     model = AutoModelForCausalLM.from_pretrained(
-        initial_peers=[address], dtype="float32", settings=settings
+        initial_peers=[address],
+        dtype="float32",
+        settings=settings,
+        on_prefill=lambda done, total: told.append((done, total)),
     )
     try:
-        assert_same_ids(plain, expected[2], greedy(model, tokenizer, PROMPTS[2]))
+        got = greedy(model, tokenizer, PROMPTS[2], 8)
     finally:
         model.close()
+    assert_same_ids(plain, expected[2][:, : got.shape[1]], got)
+    length = got.shape[1] - 8
+    assert len(told) == -(-length // 3)
+    assert told[-1] == (length, length)
+    assert sorted(told) == told

@@ -246,7 +246,12 @@ def test_waiting_ends_at_its_deadline() -> None:
         assert (refused.why, refused.attempt, refused.free_tokens) == (RefuseKind.CACHE_FULL, 3, 0)
         assert 5 <= asyncio.get_running_loop().time() <= 6
         await client.send(server, Open(client.sign(grant), 0))
-        assert (await client.receive(Refused)).why is RefuseKind.CACHE_FULL
+        refused = await client.receive(Refused)
+        assert refused.why is RefuseKind.CACHE_FULL
+        assert f"0 of {CAPACITY} are free" in refused.detail
+        larger = client.sign(client.grant([server], length=2 * CAPACITY))
+        await client.send(server, Open(larger, 0, wait_s=5))
+        assert f"its whole cache is {CAPACITY} tokens" in (await client.receive(Refused)).detail
 
     in_world(story)
 

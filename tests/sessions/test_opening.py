@@ -95,7 +95,30 @@ def test_no_room_until_the_deadline() -> None:
     error = raised(instructions)
     assert isinstance(error, CacheFullError)
     assert (error.peer, error.blocks) == (HOPS[1], "10:20")
-    assert "7 tokens free" in str(error)
+    assert "within 20 s" in str(error)
+
+
+def test_a_hop_that_can_never_give_room() -> None:
+    opening = start()
+    for hop in range(3):
+        refused(opening, hop)
+    held(opening, 0, attempt=1)
+    error = raised(refused(opening, 1, attempt=1, now=3.0))
+    assert isinstance(error, CacheFullError)
+    assert "no room ever" in str(error)
+    assert "why; ask for fewer tokens, or choose another server" in str(error)
+
+
+def test_without_waiting_a_full_hop_ends_it() -> None:
+    grant = make_grant()
+    opening = Opening(grant, signed(grant), deadline_s=20.0, may_wait=False)
+    opening.start(0.0)
+    held(opening, 0)
+    instructions = refused(opening, 1)
+    assert sorted(sent(instructions)) == [(HOPS[0], Close(SESSION)), (HOPS[2], Close(SESSION))]
+    error = raised(instructions)
+    assert isinstance(error, CacheFullError)
+    assert error.peer == HOPS[1]
 
 
 def test_a_hop_that_never_gives_room_ends_the_opening() -> None:

@@ -221,6 +221,27 @@ def test_full_servers_are_waited_for_until_the_deadline():
     assert not any(isinstance(message, Commit) for message in servers[0].messages)
 
 
+def test_a_replica_is_asked_before_a_full_server_is_waited_for():
+    full, free = Server("0:4", "cache_full"), [Server("0:2"), Server("2:4")]
+    swarm = FakeSwarm(full, *free)
+    session = open_on(swarm)
+    assert [hop.peer for hop in session.route] == [server.peer for server in free]
+    assert [message.wait_s for message in full.messages if isinstance(message, Open)] in ([], [0.0])
+
+
+def test_when_every_replica_is_full_one_is_waited_for():
+    servers = [Server("0:4", "cache_full"), Server("0:4", "cache_full")]
+    swarm = FakeSwarm(*servers)
+    with pytest.raises(CacheFullError, match="ask for fewer tokens"):
+        open_on(swarm)
+    first, second = sorted(servers, key=lambda server: len(server.messages))
+    assert first.kinds == ["Open"]
+    assert [message.wait_s > 0 for message in second.messages if isinstance(message, Open)] in (
+        [False, True],
+        [False, False, True],
+    )
+
+
 def test_giving_up_releases_what_is_held():
     servers = [Server("0:2"), Server("2:4", "silent")]
     swarm = FakeSwarm(*servers)
