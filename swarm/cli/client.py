@@ -69,6 +69,13 @@ def generate(
         str | None,
         typer.Option(help="Branch, tag or commit of a Hugging Face name.", show_default=False),
     ] = None,
+    mix_numerics: Annotated[
+        bool,
+        typer.Option(
+            "--mix-numerics",
+            help="Allow a route of servers that compute differently (dtype, quantisation).",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object in place of the streamed text.")
     ] = False,
@@ -96,6 +103,7 @@ def generate(
                 stop=tuple(stop or ()),
                 dtype=dtype,
                 revision=revision,
+                mix_numerics=mix_numerics,
                 as_json=as_json,
             )
         )

@@ -14,8 +14,6 @@ from swarm.errors import UsageError
 from swarm.wire.addresses import split_peer
 
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
-LONG_PROMPT_TOKENS = 256
-"""From here on it is said that the prompt is being read."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Request:
     stop: tuple[str, ...]
     dtype: str
     revision: str | None
+    mix_numerics: bool
     as_json: bool
 
     def sampling(self) -> dict[str, Any]:
@@ -57,13 +56,18 @@ def generate_text(request: Request) -> None:
     _quiet_libraries()
     _say("loading the client's part of the model and joining the swarm")
 
-    from swarm import AutoModelForCausalLM
+    from swarm import AutoModelForCausalLM, ClientSettings
     from swarm.models.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(request.model, request.revision)
     tokenizer = checkpoint.load_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(
-        request.model, initial_peers=request.peers, dtype=request.dtype, revision=request.revision
+        request.model,
+        initial_peers=request.peers,
+        dtype=request.dtype,
+        revision=request.revision,
+        settings=ClientSettings(mix_numerics=request.mix_numerics),
+        on_prefill=_say_progress,
     )
     try:
         _generate(request, prompt, model, tokenizer)
@@ -111,8 +115,6 @@ def _generate(request: Request, prompt: str, model: Any, tokenizer: Any) -> None
         stops = [cut_at_stop(decode(row), request.stop)[1] for row in ends]
         return input_ids.new_tensor(stops or [False] * len(input_ids)).bool()
 
-    if length >= LONG_PROMPT_TOKENS:
-        _say(f"reading the prompt of {length} tokens")
     if request.seed is not None:
         transformers.set_seed(request.seed)
     end_of_text = model.generation_config.eos_token_id
@@ -182,6 +184,15 @@ def _write(text: str) -> None:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _say_progress(done: int, total: int) -> None:
+    """On a terminal one line that changes, else a line for each piece."""
+    text = f"prompt: {done} of {total} tokens"
+    if not sys.stderr.isatty():
+        _say(text)
+    else:
+        typer.echo(f"\r{text}" + ("\r\x1b[K" if done == total else ""), err=True, nl=False)
 
 
 def _quiet_libraries() -> None:
