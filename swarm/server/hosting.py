@@ -6,6 +6,7 @@ import torch
 
 from swarm.errors import MemoryShortError, UsageError
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.dtypes import auto_dtype
 from swarm.routing.placement import least_covered
 from swarm.routing.view import SwarmView
 from swarm.server.config import DTypeName, ServerConfig
@@ -33,11 +34,7 @@ def pick_dtype(name: DTypeName, device: torch.device, checkpoint: Checkpoint) ->
     """The dtype of weights and cache; `auto`: float32 on a CPU, else the checkpoint's own."""
     if name != "auto":
         return DTYPES[name]
-    own = getattr(checkpoint.config, "dtype", None)
-    if device.type == "cpu" or own not in DTYPES.values():
-        return torch.float32
-    assert isinstance(own, torch.dtype)
-    return own
+    return auto_dtype(checkpoint.config, device)
 
 
 def memory_needs(checkpoint: Checkpoint, dtype: torch.dtype) -> MemoryNeeds:
