@@ -76,8 +76,8 @@ def server(
     cache_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of K/V cache for all sessions together. Default: a share of the free"
-            " memory.",
+            help="Tokens of K/V cache for all sessions together: 64 or more, rounded up to whole"
+            " pages of 64. Default: a share of the free memory.",
             show_default=False,
         ),
     ] = None,

@@ -11,6 +11,8 @@ from swarm.spans import Span
 from swarm.wire.addresses import check_address, split_peer
 
 Config = TypeVar("Config", bound="Listening")
+PAGE_TOKENS = 64
+"""The cache is given out in pages of so many tokens."""
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -63,8 +65,9 @@ class ServerConfig(Listening):
     """Of weights and cache. auto: float32 on a CPU, else the checkpoint's own."""
     device: str = "auto"
     """A torch device; auto: the first GPU if there is one, else the CPU."""
-    cache_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of K/V that all sessions share; None: a part of the free memory."""
+    cache_tokens: Annotated[int, Field(ge=PAGE_TOKENS)] | None = None
+    """Tokens of K/V that all sessions share, at least a page, rounded up to whole pages; None: a
+    part of the free memory."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of the computation; None: one for each physical core."""
     name: Annotated[str, Field(max_length=60)] = ""

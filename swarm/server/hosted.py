@@ -8,7 +8,7 @@ import torch
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.slice import BlockSlice
 from swarm.routing.view import Numerics
-from swarm.server.config import ServerConfig
+from swarm.server.config import PAGE_TOKENS, ServerConfig
 from swarm.server.kv_cache import PagedCache
 from swarm.server.memory import MemoryNeeds, free_memory_bytes, in_words
 from swarm.server.speed import Speed, measure_speed
@@ -72,8 +72,11 @@ def _cache_tokens(
     free = free_memory_bytes(str(plan.device))
     needs = MemoryNeeds(tuple(0 for _ in plan.needs.block_bytes), bytes_per_token / len(span))
     if config.cache_tokens is not None:
-        needs.check(span, free, config.cache_tokens)
-        return config.cache_tokens, "as asked"
+        tokens = -(-config.cache_tokens // PAGE_TOKENS) * PAGE_TOKENS
+        needs.check(span, free, tokens)
+        if tokens == config.cache_tokens:
+            return tokens, "as asked"
+        return tokens, f"{config.cache_tokens:,} asked, in whole pages of {PAGE_TOKENS}"
     tokens = needs.default_cache_tokens(span, free)
     size = in_words(needs.cache(span, tokens))
     return tokens, f"{size} of the {in_words(free)} that are free"

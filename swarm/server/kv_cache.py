@@ -15,6 +15,7 @@ import torch
 
 from swarm.errors import CacheFullError, SessionFullError, SessionLostError, StepRejectedError
 from swarm.models.packed_attention import PassRow
+from swarm.server.config import PAGE_TOKENS
 from swarm.spans import SessionId
 
 
@@ -56,7 +57,7 @@ class PagedCache:
         kv_shapes: Sequence[tuple[int, int, int]],
         capacity_tokens: int,
         *,
-        page_tokens: int = 64,
+        page_tokens: int = PAGE_TOKENS,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 
 from swarm.errors import MemoryShortError
+from swarm.server.config import PAGE_TOKENS
 from swarm.spans import Span
 
 RESERVE_BYTES = 256 << 20
@@ -82,6 +83,7 @@ class MemoryNeeds:
         advice = "use a machine with more memory"
         if cache_tokens is not None and room >= self.cache(span, LEAST_CACHE_TOKENS):
             fitting = int(room / (self.token_bytes_per_block * len(span)))
+            fitting -= fitting % PAGE_TOKENS
             advice = f"use --cache-tokens {fitting} or fewer"
         elif count:
             end = min(span.end, span.start + count)

@@ -59,6 +59,7 @@ def test_addresses_may_be_joined_by_commas() -> None:
         (["--blocks", "0:1", "--peers", NOBODY], 1, "cannot reach"),
         (["--peers", "nonsense"], 2, "nonsense"),
         (["--dtype", "int3"], 2, "float32"),
+        (["--cache-tokens", "63"], 2, "--cache-tokens"),
         (["--threads", "many"], 2, "--threads"),
         (["--no-such-option"], 2, "--no-such-option"),
     ],

@@ -27,8 +27,8 @@ def test_what_just_fits_is_taken_and_a_byte_less_is_refused() -> None:
         NEEDS.check(Span(0, 4), free_for(4, 1000) - 1, 1000)
 
 
-def test_the_error_names_the_cache_that_would_fit() -> None:
-    with pytest.raises(MemoryShortError, match="use --cache-tokens 1000 or fewer"):
+def test_the_error_names_the_whole_pages_of_cache_that_would_fit() -> None:
+    with pytest.raises(MemoryShortError, match="use --cache-tokens 960 or fewer"):
         NEEDS.check(Span(0, 4), free_for(4, 1000), 2000)
 
 
@@ -113,7 +113,7 @@ def test_settings_from_text() -> None:
     [
         ({"blocks": "7:3"}, "--blocks: 7:3 is not a run of blocks"),
         ({"blocks": "all"}, "write it as 0:20"),
-        ({"cache_tokens": 0}, "--cache-tokens"),
+        ({"cache_tokens": 63}, "--cache-tokens.* 64"),
         ({"dtype": "int4"}, "--dtype"),
         ({"stats_s": -1}, "--stats: "),
         ({"unheard_of": 1}, "--unheard-of"),

@@ -217,9 +217,12 @@ def test_a_server_reads_its_own_blocks_only(maker: ServerMaker) -> None:
 
 def test_statistics_are_told(maker: ServerMaker) -> None:
     async def story() -> None:
-        server, told = maker.server("0:1", stats_s=0.05)
+        server, told = maker.server("0:1", stats_s=0.05, cache_tokens=100)
         async with server:
             await until(lambda: "stats" in told.states)
+            assert server.status()["cache_tokens_total"] == 128
+        online = next(event for event in told.events if event.event == "online")
+        assert "cache for 128 tokens (100 asked, in whole pages of 64)" in online.text
         stats = told.last("stats")
         assert stats["blocks"] == "0:1" and stats["passes"] == 0 and stats["busy_s"] == 0
 
