@@ -118,7 +118,8 @@ class Directory:
         keys = {model_key(shard): shard for shard in range(SHARDS)}
         by_checkpoint: dict[str, list[ModelRecord]] = {}
         for record in await self._read(ModelRecord, keys):
-            by_checkpoint.setdefault(record.checkpoint, []).append(record)
+            if not record.withdrawn:
+                by_checkpoint.setdefault(record.checkpoint, []).append(record)
         entries = []
         for checkpoint, records in by_checkpoint.items():
             claims = Counter((record.model, record.num_blocks) for record in records)
@@ -178,13 +179,12 @@ class Directory:
                 raise
             record = record.model_copy(update={"block_digests": b""})
             value = record.sealed(identity, server, expiration)
-        if record.state is ServerState.OFFLINE:
-            return {server: value}
         index = ModelRecord(
             peer=record.peer,
             checkpoint=record.checkpoint,
             model=record.model,
             num_blocks=record.num_blocks,
+            withdrawn=record.state is ServerState.OFFLINE,
         )
         key = model_key(shard)
         return {server: value, key: index.sealed(identity, key, expiration)}

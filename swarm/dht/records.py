@@ -236,11 +236,18 @@ class ServerRecord(_Record):
 class ModelRecord(_Record):
     """One entry of the index of models: `peer` serves this checkpoint in this swarm."""
 
-    wire_keys: ClassVar[dict[str, str]] = {"checkpoint": "c", "model": "m", "num_blocks": "n"}
+    wire_keys: ClassVar[dict[str, str]] = {
+        "checkpoint": "c",
+        "model": "m",
+        "num_blocks": "n",
+        "withdrawn": "g",
+    }
 
     checkpoint: Checkpoint
     model: Name
     num_blocks: Blocks
+    withdrawn: bool = False
+    """`peer` serves it no more; replaces the entry that would live on until it expires."""
 
 
 def _plain(value: object) -> object:

@@ -98,9 +98,11 @@ def test_a_change_replaces_the_record_and_withdrawing_removes_it() -> None:
                 (after,) = await b.snapshot(CHECKPOINT)
                 assert (before.state, after.state) == (ServerState.JOINING, ServerState.ONLINE)
                 assert after.sequence > before.sequence
+                assert [entry.servers for entry in await b.models()] == [1]
                 await a.withdraw()
                 await a.withdraw()
                 assert await b.snapshot(CHECKPOINT) == []
+                assert await b.models() == []
 
     run_in_peace(main())
 
