@@ -7,13 +7,11 @@ from typing import Any, NoReturn
 import torch
 from transformers.cache_utils import Cache
 
+from swarm.client.alignment import UNKNOWN_ID, align
 from swarm.client.chain import Chain, ChainStep, OpenChain
 from swarm.client.packing import Packing
 from swarm.errors import NotServedError, SessionClosedError, SessionFullError
 from swarm.sessions.messages import Hop, RowOperation
-
-UNKNOWN_ID = -1
-"""Stands for a slot that was fed as an embedding; equal to no token."""
 
 
 class RemoteCache(Cache):  # type: ignore[misc]
@@ -148,29 +146,13 @@ class RemoteCache(Cache):  # type: ignore[misc]
         """
         ids = input_ids.detach().cpu()
         valid = None if attention_mask is None else attention_mask.detach().cpu().bool()
-        if self._rows == 0 or self._columns == 0:
+        if self._ids is None or self._columns == 0:
             return
-        tokens = [_tokens(ids, valid, row) for row in range(ids.shape[0])]
-        held = [_tokens(self._ids, self._valid, row) for row in range(self._rows)]
-        parents, common = [], []
-        for row, wanted in enumerate(tokens):
-            shared = [_common_prefix(wanted, other) for other in held]
-            best = max(range(self._rows), key=lambda old: (shared[old], old == row))
-            parents.append(best)
-            common.append(shared[best])
-        columns = ids.shape[1] - 1
-        if valid is None:
-            columns = min(columns, *common)
-            self._slots = (columns,) * len(parents)
-        else:
-            # Columns only grow, so the widest one that every row allows is found from the left.
-            fits = (valid.cumsum(dim=1) <= torch.tensor(common)[:, None]).all(dim=0)
-            columns = min(columns, int(fits.sum()))
-            self._slots = tuple(valid[:, :columns].sum(dim=1).tolist())
-        self._take_parents(parents)
-        self._rows, self._columns = len(parents), columns
-        self._ids = ids[:, :columns]
-        self._valid = None if valid is None else valid[:, :columns]
+        kept = align(self._ids, self._valid, ids, valid)
+        self._take_parents(kept.parents)
+        self._rows, self._columns, self._slots = len(kept.parents), kept.columns, kept.slots
+        self._ids = ids[:, : kept.columns]
+        self._valid = None if valid is None else valid[:, : kept.columns]
 
     def check_mask(self, attention_mask: torch.Tensor, new_columns: int) -> torch.Tensor:
         """The new columns of `attention_mask`, as bool [rows, new columns] on the CPU.
@@ -191,13 +173,22 @@ class RemoteCache(Cache):  # type: ignore[misc]
             )
         valid = attention_mask.detach().cpu().bool()
         past = valid[:, : self._columns]
-        agrees = bool(past.all()) if self._valid is None else torch.equal(past, self._valid)
+        agrees = self._agrees(past)
         if not agrees:
             raise NotServedError(
                 "attention_mask changes columns that the servers already hold; what was padding "
                 "must stay padding"
             )
         return valid[:, self._columns :]
+
+    def _agrees(self, past: torch.Tensor) -> bool:
+        """Whether `past`, also with each row in copies that are still to be forked, is ours."""
+        if self._valid is None:
+            return bool(past.all())
+        held = self._valid
+        if past.shape[0] == held.shape[0] * self._copies:
+            held = held.repeat_interleave(self._copies, dim=0)
+        return torch.equal(past, held)
 
     @property
     def has_padding(self) -> bool:
@@ -227,7 +218,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         """
         rows, columns = hidden.shape[:2]
         copies, self._copies = self._copies, 1
-        if copies > 1 and rows % copies == 0 and self._rows in (0, rows // copies):
+        if copies > 1 and rows % copies == 0 and self._may_have(rows // copies):
             self._min_rows = max(self._min_rows, rows)
             if _are_copies(hidden, copies) and (valid is None or _are_copies(valid, copies)):
                 one = position_ids if position_ids.shape[0] == 1 else position_ids[::copies]
@@ -241,6 +232,8 @@ class RemoteCache(Cache):  # type: ignore[misc]
                 self.batch_repeat_interleave(copies)
                 return answers.repeat_interleave(copies, dim=0)
             self.batch_repeat_interleave(copies)
+        if self._rows != rows and self._may_have(rows) and self._rows:
+            self._select(torch.zeros(rows, dtype=torch.long))
         packing = Packing.of(rows, columns, valid)
         self._start(rows, packing)
         if self._rows != rows:
@@ -265,6 +258,10 @@ class RemoteCache(Cache):  # type: ignore[misc]
             self._chain.close()
 
     # ---- within
+
+    def _may_have(self, rows: int) -> bool:
+        """Whether a step may have so many rows: an empty cache takes any number."""
+        return self._columns == 0 or self._rows == rows
 
     def _start(self, rows: int, packing: Packing) -> None:
         if self._closed is not None:
@@ -362,15 +359,3 @@ class RemoteCache(Cache):  # type: ignore[misc]
 def _are_copies(batch: torch.Tensor, copies: int) -> bool:
     runs = batch.reshape(-1, copies, *batch.shape[1:])
     return torch.equal(runs, runs[:, :1].expand_as(runs))
-
-
-def _tokens(ids: torch.Tensor | None, valid: torch.Tensor | None, row: int) -> list[int]:
-    assert ids is not None
-    return [int(i) for i in (ids[row] if valid is None else ids[row][valid[row]]).tolist()]
-
-
-def _common_prefix(first: list[int], second: list[int]) -> int:
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b or a == UNKNOWN_ID:
-            return index
-    return min(len(first), len(second))

@@ -125,6 +125,8 @@ class _Search:
             for peer, error in failed.items():
                 self._avoid_peer(by_peer[peer], error)
             if failed:
+                if self._swarm.time >= self._ends:
+                    raise next(iter(failed.values()))
                 continue
             try:
                 return await self._open(hops)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from swarm.client.swarm import Swarm
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 UNREACHABLE = "unreachable"
 """State of a server that is in the directory and does not answer."""
+MAX_COMPARED = 16
+"""Models that are asked for, those first that the index gives most servers."""
 _LIVE_FIELDS = {
     "state": str,
     "decode_ms_per_block": float,
@@ -52,9 +55,20 @@ async def swarm_status(
     }
 
 
-def choose_model(models: "Sequence[ModelEntry]", name: str | None) -> "ModelEntry | None":
-    """The model of this name, or the one with most servers; None if there is none."""
-    return next((entry for entry in models if name is None or entry.model == name), None)
+async def best_status(
+    swarm: Swarm, entries: "Sequence[ModelEntry]", timeout_s: float
+) -> dict[str, Any]:
+    """The status of the model with most servers online; the index may still name dead ones."""
+    if not entries:
+        return await swarm_status(swarm, None, timeout_s)
+    found = await asyncio.gather(
+        *(swarm_status(swarm, entry, timeout_s) for entry in entries[:MAX_COMPARED])
+    )
+    return max(found, key=_servers_online)
+
+
+def _servers_online(status: Mapping[str, Any]) -> int:
+    return sum(server["state"] == "online" for server in status["servers"])
 
 
 async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[str, Any]:
@@ -89,6 +103,9 @@ def _checked(live: Mapping[str, Any]) -> dict[str, Any]:
         value = live.get(name)
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is kind:
-            checked[name] = value[:32] if isinstance(value, str) else value
+        if type(value) is not kind or (isinstance(value, float) and not isfinite(value)):
+            continue
+        if isinstance(value, str) and not value.isprintable():
+            continue
+        checked[name] = value[:32] if isinstance(value, str) else value
     return checked

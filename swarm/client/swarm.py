@@ -207,7 +207,7 @@ class Swarm:
             del self._requests[number]
         try:
             status = json.loads(reply.status)
-        except ValueError:
+        except (ValueError, RecursionError):
             status = None
         if not isinstance(status, dict):
             raise PeerError(f"{record.peer} sent a status that is no JSON object", record.peer)

@@ -220,6 +220,18 @@ def test_a_step_of_padding_alone_does_not_travel():
     assert world.chain.rows == [[1]]
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_after_a_reset_there_may_be_other_rows(copies):
+    world = Caches(length=8, rows=4)
+    world.feed(torch.tensor([[1], [2], [3]]))
+    world.cache.reset()
+    world.cache.expect_copies(copies)
+    ids = torch.tensor([[4, 5]] * copies)
+    assert world.feed(ids)[:, :, 0].tolist() == [[4, 9]] * copies
+    world.feed(torch.tensor([[6]] * copies))
+    assert world.chain.rows == [[4, 5, 6]] * copies
+
+
 def test_crop_takes_negative_numbers():
     with pytest.raises(ValueError, match="negative"):
         Caches(length=8).cache.crop(1)

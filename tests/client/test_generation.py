@@ -185,6 +185,24 @@ def test_two_calls_in_a_session(plain, remote, beams):
     assert servers.reserved == 0
 
 
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}])
+def test_masks_of_ones_in_a_session_with_copies(plain, remote, how):
+    """As tokenizers give them; the rows of the mask are copied before the session's are."""
+    model, servers = remote
+    options = {"max_new_tokens": 5, **how}
+    first_ids = IDS
+    with model.session(max_length=60):
+        for _ in range(2):
+            mask = torch.ones_like(first_ids)
+            torch.manual_seed(3)
+            mine = model.generate(first_ids, attention_mask=mask, **options)
+            torch.manual_seed(3)
+            theirs = plain.generate(first_ids, attention_mask=mask, **options)
+            assert mine.tolist() == theirs.tolist()
+            first_ids = theirs[:1]
+    assert len(servers.opened) == 1
+
+
 def test_a_padded_batch_in_a_session(plain, remote):
     model, servers = remote
     mask = (PADDED != 0).long()
