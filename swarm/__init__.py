@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from swarm.client.model import AutoModelForCausalLM
     from swarm.client.settings import ClientSettings
+    from swarm.client.tokenizer import AutoTokenizer
 
-__all__ = ["AutoModelForCausalLM", "ClientSettings"]
+__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "ClientSettings"]
 
 _HOMES = {
     "AutoModelForCausalLM": "swarm.client.model",
+    "AutoTokenizer": "swarm.client.tokenizer",
     "ClientSettings": "swarm.client.settings",
 }
 
