@@ -1,0 +1,81 @@
+"""What strangers say of themselves is shown only where it makes sense."""
+
+import asyncio
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from swarm.client.status import swarm_status
+from swarm.client.swarm import Swarm
+from swarm.errors import PeerError
+from swarm.sessions.messages import StatusReply
+from swarm.spans import Span
+
+
+def _record(peer: str, span: str) -> Any:
+    numerics = SimpleNamespace(dtype="float32")
+    return SimpleNamespace(
+        peer=peer, span=Span.parse(span), state="online", numerics=numerics, sessions=0,
+        decode_ms_per_block=1.0, prefill_tokens_per_s=100.0, cache_tokens_free=64,
+        cache_tokens_total=64, queue_wait_ms=0.0,
+    )  # fmt: skip
+
+
+class FakeSwarm:
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers = answers
+
+    async def servers(self, _checkpoint: str, _max_age_s: float) -> list[Any]:
+        return [_record("liar", "0:2"), _record("gone", "2:3"), _record("honest", "3:4")]
+
+    async def ask_status(self, record: Any, _timeout_s: float) -> Any:
+        answer = self.answers[record.peer]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_lies_are_left_out_and_silence_is_shown() -> None:
+    swarm: Any = FakeSwarm(
+        {
+            "liar": {
+                "state": "on\x1b[31mline",
+                "decode_ms_per_block": math.nan,
+                "sessions": "many",
+                "tasks": 5,
+                "surprise": 1,
+            },
+            "gone": PeerError("no answer", "gone"),
+            "honest": {"state": "online", "sessions": 3, "queue_wait_ms": 2},
+        }
+    )
+    entry: Any = SimpleNamespace(checkpoint="c", model="m", num_blocks=4)
+    found = asyncio.run(swarm_status(swarm, entry, 1.0))
+    liar, gone, honest = found["servers"]
+    assert (liar["state"], liar["decode_ms_per_block"], liar["sessions"]) == ("online", 1.0, 0)
+    assert liar["tasks"] == 5 and "surprise" not in liar
+    assert gone["state"] == "unreachable" and gone["open_files"] is None
+    assert (honest["sessions"], honest["queue_wait_ms"]) == (3, 2.0)
+    assert found["missing"] == ["2:3"]
+
+
+@pytest.mark.parametrize("status", [b"[" * 65536, b"\xff", b"null", b"{"])
+def test_a_status_that_is_no_object_blames_the_peer(status: bytes) -> None:
+    async def ask() -> None:
+        swarm = Swarm.__new__(Swarm)
+        swarm._requests = {}
+        swarm._request_numbers = iter([7])
+        swarm._loop = asyncio.get_running_loop()
+
+        async def connect(*_: object) -> None: ...
+
+        def send(_peer: str, message: Any) -> None:
+            swarm._requests[message.request].set_result(StatusReply(message.request, status))
+
+        swarm.connect, swarm.send = connect, send  # type: ignore[method-assign, assignment]
+        await swarm.ask_status(_record("peer", "0:1"), 1.0)
+
+    with pytest.raises(PeerError, match="no JSON object"):
+        asyncio.run(ask())
