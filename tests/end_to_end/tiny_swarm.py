@@ -101,6 +101,14 @@ class TinySwarm:
         """In the servers' loop."""
         return self._thread.run(work)
 
+    def statuses(self) -> list[dict[str, Any]]:
+        """What `swarm-client status` would show of each server."""
+
+        async def ask() -> list[dict[str, Any]]:
+            return [server.status() for server in self.servers]
+
+        return self.run(ask())
+
     def wait_until_free(self) -> None:
         """No session is left and every cache is whole again; fails if that never comes."""
 
@@ -114,7 +122,7 @@ class TinySwarm:
 
         deadline = time.monotonic() + DEADLINE_S
         while not self.run(ask()):
-            assert time.monotonic() < deadline, [server.status() for server in self.servers]
+            assert time.monotonic() < deadline, self.statuses()
             time.sleep(0.05)
 
 
