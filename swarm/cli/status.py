@@ -12,7 +12,7 @@ import typer
 
 from swarm.client.membership import Membership
 from swarm.client.settings import ClientSettings
-from swarm.client.status import choose_model, swarm_status
+from swarm.client.status import best_status
 from swarm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -39,19 +39,20 @@ def show_status(peers: Sequence[str], model: str | None, timeout_s: float, as_js
 
 
 async def _find(swarm: "Swarm", model: str | None, timeout_s: float) -> dict[str, Any]:
-    return await swarm_status(swarm, await _choose(swarm, model), timeout_s)
-
-
-async def _choose(swarm: "Swarm", model: str | None) -> "ModelEntry | None":
     models = await swarm.models()
-    entry = choose_model(models, model)
-    if entry is not None or model is None or not models:
-        return entry
+    return await best_status(swarm, await _of_name(models, model), timeout_s)
+
+
+async def _of_name(models: "Sequence[ModelEntry]", model: str | None) -> "Sequence[ModelEntry]":
+    """The models that `--model` may mean: all without it. CheckpointError if none is served."""
+    entries = [one for one in models if model is None or one.model == model]
+    if entries or model is None or not models:
+        return entries
     served = ", ".join(one.model for one in models)
     identity = await asyncio.to_thread(_identity, model)
     for one in models:
         if one.checkpoint == identity:
-            return one
+            return [one]
     raise CheckpointError(f"this swarm does not serve {model}; it serves {served}")
 
 

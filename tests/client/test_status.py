@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from swarm.client.status import swarm_status
+from swarm.client.status import best_status, swarm_status
 from swarm.client.swarm import Swarm
 from swarm.errors import PeerError
 from swarm.sessions.messages import StatusReply
@@ -59,6 +59,20 @@ def test_lies_are_left_out_and_silence_is_shown() -> None:
     assert gone["state"] == "unreachable" and gone["open_files"] is None
     assert (honest["sessions"], honest["queue_wait_ms"]) == (3, 2.0)
     assert found["missing"] == ["2:3"]
+
+
+def test_the_model_is_shown_whose_servers_answer() -> None:
+    class TwoModels(FakeSwarm):
+        async def servers(self, checkpoint: str, _max_age_s: float) -> list[Any]:
+            return [_record(f"{checkpoint}{number}", "0:1") for number in range(3)]
+
+    gone = {f"dead{number}": PeerError("no answer") for number in range(3)}
+    swarm: Any = TwoModels({**gone, "live0": {}, "live1": {}, "live2": PeerError("no answer")})
+    entries: Any = [
+        SimpleNamespace(checkpoint=name, model=name, num_blocks=1) for name in ("dead", "live")
+    ]
+    assert asyncio.run(best_status(swarm, entries, 1.0))["model"] == "live"
+    assert asyncio.run(best_status(swarm, [], 1.0))["model"] is None
 
 
 @pytest.mark.parametrize("status", [b"[" * 65536, b"\xff", b"null", b"{"])
