@@ -40,6 +40,8 @@ class Hosted:
     cache_reason: str
     """How the size of the cache was decided, in words."""
     speed: Speed
+    block_digests: bytes
+    """Of the stored blocks, one after the other, as they are announced."""
 
 
 def load(
@@ -62,7 +64,17 @@ def load(
     check()
     tokens, reason = _cache_tokens(plan, span, config, blocks.bytes_per_token)
     cache = PagedCache(blocks.kv_shapes, tokens, dtype=plan.dtype, device=plan.device)
-    return Hosted(blocks, cache, reason, measure_speed(blocks))
+    speed = measure_speed(blocks)
+    return Hosted(blocks, cache, reason, speed, _digests(plan.checkpoint, span, check))
+
+
+def _digests(checkpoint: Checkpoint, span: Span, check: Callable[[], None]) -> bytes:
+    """Reads the blocks once more the first time; then they are known on this machine."""
+    digests = b""
+    for block in range(span.start, span.end):
+        check()
+        digests += checkpoint.block_digest(block)
+    return digests
 
 
 def _cache_tokens(

@@ -2,17 +2,35 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from swarm.dht.directory import Directory
-from swarm.errors import CheckpointError, SwarmError
+from swarm.dht.records import DIGEST_BYTES, ServerRecord
+from swarm.errors import CheckpointError, ProtocolVersionError, SwarmError
 from swarm.routing.view import SwarmView
 from swarm.server.hosted import Plan
 from swarm.server.lifecycle import EventSink, ServerEvent
+from swarm.server.telling import counted
+from swarm.spans import Span
+from swarm.wire.frames import PROTOCOL_VERSION
 
 logger = logging.getLogger("swarm.server")
 
 LOOK_ROUND_S = 20.0
 """How often the directory is read."""
+
+
+def check_protocol(records: Sequence[ServerRecord]) -> None:
+    """Raises `ProtocolVersionError` if there are servers, and all speak other versions."""
+    versions = sorted({record.protocol for record in records})
+    if not versions or PROTOCOL_VERSION in versions:
+        return
+    theirs = ", ".join(map(str, versions))
+    older = "this program" if versions[-1] > PROTOCOL_VERSION else "the swarm's servers"
+    raise ProtocolVersionError(
+        f"the servers of this swarm speak version {theirs} of the protocol, we speak "
+        f"{PROTOCOL_VERSION}; update {older}, or begin a swarm of your own without --peers"
+    )
 
 
 def short_name(name: str) -> str:
@@ -37,24 +55,53 @@ class Neighbourhood:
         return SwarmView(self._plan.identity, self._plan.checkpoint.num_blocks, servers)
 
     async def check_model(self) -> None:
-        """Raises `CheckpointError` if the swarm serves other weights under our model's name.
+        """Raises `CheckpointError` if the swarm serves other weights under our model's name, and
+        `ProtocolVersionError` if none of its servers speaks our version of the protocol.
 
         One name with two contents is a mistake; two models in one swarm are none.
         """
         checkpoint = self._plan.checkpoint
-        models = await self._directory.models()
-        if any(entry.checkpoint == self._plan.identity for entry in models):
+        records = await self._served()
+        ours = [record for record in records if record.checkpoint == self._plan.identity]
+        check_protocol(ours or records)
+        if ours:
             return
-        if any(entry.model == short_name(checkpoint.name) for entry in models):
+        if any(record.model == short_name(checkpoint.name) for record in records):
             raise CheckpointError(
                 f"the swarm serves another checkpoint as {short_name(checkpoint.name)}: its weights"
                 " or its config differ from those that you gave; use the same files or --revision"
                 " as the others, or begin a swarm of your own without --peers"
             )
-        if models:
-            names = sorted({entry.model for entry in models})
+        if records:
+            names = sorted({record.model for record in records})
             text = f"{checkpoint.name} is new in this swarm, which serves {', '.join(names)}"
             self._tell(ServerEvent("notice", text, {"models": names}))
+
+    async def check_digests(self, span: Span, digests: bytes) -> None:
+        """Raises `CheckpointError` if our blocks are not those of the others who host them.
+
+        `digests`: of the blocks of `span`, as in a record. A block is wrong if more of the servers
+        that announce its digest contradict ours than confirm it: the checkpoint's identity is made
+        of samples, and does not see every damaged byte.
+        """
+        records = await self._directory.snapshot(self._plan.identity)
+        for block in range(span.start, span.end):
+            start = DIGEST_BYTES * (block - span.start)
+            ours = digests[start : start + DIGEST_BYTES]
+            others = [digest for one in records if (digest := one.digest_of(block)) is not None]
+            if others.count(ours) < len(others) / 2:
+                raise CheckpointError(
+                    f"block {block} of {self._plan.checkpoint.name} is damaged here, or not what "
+                    f"{counted(len(others), 'server')} of this swarm serve as block {block}; fetch "
+                    "the model again"
+                )
+
+    async def _served(self) -> list[ServerRecord]:
+        """All servers of all models; the index alone may still name some that have left."""
+        records: list[ServerRecord] = []
+        for entry in await self._directory.models():
+            records += await self._directory.snapshot(entry.checkpoint)
+        return records
 
     async def look_round(self) -> None:
         """Reads the directory once. Raises `PeerTimeoutError`."""

@@ -133,7 +133,8 @@ class Server:
         """Returns when the blocks are loaded, announced and served.
 
         Raises `UsageError` (blocks, address, memory, model), `CheckpointError`,
-        `UnreachablePeerError` or `DaemonError`; everything is closed again then.
+        `UnreachablePeerError`, `ProtocolVersionError` or `DaemonError`; everything is closed
+        again then.
         """
         try:
             identity_path = self.config.identity
@@ -221,6 +222,8 @@ class Server:
             return load(plan, span, config, threads, progress, check)
 
         self._hosted = await in_own_thread(work)
+        if config.peers:
+            await neighbourhood.check_digests(span, self._hosted.block_digests)
 
     async def _serve(self) -> None:
         plan, hosted, cache = _made(self._plan), _made(self._hosted), _made(self._hosted).cache
@@ -319,6 +322,7 @@ class Server:
             checkpoint=plan.identity,
             model=short_name(plan.checkpoint.name),
             num_blocks=plan.checkpoint.num_blocks,
+            block_digests=b"" if self._hosted is None else self._hosted.block_digests,
             numerics=plan.numerics,
             public_name=self.config.name,
             addresses=tuple(one.removesuffix(suffix) for one in self.addresses[:MAX_ADDRESSES]),

@@ -15,12 +15,16 @@ from libp2p_peers import run_in_peace
 from raw_client import RawClient
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from swarm.dht.directory import Directory
+from swarm.dht.node import DhtNode
+from swarm.dht.records import DIGEST_BYTES
 from swarm.errors import (
     AddressError,
     BadSpanError,
     CheckpointError,
     MemoryShortError,
     ModelNotFoundError,
+    ProtocolVersionError,
     UnreachablePeerError,
     UsageError,
 )
@@ -31,6 +35,7 @@ from swarm.server.lifecycle import ServerEvent
 from swarm.server.server import Server
 from swarm.sessions.messages import Close, Fail, FailKind, Open, Refused, RefuseKind, Want
 from swarm.spans import PeerId, Span
+from swarm.wire.frames import PROTOCOL_VERSION
 from swarm.wire.identity import Identity
 from swarm.wire.libp2p import Libp2pNetwork
 
@@ -379,6 +384,74 @@ def test_other_weights_under_the_same_name_are_refused(maker: ServerMaker, tmp_p
             async with second:
                 notices = [event.text for event in told.events if event.event == "notice"]
                 assert any("which serves tiny" in text for text in notices)
+
+    in_peace(story)
+
+
+@asynccontextmanager
+async def stranger_like(started: Server, **changes: Any) -> AsyncIterator[str]:
+    """The address of a peer that only announces a record like that of `started`."""
+    network = await Libp2pNetwork.create(Identity.create(), initial_peers=[started.address])
+    node = await DhtNode.create(network)
+    directory = Directory(node)
+    checkpoint = await asyncio.to_thread(lambda: open_checkpoint(started.config.model).identity)
+    [like] = await directory.snapshot(checkpoint)
+    assert len(like.block_digests) == DIGEST_BYTES * len(started.span)
+    record = like.model_copy(update={"peer": network.peer_id, **changes})
+    assert await directory.announce(record)
+    yield network.addresses[0]
+    await directory.close()
+    await node.close()
+    await network.close()
+
+
+def test_weights_that_differ_from_those_of_the_swarm_are_refused(maker: ServerMaker) -> None:
+    async def story() -> None:
+        first, _ = maker.server("0:2")
+        async with first, stranger_like(first, span=Span(3, 4), block_digests=b"damn"):
+            wrong, _ = maker.server("2:4", peers=(first.address,))
+            with pytest.raises(CheckpointError, match="block 3 of tiny is damaged here"):
+                await wrong.start()
+            right, _ = maker.server("1:3", peers=(first.address,))
+            async with right:
+                pass
+
+    in_peace(story)
+
+
+def test_servers_of_another_protocol_are_not_joined(maker: ServerMaker) -> None:
+    async def story() -> None:
+        first, _ = maker.server("0:2")
+        async with first, stranger_like(first, protocol=PROTOCOL_VERSION + 1) as address:
+            mixed, _ = maker.server("2:4", peers=(first.address,))
+            async with mixed:  # there is still somebody to talk to
+                pass
+            await first.stop()
+            lonely, _ = maker.server("2:4", peers=(address,))
+            with pytest.raises(
+                ProtocolVersionError, match=r"speak version 2 .* we speak 1; update"
+            ):
+                await lonely.start()
+
+    in_peace(story)
+
+
+def test_a_model_whose_servers_have_left_is_forgotten(maker: ServerMaker, tmp_path: Path) -> None:
+    async def story() -> None:
+        namesake = ServerMaker(save_tiny_llama(tmp_path / "tiny", seed=1), tmp_path / "keys")
+        bootstrap = await Libp2pNetwork.create(Identity.create())
+        node = await DhtNode.create(bootstrap)
+        address = bootstrap.addresses[0]
+        first, _ = maker.server("0:4", peers=(address,))
+        async with first:
+            assert [entry.model for entry in await Directory(node).models()] == ["tiny"]
+        assert await Directory(node).models() == []
+        second, _ = namesake.server("0:4", peers=(address,))
+        async with second:
+            [entry] = await Directory(node).models()
+            assert entry.checkpoint != open_checkpoint(str(maker.model)).identity
+        await node.close()
+        await bootstrap.close()
 
     in_peace(story)
 
