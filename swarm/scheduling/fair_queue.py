@@ -60,16 +60,17 @@ class FairQueue(Generic[T]):
                 return
         heappush(self._ready[entry.service_class], arrival)
 
-    def peek(self) -> Entry[T] | None:
-        """The entry that `pop` would give; None when nothing waits."""
-        for ready in self._ready:
+    def peek(self, best: ServiceClass = ServiceClass.CONTROL) -> Entry[T] | None:
+        """The entry that `pop` would give; None when nothing waits. `best`: of this class or a
+        later one."""
+        for ready in self._ready[best:]:
             if ready:
                 return ready[0][1]
         return None
 
-    def pop(self) -> Entry[T]:
-        """Raises IndexError when nothing waits."""
-        for ready in self._ready:
+    def pop(self, best: ServiceClass = ServiceClass.CONTROL) -> Entry[T]:
+        """Raises IndexError when nothing waits, of class `best` or a later one."""
+        for ready in self._ready[best:]:
             if ready:
                 _, entry = heappop(ready)
                 break

@@ -1,8 +1,8 @@
 """The thread that computes: one pass at a time, many sessions in each pass.
 
 Its boundary is messages: jobs go in from any thread, results come out as one callback a pass. What
-joins a pass is decided when the engine is free and not before: all decode rows that are ready,
-then prefill as long as the pass's token budget lasts, at most one step of each session.
+joins a pass is decided when the engine is free and not before: decode rows that are ready, then
+prefill, each as long as the pass's token budget lasts, at most one step of each session.
 """
 
 import logging
@@ -67,9 +67,10 @@ class Engine:
         max_pass_tokens: int = DEFAULT_MAX_PASS_TOKENS,
         threads: int | None = None,
     ) -> None:
-        """`max_pass_tokens`: the first step that is no decode always joins a pass, further ones
-        as long as all of them have at most so many tokens. `threads`: how many torch may use in
-        a pass; None leaves torch's own setting."""
+        """`max_pass_tokens`: the first decode step always joins a pass, further ones as long as
+        all of them have at most so many tokens; the same holds for all other steps, so neither
+        kind shuts the other out. `threads`: how many torch may use in a pass; None leaves
+        torch's own setting."""
         self._blocks = blocks
         self._cache = cache
         self._on_results = on_results
@@ -178,15 +179,26 @@ class Engine:
     def _take_batch(self) -> list[tuple[EngineJob, float]]:
         batch: list[tuple[EngineJob, float]] = []
         sessions: set[SessionId] = set()
-        tokens = 0
-        while (entry := self._queue.peek()) is not None and entry.item[0].session not in sessions:
-            if entry.service_class > ServiceClass.DECODE:
-                if tokens and tokens + entry.cost > self._max_pass_tokens:
-                    break
-                tokens += entry.cost
-            batch.append(self._queue.pop().item)
-            sessions.add(entry.item[0].session)
+        self._join(batch, sessions, ServiceClass.CONTROL, ServiceClass.DECODE)
+        self._join(batch, sessions, ServiceClass.REPAIR, ServiceClass.BULK)
         return batch
+
+    def _join(
+        self,
+        batch: list[tuple[EngineJob, float]],
+        sessions: set[SessionId],
+        best: ServiceClass,
+        last: ServiceClass,
+    ) -> None:
+        """Let waiting steps of the classes `best` to `last` into the batch, within the budget."""
+        tokens = 0
+        while (entry := self._queue.peek(best)) is not None and entry.service_class <= last:
+            session = entry.item[0].session
+            if session in sessions or (tokens and tokens + entry.cost > self._max_pass_tokens):
+                return
+            tokens += entry.cost
+            batch.append(self._queue.pop(best).item)
+            sessions.add(session)
 
     def _obey(self, session: SessionId, command: Callable[[], object]) -> None:
         try:

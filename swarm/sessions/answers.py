@@ -8,7 +8,6 @@ from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import Forward, PassDone
 from swarm.sessions.messages import (
-    MAX_STEP_TOKENS,
     MAX_UNANSWERED,
     Grant,
     Output,
@@ -80,8 +79,12 @@ def replayed(replay: Replay, backup: Backup, to: PeerId) -> Forward | None:
     return Forward(to, step, service_class=ServiceClass.REPAIR, parts=parts)
 
 
+MAX_KEPT_TOKENS = 4096
+
+
 class KeptAnswers:
-    """The newest answers of an epoch, to be sent again: at most one full step's tokens."""
+    """The newest answers of an epoch, to be sent again: the last, and as many before it as have
+    `MAX_KEPT_TOKENS` with it."""
 
     def __init__(self) -> None:
         self.next_seq = 0
@@ -99,7 +102,7 @@ class KeptAnswers:
         self._answers.append(forward)
         self._tokens += _tokens(forward)
         while len(self._answers) > 1 and (
-            len(self._answers) > MAX_UNANSWERED or self._tokens > MAX_STEP_TOKENS
+            len(self._answers) > MAX_UNANSWERED or self._tokens > MAX_KEPT_TOKENS
         ):
             self._tokens -= _tokens(self._answers.popleft())
 

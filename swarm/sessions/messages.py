@@ -14,8 +14,9 @@ from msgspec import Meta
 
 MAX_HOPS = 32
 MAX_ROWS = 256
-MAX_STEP_TOKENS = 4096
-"""Most tokens, over all rows, in one step; longer prompts travel as several steps."""
+MAX_STEP_TOKENS = 1024
+"""Most tokens, over all rows, in one step; longer prompts travel as several steps. Also how long
+anybody's step may keep others waiting: a pass has at least one step, whatever its size."""
 MAX_LENGTH = 1 << 20
 MAX_UNANSWERED = 64
 """Most steps of one session that may be in the chain at once."""
@@ -173,8 +174,9 @@ class Step(_Message, frozen=True, tag="step"):
     seq: Count
     starts: Slots
     counts: Slots
-    position_ids: Annotated[tuple[Slot, ...], Meta(max_length=MAX_STEP_TOKENS)]
-    """The position of each token, `sum(counts)` of them."""
+    position_ids: Annotated[tuple[Slot, ...], Meta(max_length=4 * MAX_STEP_TOKENS)]
+    """The position of each token, `sum(counts)` of them. A step that is too long can still be read,
+    so that its session ends with a reason and not its link."""
     emit_from: Slots
     """Outputs for slots below `emit_from[r]` fill the cache and are not forwarded.
 

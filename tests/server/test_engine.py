@@ -209,6 +209,18 @@ def test_a_pass_takes_prompts_within_its_budget_but_one_in_any_case(world: World
     assert world.blocks.passes[-1] == [4, 4]
 
 
+def test_decode_has_a_budget_and_does_not_shut_prompts_out(world: World) -> None:
+    held = world.hold()
+    decode = ServiceClass.DECODE
+    tokens = [world.submit(session, [[1.0] * 5], service_class=decode) for session in (1, 2)]
+    prompt = world.submit(3, [[1.0] * 20])
+    world.blocks.free.set()
+    held()
+    for answer in (*tokens, prompt):
+        answer()
+    assert world.blocks.passes[1:] == [[5, 20], [5]]
+
+
 def test_a_pass_has_one_step_of_a_session(world: World) -> None:
     held = world.hold()
     steps = [world.submit(1, [[1.0, 1.0]], [start]) for start in (0, 2, 4)]

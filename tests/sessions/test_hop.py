@@ -205,6 +205,7 @@ def test_a_rollback_beyond_what_is_held_is_a_gap() -> None:
         make_step(1, 0, (3,) * 5, (1,) * 5, operation=RowOperation(parents=(0,) * 5)),
         make_step(1, 0, (3,), (1,), operation=RowOperation(truncate_to=(3, 3))),
         make_step(0, 1, (3,), (1,), emit_from=(1, 2)),
+        make_step(0, 1, (3,), (1025,)),
     ],
 )
 def test_a_step_that_breaks_the_rules_ends_the_session_only(step: Step) -> None:
