@@ -75,15 +75,43 @@ class Numbers:
         return [Range(start, end) for start, end in zip(self._starts, self._ends, strict=True)]
 
 
+class UnfinishedBudget:
+    """Bytes of unfinished messages that all links of a process hold together.
+
+    Above `max_bytes` a link that holds more than its equal part may not take more; the others
+    may, so that no peer pays for what others left unfinished, and the sum is below twice that.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used = 0
+        self._holders = 0
+
+    def change(self, held: int, by: int) -> None:
+        """A link that holds `held` bytes takes `by` more, or gives back -`by`.
+
+        Raises FramingError if it may not.
+        """
+        holders = self._holders + bool(held + by) - bool(held)
+        if by > 0 and self.used + by > self.max_bytes and (held + by) * holders > self.max_bytes:
+            raise FramingError(
+                f"{held + by} bytes of unfinished messages, while those of all peers take "
+                f"{self.used} of {self.max_bytes} bytes"
+            )
+        self._holders = holders
+        self.used += by
+
+
 class _Arriving:
     """A message that has begun and not ended. A duplicate is counted, but not kept."""
 
     __slots__ = (
         "duplicate",
         "header",
+        "header_length",
         "left",
+        "moved",
         "payload",
-        "payload_filled",
         "service_class",
         "total",
     )
@@ -92,33 +120,42 @@ class _Arriving:
         self.duplicate = duplicate
         self.service_class = service_class
         self.total = self.left = total
-        self.header = bytearray() if duplicate else bytearray(header_length)
-        self.payload = bytearray() if duplicate else bytearray(total - header_length)
-        self.payload_filled = -header_length
-        """Bytes of the payload that came; below zero while the header comes."""
+        self.header_length = header_length
+        # They grow with what comes: what is only announced must cost nothing.
+        self.header = bytearray()
+        self.payload = bytearray()
+        self.moved = True
+        """Whether a fragment has come since the last `sweep`."""
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return len(self.header) + len(self.payload)
 
     def add(self, piece: memoryview) -> None:
         self.left -= len(piece)
+        self.moved = True
         if self.duplicate:
             return
-        if self.payload_filled < 0:
-            begin = len(self.header) + self.payload_filled
-            taken = min(len(piece), -self.payload_filled)
-            self.header[begin : begin + taken] = piece[:taken]
-            self.payload_filled += taken
-            piece = piece[taken:]
-        self.payload[self.payload_filled : self.payload_filled + len(piece)] = piece
-        self.payload_filled += len(piece)
+        missing = self.header_length - len(self.header)
+        if missing:
+            self.header += piece[:missing]
+            piece = piece[missing:]
+        self.payload += piece
 
 
 class Inbox:
     """Takes DATA frames, gives messages; knows what has been delivered and what may be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: UnfinishedBudget) -> None:
         self.delivered = Numbers()
+        self._budget = budget
+        self._held = 0
+        """What this link takes of the budget."""
         self.received_bytes = 0
         """Of DATA bodies, on this stream."""
         self.unfinished_bytes = 0
+        """As announced; what has come of them is in memory."""
         self._granted = CREDIT_BYTES
         self._arriving: dict[int, _Arriving] = {}
 
@@ -135,9 +172,31 @@ class Inbox:
     def begin_stream(self) -> None:
         """Unfinished messages come again, whole."""
         self.received_bytes = 0
-        self.unfinished_bytes = 0
         self._granted = CREDIT_BYTES
+        self.drop_unfinished()
+
+    def drop_unfinished(self) -> None:
+        """The stream is over, and with it what has not ended on it."""
         self._arriving.clear()
+        self.unfinished_bytes = 0
+        self._hold(-self._held)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._arriving)
+
+    def sweep(self) -> None:
+        """Raises FramingError if a message has not moved since the last time."""
+        for number, arriving in self._arriving.items():
+            if not arriving.moved:
+                raise FramingError(
+                    f"nothing more of message {number}, of which {arriving.left} bytes are missing"
+                )
+            arriving.moved = False
+
+    def _hold(self, by: int) -> None:
+        self._budget.change(self._held, by)
+        self._held += by
 
     def data(self, frame: Frame) -> tuple[Message, memoryview] | None:
         """The message that this frame ends, with its payload in memory of its own (writable).
@@ -191,10 +250,13 @@ class Inbox:
             raise FramingError(f"message {number} is not as long as it said")
         if frame.service_class != arriving.service_class:
             raise FramingError(f"message {number} changes its class on the way")
+        if not arriving.duplicate:
+            self._hold(len(piece))
         arriving.add(piece)
         if not ends:
             return None
         del self._arriving[number]
+        self._hold(-arriving.held)
         self.unfinished_bytes -= arriving.total
         if arriving.duplicate:
             return None

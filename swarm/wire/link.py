@@ -23,7 +23,7 @@ from swarm.wire.frames import (
     unpack_ranges,
 )
 from swarm.wire.heartbeat import Heartbeat
-from swarm.wire.inbox import Inbox
+from swarm.wire.inbox import Inbox, UnfinishedBudget
 from swarm.wire.network import Network
 from swarm.wire.outbox import Buffer, Outbox
 
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 ACK_DELAY_S = 0.05
 ACK_BYTES = 256 * 1024
+UNFINISHED_S = 60.0
+"""A message that has begun and of which nothing comes for so long, or twice that, breaks the rules.
+Long, because the sender lets more urgent ones overtake it."""
 FLUSH_BYTES = 256 * 1024
 """Most bytes written in one turn of the event loop."""
 
@@ -85,6 +88,7 @@ class Link:
         owner: LinkOwner,
         loop: asyncio.AbstractEventLoop,
         max_outstanding_bytes: int,
+        budget: UnfinishedBudget,
     ) -> None:
         self.peer = peer
         self.incarnation = secrets.randbits(63) + 1
@@ -100,6 +104,9 @@ class Link:
         self._loop = loop
         self._heartbeat = Heartbeat(loop, self.broken)
         self._max_outstanding_bytes = max_outstanding_bytes
+        self._budget = budget
+        self._inbox = Inbox(budget)
+        self._sweep_timer: asyncio.TimerHandle | None = None
         self._messages_sent = self._messages_received = self._streams = 0
         self._bytes_sent = self._bytes_received = 0
         """By streams that are over."""
@@ -116,7 +123,7 @@ class Link:
         """Begin afresh in both directions."""
         self.detach()
         self.peer_incarnation = 0
-        self._inbox = Inbox()
+        self._inbox = Inbox(self._budget)
         self._outbox = Outbox(self._max_outstanding_bytes)
 
     @property
@@ -199,6 +206,10 @@ class Link:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        self._inbox.drop_unfinished()
         self._ack_owed, self._ack_bytes, self._pong = False, 0, None
         connection, self.connection = self.connection, None
         self._written.set()
@@ -296,6 +307,8 @@ class Link:
             if arrived is not None:
                 self._messages_received += 1
                 self._deliver(*arrived)
+            elif self._sweep_timer is None:
+                self._sweep_timer = self._loop.call_later(UNFINISHED_S, self._sweep)
             if self._outbox.waiting:
                 self.flush()
         elif kind == FrameType.ACK:
@@ -316,6 +329,17 @@ class Link:
             self._owner.link_lost(self, "the peer closed the link")
         else:
             raise FramingError("a second hello on the same stream")
+
+    def _sweep(self) -> None:
+        self._sweep_timer = None
+        try:
+            self._inbox.sweep()
+        except FramingError as error:
+            text = f"{self.peer} sent {error}; its link is closed"
+            self.failed(FramingError(text, peer=self.peer))
+            return
+        if self._inbox.has_unfinished:
+            self._sweep_timer = self._loop.call_later(UNFINISHED_S, self._sweep)
 
     def broken(self, connection: Connection, reason: str) -> None:
         if connection is self.connection:

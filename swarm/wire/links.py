@@ -27,6 +27,7 @@ from swarm.wire.frames import (
     pack_hello,
     unpack_hello,
 )
+from swarm.wire.inbox import UnfinishedBudget
 from swarm.wire.link import Link, LinkHandler, LinkStats
 from swarm.wire.network import ByteStream, Network
 from swarm.wire.outbox import Buffer
@@ -54,10 +55,12 @@ class Links:
         hello_timeout_s: float = 5.0,
         dial_timeout_s: float = 10.0,
         max_outstanding_bytes: int = MAX_UNFINISHED_BYTES,
+        max_unfinished_bytes: int = 4 * MAX_UNFINISHED_BYTES,
     ) -> None:
         """`grace_s`: how long a broken link is tried again before it is lost.
         `dial_timeout_s`: how long a peer is tried that `send` finds without a link.
-        `max_outstanding_bytes`: of one link, waiting or not acknowledged."""
+        `max_outstanding_bytes`: of one link, waiting or not acknowledged.
+        `max_unfinished_bytes`: of all links, what has come of messages that have not ended."""
         if not 0 < max_outstanding_bytes <= MAX_UNFINISHED_BYTES:
             raise ValueError(f"max_outstanding_bytes must be in 1..{MAX_UNFINISHED_BYTES}")
         self._network = network
@@ -66,6 +69,7 @@ class Links:
         self._hello_timeout_s = hello_timeout_s
         self._dial_timeout_s = dial_timeout_s
         self._max_outstanding_bytes = max_outstanding_bytes
+        self._budget = UnfinishedBudget(max_unfinished_bytes)
         self._links: dict[PeerId, Link] = {}
         self._dialling: dict[PeerId, Dialling] = {}
         self._waiters: dict[PeerId, list[asyncio.Future[None]]] = {}
@@ -190,7 +194,14 @@ class Links:
             raise UnreachablePeerError(f"{peer} is this very peer", peer=peer)
         link = self._links.get(peer)
         if link is None:
-            link = Link(peer, self._handler, self, self._running_loop, self._max_outstanding_bytes)
+            link = Link(
+                peer,
+                self._handler,
+                self,
+                self._running_loop,
+                self._max_outstanding_bytes,
+                self._budget,
+            )
             self._links[peer] = link
         return link
 

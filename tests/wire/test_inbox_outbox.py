@@ -1,5 +1,7 @@
 """The two pure halves of a link against each other: any losses of streams, any order of acks."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,13 +12,14 @@ from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import StatusRequest
 from swarm.wire.frames import (
     MAX_FRAGMENT_BYTES,
+    MAX_MESSAGE_BYTES,
     PRELUDE,
     Frame,
     FrameReader,
     FrameType,
     Range,
 )
-from swarm.wire.inbox import CREDIT_BYTES, Inbox, Numbers
+from swarm.wire.inbox import CREDIT_BYTES, Inbox, Numbers, UnfinishedBudget
 from swarm.wire.outbox import Outbox
 
 sizes = st.sampled_from([0, 10, 4096, 65_000, 65_536, 100_000, 200_000])
@@ -38,6 +41,14 @@ steps = st.lists(
 )
 
 
+def new_inbox(budget: UnfinishedBudget | None = None) -> Inbox:
+    return Inbox(budget or UnfinishedBudget(10**9))
+
+
+def fragment(number: int, body: bytes, flags: int = 0) -> Frame:
+    return Frame(FrameType.DATA, 1, flags, number, 0, 0, memoryview(body))
+
+
 def carry(outbox: Outbox, inbox: Inbox, reader: FrameReader, most: int) -> list[tuple[int, bytes]]:
     """Brings up to `most` frames over; the messages that they end."""
     got = []
@@ -56,7 +67,7 @@ def carry(outbox: Outbox, inbox: Inbox, reader: FrameReader, most: int) -> list[
 @settings(max_examples=300)
 @given(steps)
 def test_each_message_once_whole_and_in_order(script: list[tuple]) -> None:  # type: ignore[type-arg]
-    outbox, inbox, reader = Outbox(10**9), Inbox(), FrameReader()
+    outbox, inbox, reader = Outbox(10**9), new_inbox(), FrameReader()
     outbox.begin_stream(0, (), inbox.grant())
     sent: list[tuple[bytes, int, int]] = []
     got: list[tuple[int, bytes]] = []
@@ -134,7 +145,7 @@ def test_what_was_not_sent_cannot_be_acknowledged() -> None:
 
 
 def test_more_than_was_granted_is_refused() -> None:
-    inbox = Inbox()
+    inbox = new_inbox()
     inbox.grant()
 
     def fragment(flags: int, body: bytes) -> Frame:
@@ -148,7 +159,7 @@ def test_more_than_was_granted_is_refused() -> None:
 
 
 def test_credit_wraps_around() -> None:
-    outbox, inbox, reader = Outbox(10**9), Inbox(), FrameReader()
+    outbox, inbox, reader = Outbox(10**9), new_inbox(), FrameReader()
     outbox.begin_stream(0, (), inbox.grant())
     payload = memoryview(bytes(60 * 1024 * 1024))
     arrived = 0
@@ -163,3 +174,40 @@ def test_credit_wraps_around() -> None:
         outbox.acknowledge(inbox.delivered.complete)
     assert inbox.received_bytes > 2**32
     assert arrived == 72
+
+
+def test_what_is_only_announced_takes_no_memory() -> None:
+    inbox = new_inbox()
+    tracemalloc.start()
+    try:
+        for number in range(4):
+            inbox.data(fragment(number, PRELUDE.pack(MAX_MESSAGE_BYTES, 10), 1))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_links_share_one_budget_and_the_greedy_one_pays() -> None:
+    budget = UnfinishedBudget(100_000)
+    greedy, modest = new_inbox(budget), new_inbox(budget)
+    begin = PRELUDE.pack(10**6, 10)
+    greedy.data(fragment(0, begin + bytes(60_000), 1))
+    greedy.data(fragment(0, bytes(39_000)))
+    modest.data(fragment(0, begin + bytes(40_000), 1))
+    with pytest.raises(FramingError, match="of all peers"):
+        greedy.data(fragment(0, bytes(1000)))
+    assert budget.used == 139_000
+    greedy.drop_unfinished()
+    modest.data(fragment(0, bytes(40_000)))
+    modest.begin_stream()
+    assert budget.used == 0
+
+
+def test_an_unfinished_message_must_move() -> None:
+    inbox = new_inbox()
+    inbox.data(fragment(0, PRELUDE.pack(1000, 10), 1))
+    inbox.sweep()
+    inbox.data(fragment(0, b"1"))
+    inbox.sweep()
+    with pytest.raises(FramingError, match="nothing more of message 0, of which 999"):
+        inbox.sweep()

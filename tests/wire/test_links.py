@@ -29,6 +29,7 @@ from swarm.wire.frames import (
     unpack_hello,
 )
 from swarm.wire.inbox import CREDIT_BYTES
+from swarm.wire.link import UNFINISHED_S
 from swarm.wire.memory import MemoryNetwork, MemoryNetworkHub, Path
 from swarm.wire.virtual_time import run
 
@@ -622,5 +623,19 @@ def test_another_incarnation_loses_the_link_once() -> None:
         await asyncio.sleep(0.1)
         sent = [frame.number for frame in again.frames if frame.type == FrameType.DATA]
         assert sent == [0]
+
+    two_peers(body)
+
+
+def test_a_message_that_never_ends_loses_the_link() -> None:
+    async def body(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
+        raw = await raw_link(hub)
+        raw.stream.write(data(0, PRELUDE.pack(1000, 10), flags=1))
+        for number in range(int(2 * UNFINISHED_S) + 2):
+            raw.stream.write(pack_plain(FrameType.PING, number))
+            await asyncio.sleep(1)
+        assert raw.ended is not None
+        assert bert.lost[0][0] == CARL
+        assert "nothing more of message 0" in bert.lost[0][1]
 
     two_peers(body)
