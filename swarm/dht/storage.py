@@ -5,6 +5,8 @@ successor (`TimedStorage.store` replaces the entry of its expiration heap even w
 value), so that anybody could make a record vanish by replaying its predecessor.
 """
 
+import heapq
+from itertools import count
 from typing import Any
 
 from hivemind.dht.routing import DHTID
@@ -21,6 +23,20 @@ MAX_RECORDS = 32768
 class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no types
     """Keeps records under (key, subkey) until they expire; refuses instead of evicting."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._expirations: dict[tuple[DHTID, Any], float] = {}
+        self._soonest: list[tuple[float, int, tuple[DHTID, Any]]] = []
+        """A heap; an entry whose record has been renewed since is skipped."""
+        self._numbers = count()
+
+    def get(self, key: DHTID) -> ValueWithExpiration | None:
+        """A copy: hivemind merges into the dictionary that it gets, past all limits."""
+        found = super().get(key)
+        if found is None:
+            return None
+        return ValueWithExpiration(_copied(found.value), found.expiration_time)
+
     def store(
         self, key: DHTID, value: Any, expiration_time: float, subkey: Any | None = None
     ) -> bool:
@@ -31,7 +47,7 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no 
         now = get_dht_time()
         if not now < expiration_time <= now + MAX_LIFETIME_S + CLOCK_SKEW_S:
             return False
-        found = self.get(key)
+        found = super().get(key)
         dictionary = found.value if found is not None else DictionaryDHTValue()
         present = dictionary.get(subkey)
         if present is not None and present.expiration_time >= expiration_time:
@@ -41,6 +57,8 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no 
         ):
             return False
         dictionary.store(subkey, value, expiration_time)
+        self._expirations[key, subkey] = expiration_time
+        heapq.heappush(self._soonest, (expiration_time, next(self._numbers), (key, subkey)))
         latest = dictionary.latest_expiration_time
         if found is None or latest > found.expiration_time:
             # The base of the base: DHTLocalStorage.store takes values without a subkey.
@@ -48,8 +66,22 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no 
         return True
 
     def num_records(self) -> int:
-        """How many records are kept, over all keys."""
-        return sum(len(item.value) for _, item in self.items())
+        """How many records are kept, over all keys; does not walk them."""
+        now = get_dht_time()
+        while self._soonest and self._soonest[0][0] < now:
+            expiration, _, place = heapq.heappop(self._soonest)
+            if self._expirations.get(place) == expiration:
+                del self._expirations[place]
+        return len(self._expirations)
+
+
+def _copied(dictionary: DictionaryDHTValue) -> DictionaryDHTValue:
+    copy = DictionaryDHTValue()
+    copy.data = dict(dictionary.data)
+    copy.expiration_heap = list(dictionary.expiration_heap)
+    copy.key_to_heap = dict(dictionary.key_to_heap)
+    copy.latest_expiration_time = dictionary.latest_expiration_time
+    return copy
 
 
 def newer_than_stored(

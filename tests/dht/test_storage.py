@@ -106,6 +106,33 @@ def test_a_full_key_takes_no_more_peers_and_keeps_those_it_has(
     assert storage.store(KEY_ID, b"1", clock.now + 60, subkey="d")
 
 
+def test_records_are_counted_without_walking_them(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = BoundedStorage()
+    monkeypatch.setattr(storage, "items", None)  # what walks all keys
+    for number in range(200):
+        key = DHTID.generate(str(number))
+        assert storage.store(key, b"1", clock.now + 10 + number % 2 * 20, subkey="a")
+        assert storage.store(key, b"2", clock.now + 20 + number % 2 * 20, subkey="a")
+    assert storage.num_records() == 200
+    clock.now += 25
+    assert storage.num_records() == 100
+    clock.now += 25
+    assert storage.num_records() == 0
+    assert not storage._expirations and not storage._soonest
+
+
+def test_what_is_merged_into_a_dictionary_that_was_got_is_not_kept(clock: Clock) -> None:
+    storage = BoundedStorage()
+    assert storage.store(KEY_ID, b"a", clock.now + 60, subkey="alice")
+    found = storage.get(KEY_ID)
+    assert found is not None
+    found.value.store("bob", b"b", clock.now + 60)
+    assert values(storage) == {"alice": b"a"}
+    assert storage.num_records() == 1
+
+
 def test_only_what_is_newer_is_merged_and_claims_of_age_are_ignored(clock: Clock) -> None:
     storage = BoundedStorage()
     storage.store(KEY_ID, b"here", clock.now + 50, subkey="a")
