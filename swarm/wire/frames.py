@@ -16,8 +16,9 @@ A message is `total u32 | header length u32 | header (msgpack) | payload`, cut i
 HELLO's first 8 bytes, `magic | version`, are the same in every version of the protocol.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import IntEnum, IntFlag
+from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
@@ -222,5 +223,4 @@ def unpack_hello(frame: Frame) -> Hello:
 
 
 def _pack_ranges(ranges: Iterable[Range]) -> bytes:
-    listed: Sequence[Range] = list(ranges)[:MAX_RANGES]
-    return b"".join([_RANGE.pack(start, end) for start, end in listed])
+    return b"".join([_RANGE.pack(start, end) for start, end in islice(ranges, MAX_RANGES)])

@@ -10,6 +10,7 @@ from swarm.sessions.messages import Message, decode
 from swarm.wire.frames import (
     MAX_HEADER_BYTES,
     MAX_MESSAGE_BYTES,
+    MAX_RANGES,
     MAX_UNFINISHED_BYTES,
     PRELUDE,
     Flags,
@@ -20,8 +21,11 @@ from swarm.wire.frames import (
 CREDIT_BYTES = 4 * 1024 * 1024
 """How many bytes of DATA bodies a peer may send beyond what we have received."""
 MAX_UNFINISHED_MESSAGES = 1024
-MAX_GAPS = 65536
-"""Most runs of delivered numbers with gaps between them; an honest peer makes a few."""
+MAX_GAPS = MAX_RANGES
+"""Most runs of delivered numbers with gaps between them; one ACK lists them all. An honest peer
+makes a few, and never more, for it has no more messages unacknowledged."""
+NUMBER_WINDOW = 1 << 20
+"""How far a number may be beyond the first that is missing."""
 
 _WHOLE = int(Flags.FIRST | Flags.LAST)
 _CREDIT_MASK = (1 << 32) - 1
@@ -42,7 +46,7 @@ class Numbers:
         return index >= 0 and number < self._ends[index]
 
     def add(self, number: int) -> None:
-        """`number` is not yet among them. Raises FramingError beyond `MAX_GAPS`."""
+        """`number` is not yet among them. Raises FramingError beyond `MAX_GAPS` or the window."""
         starts, ends = self._starts, self._ends
         if number == self.complete:
             self.complete += 1
@@ -50,6 +54,7 @@ class Numbers:
                 self.complete = ends[0]
                 del starts[0], ends[0]
             return
+        self.check(number)
         index = bisect_right(starts, number)
         joins_left = index > 0 and ends[index - 1] == number
         joins_right = index < len(starts) and starts[index] == number + 1
@@ -65,6 +70,14 @@ class Numbers:
                 raise FramingError(f"message {number} leaves more than {MAX_GAPS} gaps before it")
             starts.insert(index, number)
             ends.insert(index, number + 1)
+
+    def check(self, number: int) -> None:
+        """Raises FramingError for a number that no honest peer has come to yet."""
+        if number >= self.complete + NUMBER_WINDOW:
+            raise FramingError(
+                f"message {number}, but message {self.complete} is missing; it may be at most "
+                f"{NUMBER_WINDOW} before"
+            )
 
     @property
     def has_gaps(self) -> bool:
@@ -233,6 +246,7 @@ class Inbox:
             raise FramingError(f"more than {MAX_UNFINISHED_MESSAGES} messages are unfinished")
         if self.unfinished_bytes + total > MAX_UNFINISHED_BYTES:
             raise FramingError(f"unfinished messages take more than {MAX_UNFINISHED_BYTES} bytes")
+        self.delivered.check(frame.number)
         duplicate = frame.number in self.delivered
         self._arriving[frame.number] = _Arriving(
             header_length, total, frame.service_class, duplicate

@@ -12,6 +12,7 @@ from swarm.wire.frames import (
     MAX_FRAGMENT_BYTES,
     MAX_HEADER_BYTES,
     MAX_MESSAGE_BYTES,
+    MAX_RANGES,
     PRELUDE,
     Flags,
     FrameType,
@@ -23,6 +24,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 _FIRST, _LAST = int(Flags.FIRST), int(Flags.LAST)
 _WHOLE = _FIRST | _LAST
 _DATA = int(FrameType.DATA)
+_MAX_UNACKNOWLEDGED = MAX_RANGES
+"""With no more messages than this on their way, no order of arrival leaves more gaps than the peer
+allows. The acknowledgements of 50 ms come for far fewer."""
 _CREDIT_MASK = (1 << 32) - 1
 
 
@@ -139,7 +143,12 @@ class Outbox:
         """Like `push`; but if the message can go as it is, and nothing waits before it, its one
         frame, which is to be written now. This is the way of nearly every decode step."""
         parts, size = self._checked(message, payload)
-        if self._queue or size > MAX_FRAGMENT_BYTES or size > self._room():
+        if (
+            self._queue
+            or size > MAX_FRAGMENT_BYTES
+            or size > self._room()
+            or len(self._unacknowledged) >= _MAX_UNACKNOWLEDGED
+        ):
             self._enqueue(parts, size, service_class, session, client)
             return None
         number = self._next_number
@@ -193,7 +202,8 @@ class Outbox:
         return parts, size
 
     def next_frame(self, acknowledged: int, credit: int) -> bytes | None:
-        """The next DATA frame with these fields; None if nothing waits or the credit is used up."""
+        """The next DATA frame with these fields; None if nothing waits, or the peer must
+        give credit or acknowledge first."""
         while True:
             entry = self._queue.peek()
             if entry is None:
@@ -210,6 +220,8 @@ class Outbox:
         if outgoing.sent == 0:
             flags = _FIRST
             if outgoing.number is None:
+                if len(self._unacknowledged) >= _MAX_UNACKNOWLEDGED:
+                    return None
                 outgoing.number = self._next_number
                 self._next_number += 1
                 self._unacknowledged[outgoing.number] = outgoing

@@ -9,8 +9,9 @@ from link_peers import content, request
 
 from swarm.errors import FramingError, LinkFullError
 from swarm.scheduling.classes import ServiceClass
-from swarm.sessions.messages import StatusRequest
+from swarm.sessions.messages import StatusRequest, encode
 from swarm.wire.frames import (
+    HEADER,
     MAX_FRAGMENT_BYTES,
     MAX_MESSAGE_BYTES,
     PRELUDE,
@@ -18,8 +19,9 @@ from swarm.wire.frames import (
     FrameReader,
     FrameType,
     Range,
+    pack_ack,
 )
-from swarm.wire.inbox import CREDIT_BYTES, Inbox, Numbers, UnfinishedBudget
+from swarm.wire.inbox import CREDIT_BYTES, MAX_GAPS, NUMBER_WINDOW, Inbox, Numbers, UnfinishedBudget
 from swarm.wire.outbox import Outbox
 
 sizes = st.sampled_from([0, 10, 4096, 65_000, 65_536, 100_000, 200_000])
@@ -211,3 +213,40 @@ def test_an_unfinished_message_must_move() -> None:
     inbox.sweep()
     with pytest.raises(FramingError, match="nothing more of message 0, of which 999"):
         inbox.sweep()
+
+
+def whole(number: int) -> Frame:
+    header = encode(StatusRequest(1))
+    return fragment(number, PRELUDE.pack(len(header), len(header)) + header, 3)
+
+
+def test_one_ack_lists_all_gaps_that_may_be() -> None:
+    inbox = new_inbox()
+    for number in range(MAX_GAPS):
+        assert inbox.data(whole(2 * number + 1)) is not None
+    assert len(pack_ack(0, inbox.delivered.ranges(), 0)) == HEADER.size + 16 * MAX_GAPS
+    with pytest.raises(FramingError, match="gaps"):
+        inbox.data(whole(2 * MAX_GAPS + 1))
+
+
+@pytest.mark.parametrize("number", [NUMBER_WINDOW, 2**63, 2**64 - 1])
+def test_numbers_far_beyond_are_refused(number: int) -> None:
+    with pytest.raises(FramingError, match="is missing"):
+        new_inbox().data(whole(number))
+    with pytest.raises(FramingError, match="is missing"):
+        new_inbox().data(fragment(number, PRELUDE.pack(1000, 10), 1))
+
+
+def test_no_more_is_on_its_way_than_may_leave_gaps() -> None:
+    outbox = Outbox(10**9)
+    outbox.begin_stream(0, (), CREDIT_BYTES)
+    frames = 0
+    for number in range(MAX_GAPS + 10):
+        arguments = (StatusRequest(number), [], ServiceClass.DECODE, b"", "", 0, 0)
+        frames += outbox.pack_or_push(*arguments) is not None
+    assert (frames, outbox.waiting, outbox.unacknowledged) == (MAX_GAPS, 10, MAX_GAPS)
+    assert outbox.next_frame(0, 0) is None
+    outbox.acknowledge(0, [Range(1, 3)])
+    assert outbox.next_frame(0, 0) is not None
+    assert outbox.next_frame(0, 0) is not None
+    assert outbox.next_frame(0, 0) is None
