@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from swarm.client.cache import RemoteCache
 from swarm.client.calls import Call, Generation, current_call, current_generation
 from swarm.client.chain import OpenChain
+from swarm.client.gradients import without_backward
 from swarm.client.session import Session, active_session
 from swarm.errors import NotServedError
 from swarm.sessions.messages import Hop
@@ -222,6 +223,9 @@ class RemoteModel:
         finally:
             current_call.reset(token)
             self._remote.last_route = cache.route
+        loss = getattr(output, "loss", None)
+        if loss is not None and torch.is_grad_enabled() and not loss.requires_grad:
+            output.loss = without_backward(loss)
         return output
 
     def _refuse_unserved(self, kwargs: dict[str, Any]) -> None:

@@ -326,9 +326,16 @@ def test_padding_on_either_side(plain, remote):
     assert torch.allclose(got.logits[mask.bool()], expected.logits[mask.bool()], atol=1e-4)
 
 
-def test_logits_need_no_gradients(remote):
+def test_a_loss_without_gradients(plain, remote):
     model, _ = remote
-    assert not model(IDS, labels=IDS).loss.requires_grad
+    output = model(IDS, labels=IDS)
+    assert not output.logits.requires_grad
+    expected = plain(IDS, labels=IDS).loss.item()
+    assert output.loss.item() == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(NotServedError, match="gradients"):
+        output.loss.backward()
+    with torch.no_grad():
+        assert not model(IDS, labels=IDS).loss.requires_grad
 
 
 # ---- what is not served
