@@ -8,10 +8,12 @@ import torch
 from transformers.cache_utils import Cache
 
 from swarm.client.alignment import UNKNOWN_ID, align
+from swarm.client.calls import current_generation
 from swarm.client.chain import Chain, ChainStep, OpenChain
+from swarm.client.kept_inputs import KeptInputs
 from swarm.client.packing import Packing
 from swarm.errors import NotServedError, SessionClosedError, SessionFullError
-from swarm.sessions.messages import Hop, RowOperation
+from swarm.sessions.messages import MAX_LENGTH, Hop, RowOperation
 
 
 class RemoteCache(Cache):  # type: ignore[misc]
@@ -22,15 +24,27 @@ class RemoteCache(Cache):  # type: ignore[misc]
     gathered into one `RowOperation` that rides on the next step.
 
     The session is opened by the first step, with as many rows as that has (at least `rows`) and
-    `length` slots for each. Not for two threads at once: hold `lock` over a whole call.
+    `length` slots for each (None: what the step needs), and `spare` more where there is room.
+    `length` is the limit, but for candidates that `generate()` looks up beyond its end. With
+    `grows` there is none: the cache keeps its inputs, and when its slots are used up it goes on in
+    a longer session. Not for two threads at once: hold `lock` over a whole call.
     """
 
     def __init__(
-        self, open_chain: OpenChain, *, length: int, rows: int = 1, blocks: int = 1
+        self,
+        open_chain: OpenChain,
+        *,
+        length: int | None,
+        spare: int = 0,
+        grows: bool = False,
+        rows: int = 1,
+        blocks: int = 1,
     ) -> None:
         super().__init__(layers=[])
         self.lock = threading.RLock()
         self.length = length
+        self._spare = spare
+        self._inputs = KeptInputs() if grows else None
         self._min_rows = rows
         self._max_rows = 0
         self._copies = 1
@@ -136,6 +150,8 @@ class RemoteCache(Cache):  # type: ignore[misc]
             self._slots = (columns,) * self._rows
         if self._ids is not None:
             self._ids = self._ids[:, :columns]
+        if self._inputs is not None:
+            self._inputs.rewind(columns)
         self._columns = columns
 
     def align(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
@@ -236,10 +252,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
             self._select(torch.zeros(rows, dtype=torch.long))
         packing = Packing.of(rows, columns, valid)
         self._start(rows, packing)
-        if self._rows != rows:
-            raise NotServedError(f"{rows} rows, but the cache has {self._rows}")
         starts = self._slots
-        self._check_room(packing)
         if not any(packing.counts):
             answers = hidden.new_zeros((0, hidden.shape[-1]))
         else:
@@ -247,6 +260,8 @@ class RemoteCache(Cache):  # type: ignore[misc]
             self._held = tuple(s + c for s, c in zip(starts, packing.counts, strict=True))
             self._slots, self._parents = self._held, None
         self._remember(packing, valid, input_ids)
+        if self._inputs is not None:
+            self._inputs.append(hidden, position_ids)
         self._columns += columns
         return packing.scatter(answers.to(hidden.device), keep)
 
@@ -270,26 +285,66 @@ class RemoteCache(Cache):  # type: ignore[misc]
             )
         if self._chain is None:
             self._max_rows = max(rows, self._min_rows)
-            self._check_room(packing)
-            self._chain = self._open_chain(self._max_rows, self.length)
-            # The collector may run this in any thread, also in the loop's own: close() never waits.
-            weakref.finalize(self, self._chain.close).atexit = False
+        if self._rows and self._columns == 0 and self._rows != rows:
+            self._select(torch.zeros(rows, dtype=torch.long))
         if self._rows == 0:
             self._rows, self._slots, self._held = rows, (0,) * rows, (0,) * rows
+        if self._rows != rows:
+            raise NotServedError(f"{rows} rows, but the cache has {self._rows}")
+        self._make_room(packing)
 
-    def _check_room(self, packing: Packing) -> None:
-        if self._max_rows and packing.rows > self._max_rows:
+    def _make_room(self, packing: Packing) -> None:
+        """Open the session, or a longer one in its place; SessionFullError if neither helps."""
+        if packing.rows > self._max_rows:
             raise SessionFullError(
                 f"{packing.rows} rows in a session for {self._max_rows}; open it with "
                 f"model.session(max_length=..., rows={packing.rows})"
             )
-        slots = self._slots or (0,) * packing.rows
-        needed = max(map(sum, zip(slots, packing.counts, strict=False)), default=0)
-        if needed > self.length:
+        needed = max(map(sum, zip(self._slots, packing.counts, strict=True)), default=0)
+        if self._inputs is None:
+            self._check_limit(needed)
+        if self._chain is None:
+            least = max(needed, self.length or 1)
+            self._open(least + self._spare, least)
+        elif needed > self._chain.length:
+            self._move(needed)
+
+    def _check_limit(self, needed: int) -> None:
+        limit = self.length or 0
+        if self._chain is not None and current_generation.get() is not None:
+            limit = self._chain.length
+        if needed > limit:
             raise SessionFullError(
                 f"{needed} tokens in a session for {self.length}; open a longer one with "
                 "model.session(max_length=...)"
             )
+
+    def _open(self, length: int, least: int) -> None:
+        # Longer than any session may be is not asked for, unless it is needed.
+        length = max(min(length, MAX_LENGTH), least)
+        self._chain = self._open_chain(self._max_rows, length, least)
+        # The collector may run this in any thread, also in the loop's own: close() never waits.
+        weakref.finalize(self, self._chain.close).atexit = False
+
+    def _move(self, needed: int) -> None:
+        """Go on in a longer session: what the old one held is computed again."""
+        assert self._chain is not None and self._inputs is not None
+        # First, because its room may be what the new one needs.
+        self._chain.close()
+        try:
+            # Twice as long, so that no token is computed again more than once on average.
+            self._open(max(2 * needed, needed + self._spare), needed)
+            if any(self._slots):
+                hidden, positions = self._inputs.read()
+                packing = Packing.of(self._rows, self._columns, self._valid)
+                self._parents, self._held = None, (0,) * self._rows
+                wanted, self._slots = self._slots, self._held
+                self._run(packing, hidden, positions, 1)
+                self._slots = wanted
+            self._parents, self._held = None, self._slots
+        except BaseException as error:
+            self.close(f"{type(error).__name__}: {error}".removesuffix(": "))
+            raise
 
     def _run(
         self, packing: Packing, hidden: torch.Tensor, position_ids: torch.Tensor, keep: int
@@ -349,6 +404,8 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self._rows = len(parents)
         self._valid = None if self._valid is None else self._valid[chosen]
         self._ids = None if self._ids is None else self._ids[chosen]
+        if self._inputs is not None:
+            self._inputs.select(chosen)
 
     def _take_parents(self, parents: list[int]) -> None:
         before = self._parents or range(len(self._held))

@@ -33,6 +33,11 @@ class Chain(Protocol):
     @property
     def route(self) -> tuple[Hop, ...]: ...
 
+    @property
+    def length(self) -> int:
+        """Slots that each row has."""
+        ...
+
     def step(self, step: ChainStep) -> torch.Tensor:
         """The outputs of the last block, in the dtype of `step.hidden`, on the CPU."""
         ...
@@ -45,5 +50,6 @@ class Chain(Protocol):
 OnPrefill = Callable[[int, int], None]
 """Told `(tokens done, tokens)` while a prompt of several pieces is computed; in its loop."""
 
-OpenChain = Callable[[int, int], Chain]
-"""Opens a session for `(rows, length)`: at most so many rows of at most so many slots."""
+OpenChain = Callable[[int, int, int], Chain]
+"""Opens a session for `(rows, length, least)`: so many rows of `length` slots each, or of `least`
+where nobody has room for more now."""

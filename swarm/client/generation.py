@@ -17,8 +17,9 @@ from swarm.client.session import Session, active_session
 from swarm.errors import NotServedError
 from swarm.sessions.messages import Hop
 
-CONTINUATION_ROOM = 512
-"""Slots reserved beyond the input when nothing says how long a cache will grow."""
+LOOKAHEAD_TOKENS = 32
+"""A session has so many slots beyond its `max_length`, where there is room: `generate()` tries
+candidates there that lie beyond the last token it will take."""
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Remote:
     open_chain: OpenChain
     blocks: int
     close: Callable[[], None]
+    continuation_tokens: int = 512
+    """As in `ClientSettings`."""
     last_route: tuple[Hop, ...] = ()
 
 
@@ -44,7 +47,7 @@ class RemoteModel:
         `max_length`: most tokens of a row, prompt and answers together; `rows`: most rows at once
         (beams, returned sequences), if later calls have more than the first.
         """
-        return Session(self, self._new_cache(rows, max_length))
+        return Session(self, self._new_cache(rows, max_length, spare=LOOKAHEAD_TOKENS))
 
     @property
     def route(self) -> tuple[Hop, ...]:
@@ -140,10 +143,15 @@ class RemoteModel:
             return
         # Looked-up candidates may reach beyond the last token that will be taken.
         length = max(1, max_cache_length) + (generation_config.prompt_lookup_num_tokens or 0)
-        if generation_config.is_assistant or generation_config.return_dict_in_generate:
-            # The cache is handed back and may grow in further calls.
-            length += CONTINUATION_ROOM
-        cache = self._new_cache(batch_size * copies, length)
+        if generation_config.is_assistant:
+            # Each of its calls goes on where the last one ended.
+            spare = self._remote.continuation_tokens
+            cache = self._new_cache(batch_size * copies, length, spare=spare, grows=True)
+        elif generation_config.return_dict_in_generate:
+            # The cache is handed back, and may grow in further calls.
+            cache = self._new_cache(batch_size * copies, length, grows=True)
+        else:
+            cache = self._new_cache(batch_size * copies, length)
         cache.expect_copies(copies)
         generation = current_generation.get()
         if generation is not None and generation.model is self:
@@ -155,9 +163,16 @@ class RemoteModel:
 
     _forward_names: tuple[str, ...] = ()
 
-    def _new_cache(self, rows: int, length: int) -> RemoteCache:
+    def _new_cache(
+        self, rows: int, length: int | None, *, spare: int = 0, grows: bool = False
+    ) -> RemoteCache:
         return RemoteCache(
-            self._remote.open_chain, length=length, rows=rows, blocks=self._remote.blocks
+            self._remote.open_chain,
+            length=length,
+            spare=spare,
+            grows=grows,
+            rows=rows,
+            blocks=self._remote.blocks,
         )
 
     def _generate(self, generation: Generation, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -192,8 +207,8 @@ class RemoteModel:
         if session is not None and within is None:
             return session.cache, False
         if use_cache:
-            room = CONTINUATION_ROOM if within is None else within.length
-            return self._new_cache(rows, columns + room), False
+            spare = self._remote.continuation_tokens
+            return self._new_cache(rows, None, spare=spare, grows=True), False
         return self._new_cache(rows, columns), True
 
     def _generation_cache(self) -> RemoteCache | None:

@@ -51,6 +51,7 @@ class Membership:
                 "that a server prints"
             )
         self._key: _Key = (tuple(sorted(set(initial_peers))), settings)
+        self.settings = settings
         self._closed = False
         self._pid = os.getpid()
         self._entry = self._join()

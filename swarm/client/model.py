@@ -86,11 +86,16 @@ def _connect(
         dtype=dtype_name(dtype),
     )
 
-    def open_chain(rows: int, length: int) -> Chain:
+    def open_chain(rows: int, length: int, least: int) -> Chain:
         runtime, swarm = membership.get()
-        return runtime.run(open_session(runtime, swarm, target, rows, length, on_prefill))
+        return runtime.run(open_session(runtime, swarm, target, rows, length, least, on_prefill))
 
-    remote = Remote(open_chain, checkpoint.num_blocks, membership.close)
+    remote = Remote(
+        open_chain,
+        checkpoint.num_blocks,
+        membership.close,
+        continuation_tokens=membership.settings.continuation_tokens,
+    )
     attach(model, remote)
     # The collector may run this in any thread; what it misses is closed when the program ends.
     weakref.finalize(model, membership.close_soon).atexit = False

@@ -36,6 +36,8 @@ from swarm.sessions.grants import GRANT_CONTEXT
 from swarm.sessions.messages import Grant, Hop, Message, SignedGrant, encode
 from swarm.sessions.opening import Opening
 from swarm.spans import PeerId
+from swarm.wire.frames import PROTOCOL_VERSION
+from swarm.wire.versions import check_versions
 
 if TYPE_CHECKING:
     from swarm.dht.records import ServerRecord
@@ -66,16 +68,20 @@ async def open_session(
     target: Target,
     rows: int,
     length: int,
+    least: int | None = None,
     on_prefill: OnPrefill | None = None,
 ) -> RemoteSession:
     """Open a session of `rows` x `length` slots over all blocks of the model.
 
+    Where nobody has that much room now, `least` slots a row are enough (None: `length` are).
+
     A server that cannot be reached or refuses is avoided on the next try. One that is only full is
     waited for, but not before every route around it has been tried.
     Raises MissingBlocksError when no servers are left for some blocks, CacheFullError when no
-    room was given in time, CheckpointError when the swarm serves another checkpoint.
+    room was given in time, CheckpointError when the swarm serves another checkpoint,
+    ProtocolVersionError when all servers speak another version of the protocol.
     """
-    return await _Search(runtime, swarm, target, rows, length, on_prefill).run()
+    return await _Search(runtime, swarm, target, rows, length, least or length, on_prefill).run()
 
 
 class _Search:
@@ -86,12 +92,13 @@ class _Search:
         target: Target,
         rows: int,
         length: int,
+        least: int,
         on_prefill: OnPrefill | None,
     ) -> None:
         self._runtime = runtime
         self._swarm = swarm
         self._target = target
-        self._rows, self._length = rows, length
+        self._rows, self._length, self._least = rows, length, least
         self._on_prefill = on_prefill
         self._settings = swarm.settings
         self._router = ShortestRouter(random.Random(), mix_numerics=self._settings.mix_numerics)
@@ -114,8 +121,9 @@ class _Search:
                 hops = await self._choose(records)
             except MissingBlocksError as missing:
                 if self._full and not self._may_wait:
-                    self._may_wait = True
+                    self._settle_for_less()
                 else:
+                    check_versions(record.protocol for record in records)
                     await self._wait_for_blocks(missing)
                 continue
             self._missing_since = None
@@ -142,6 +150,14 @@ class _Search:
                     raise
                 self._avoid_peer(by_peer[peer], error)
 
+    def _settle_for_less(self) -> None:
+        """No route is left around the full servers: ask for less, or else wait in line."""
+        if self._length > self._least:
+            self._length = self._least
+            self._full.clear()
+        else:
+            self._may_wait = True
+
     async def _choose(self, records: "Sequence[ServerRecord]") -> tuple[Hop, ...]:
         view = SwarmView(
             self._target.checkpoint,
@@ -152,7 +168,9 @@ class _Search:
         avoid = [
             record.peer
             for record in records
-            if record.peer in full or record.sequence <= self._avoid.get(record.peer, -1)
+            if record.peer in full
+            or record.sequence <= self._avoid.get(record.peer, -1)
+            or record.protocol != PROTOCOL_VERSION
         ]
         online = [server.peer for server in view.online(avoid)]
         await self._measure([record for record in records if record.peer in online], view)

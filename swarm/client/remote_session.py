@@ -97,6 +97,7 @@ class RemoteSession:
         )
         self._session = grant.session
         self._route = grant.hops
+        self._length = grant.length
         self._call: _Call | None = None
         self._closed = False
         self._pid = os.getpid()
@@ -106,6 +107,10 @@ class RemoteSession:
     @property
     def route(self) -> tuple[Hop, ...]:
         return self._route
+
+    @property
+    def length(self) -> int:
+        return self._length
 
     def step(self, step: ChainStep) -> torch.Tensor:
         """Raises SessionError and PeerError as `swarm.errors` says; the session is over then."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from swarm.errors import UsageError
-from swarm.sessions.messages import MAX_STEP_TOKENS, MAX_UNANSWERED
+from swarm.sessions.messages import MAX_LENGTH, MAX_STEP_TOKENS, MAX_UNANSWERED
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class ClientSettings:
     """Prompts travel in pieces of so many tokens, so that the servers work at the same time."""
     window: int = 8
     """Most pieces of a prompt on their way at once."""
+    continuation_tokens: int = 512
+    """Room of each row beyond the input when nothing says how long a cache will grow: a `forward()`
+    outside of sessions, an assistant. Where nobody has that much room, what the input needs is
+    reserved; a cache that is used up moves to a longer session, computed again from its inputs."""
     mix_numerics: bool = False
     """Whether one route may have servers that compute differently (dtype, quantisation)."""
 
@@ -39,5 +43,7 @@ class ClientSettings:
                 raise UsageError(f"{name} is {value}; it must be greater than 0")
         if not 1 <= self.prefill_chunk_tokens <= MAX_STEP_TOKENS:
             raise UsageError(f"prefill_chunk_tokens must be in 1..{MAX_STEP_TOKENS}")
+        if not 0 <= self.continuation_tokens <= MAX_LENGTH:
+            raise UsageError(f"continuation_tokens must be in 0..{MAX_LENGTH}")
         if not 1 <= self.window <= MAX_UNANSWERED:
             raise UsageError(f"window must be in 1..{MAX_UNANSWERED}")

@@ -112,6 +112,8 @@ class Swarm:
                         await closing.close()
                 except TimeoutError:
                     logger.warning("%s was not closed in time", type(closing).__name__)
+                except Exception:  # the others are closed all the same
+                    logger.exception("%s was not closed in order", type(closing).__name__)
 
     # ---- who serves what
 

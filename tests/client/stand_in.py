@@ -9,7 +9,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from swarm.client.chain import ChainStep
 from swarm.client.generation import Remote, attach
 from swarm.client.swarm_blocks import SwarmBlocks
-from swarm.errors import SessionClosedError
+from swarm.errors import CacheFullError, SessionClosedError
 from swarm.models.remote_blocks import ATTENTION, RemoteBlocks
 from swarm.sessions.messages import Hop
 
@@ -45,8 +45,14 @@ class LocalServers:
         self.open = {}
         self.opened = []
         self.steps = []
+        self.room = None
+        """Slots in all; None: as many as are asked for."""
 
-    def open_chain(self, rows, length):
+    def open_chain(self, rows, length, least):
+        if self.room is not None and rows * length > self.room - self.reserved:
+            length = least
+        if self.room is not None and rows * length > self.room - self.reserved:
+            raise CacheFullError("full")
         chain = LocalChain(self, rows, length)
         self.open[id(chain.state)] = rows * length
         self.opened.append((rows, length))

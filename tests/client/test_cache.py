@@ -57,7 +57,7 @@ class Caches:
         self.chains = []
         self.cache = RemoteCache(self._open, **options)
 
-    def _open(self, rows, length):
+    def _open(self, rows, length, least):
         self.chains.append(ListChain(rows, length))
         return self.chains[-1]
 

@@ -281,10 +281,12 @@ def test_a_returned_cache_is_kept_as_long_as_it_is_used(plain, remote):
     held = output.sequences.shape[1] - 1
     before = len(servers.steps)
     again = model.generate(output.sequences, past_key_values=output.past_key_values, **options)
-    assert servers.steps[before].starts == (held,)
     expected = plain.generate(output.sequences, **options).sequences
     assert torch.equal(again.sequences, expected)
-    assert len(servers.opened) == 1
+    assert servers.opened[0] == (1, held)
+    assert len(servers.opened) == 2, "it went on in a longer session"
+    assert servers.steps[before].counts == (held,), "computed again"
+    assert servers.steps[before + 1].starts == (held,)
     del again
     assert servers.reserved > 0
     del output

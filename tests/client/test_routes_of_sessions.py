@@ -12,6 +12,7 @@ from swarm.errors import (
     CacheFullError,
     CheckpointError,
     MissingBlocksError,
+    ProtocolVersionError,
     UnreachablePeerError,
 )
 from swarm.routing.view import Numerics, ServerState
@@ -26,6 +27,10 @@ SETTINGS = ClientSettings(
 )
 
 
+SMALL_TOKENS = 100
+"""What a server that answers `small` has room for."""
+
+
 @dataclass
 class Server:
     """One server of the fake swarm, and what it does when it is asked."""
@@ -35,6 +40,7 @@ class Server:
     state: ServerState = ServerState.ONLINE
     identity: Identity = field(default_factory=Identity.create)
     sequence: int = 1
+    protocol: int = 1
     messages: list = field(default_factory=list)
 
     @property
@@ -53,7 +59,7 @@ class Server:
             cache_tokens_free=1000,
             cache_tokens_total=1000,
             version="1",
-            protocol=1,
+            protocol=self.protocol,
             sequence=self.sequence,
         )
 
@@ -116,10 +122,11 @@ class FakeSwarm:
         grant = decode_grant(message.signed.grant)
         data = GRANT_CONTEXT + message.signed.grant
         assert verify(self.identity.peer_id, data, message.signed.signature)
-        if server.answer == "hold":
+        fits = server.answer == "small" and grant.rows * grant.length <= SMALL_TOKENS
+        if server.answer == "hold" or fits:
             answer = Held(grant.session, grant.route, message.attempt)
         else:
-            why = RefuseKind(server.answer)
+            why = RefuseKind("cache_full" if server.answer == "small" else server.answer)
             answer = Refused(grant.session, grant.route, why, "no", 0, message.attempt)
         listener = self.listeners.get(grant.session)
         if listener is not None:
@@ -201,6 +208,16 @@ def test_a_server_that_announces_itself_again_is_tried_again():
     assert open_on(swarm).route[0].peer == flaky.peer
 
 
+def test_servers_of_another_protocol_are_passed_over():
+    other, good = Server("0:4"), [Server("0:2"), Server("2:4")]
+    other.protocol = 2
+    session = open_on(FakeSwarm(other, *good))
+    assert [hop.peer for hop in session.route] == [server.peer for server in good]
+    with pytest.raises(ProtocolVersionError, match=r"version 2 .* we speak 1; update this program"):
+        open_on(FakeSwarm(other))
+    assert other.messages == []
+
+
 def test_another_checkpoint_is_served():
     @dataclass
     class Entry:
@@ -259,3 +276,16 @@ def test_giving_up_releases_what_is_held():
     asyncio.run(interrupted())
     assert [server.kinds for server in servers] == [["Open", "Close"]] * 2
     assert swarm.listeners == {}
+
+
+def test_less_room_where_there_is_no_more():
+    servers = [Server("0:4", "small"), Server("0:4", "small")]
+    session = asyncio.run(open_session(NoRuntime(), FakeSwarm(*servers), TARGET, 1, 500, 10))
+    assert session.length == 10
+    assert not any(m.wait_s for s in servers for m in s.messages if isinstance(m, Open))
+
+
+def test_with_more_room_it_is_taken():
+    swarm = FakeSwarm(Server("0:4"), Server("0:4", "cache_full"))
+    session = asyncio.run(open_session(NoRuntime(), swarm, TARGET, 1, 500, 10))
+    assert session.length == 500
