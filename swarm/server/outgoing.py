@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from swarm.errors import SwarmError
+from swarm.errors import LinkFullError, SwarmError
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import Message
-from swarm.spans import PeerId
+from swarm.spans import PeerId, SessionId
 from swarm.wire.links import Links
 
 logger = logging.getLogger("swarm.server.service")
@@ -34,12 +34,15 @@ class Outgoing:
         links: Links,
         locate: Callable[[], Awaitable[None]] | None,
         on_unreachable: Callable[[PeerId, str], None],
+        on_full: Callable[[SessionId, str], None],
     ) -> None:
         """`locate`: tells the network where servers are, before one without a link is dialled.
-        `on_unreachable(peer, why)`: what was sent to the peer is lost."""
+        `on_unreachable(peer, why)`: what was sent to the peer is lost. `on_full(session, why)`: a
+        message of this session is lost, and nothing else; called in a later turn of the loop."""
         self._links = links
         self._locate = locate
         self._on_unreachable = on_unreachable
+        self._on_full = on_full
         self._connecting: dict[PeerId, _Connecting] = {}
 
     def send(
@@ -51,7 +54,7 @@ class Outgoing:
         session: bytes = b"",
         client: str = "",
     ) -> None:
-        """Never raises: what cannot be sent is told to `on_unreachable`."""
+        """Never raises: what cannot be sent is told to `on_unreachable` or `on_full`."""
         connecting = self._connecting.get(peer)
         if connecting is not None:
             again = partial(self.send, peer, message, buffers, service_class, session, client)
@@ -59,6 +62,13 @@ class Outgoing:
             return
         try:
             self._links.send(peer, message, buffers, service_class, session, client)
+        except LinkFullError as error:
+            # The link lives: only the session that wanted more of it than there is has to end.
+            logger.warning("a %s is not sent: %s", type(message).__name__, error)
+            if session:
+                # Later, for the session may be in the middle of what it is doing.
+                loop = asyncio.get_running_loop()
+                loop.call_soon(self._on_full, SessionId(session), str(error))
         except SwarmError as error:
             logger.debug("a %s for %s is lost: %s", type(message).__name__, peer, error)
             self._on_unreachable(peer, str(error))

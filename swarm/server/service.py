@@ -121,7 +121,7 @@ class Service:
 
     def start(self, links: Links) -> None:
         """Begins to look at deadlines; `links` carry what is sent. In the loop's thread."""
-        self._outgoing = Outgoing(links, self._locate, self._on_unreachable)
+        self._outgoing = Outgoing(links, self._locate, self._on_unreachable, self._on_full)
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK_S, self._tick)
 
@@ -274,6 +274,13 @@ class Service:
         for hop in list(self._sessions.values()):
             if peer != hop.client:
                 self._handle(hop, PeerLost(peer, reason))
+
+    def _on_full(self, session: SessionId, reason: str) -> None:
+        """A message of the session could not be sent: this one ends, and its client learns it."""
+        hop = self._sessions.get(session)
+        if hop is not None:
+            detail = f"session {session.hex()[:8]} at {self._hosting.me}: {reason}"
+            self._handle(hop, Stopping(FailKind.PEER_LOST, detail))
 
     # ---- the engine's results
 

@@ -27,6 +27,8 @@ _DATA = int(FrameType.DATA)
 _MAX_UNACKNOWLEDGED = MAX_RANGES
 """With no more messages than this on their way, no order of arrival leaves more gaps than the peer
 allows. The acknowledgements of 50 ms come for far fewer."""
+SESSION_SHARE = 4
+"""One session may hold the fourth part of what a link may hold."""
 _CREDIT_MASK = (1 << 32) - 1
 
 
@@ -93,12 +95,15 @@ class _Outgoing:
 class Outbox:
     """Messages wait in a FairQueue, go out in fragments, and are forgotten when acknowledged.
 
-    `outstanding_bytes`, of what waits and of what is not acknowledged, stays below `max_bytes`.
+    `outstanding_bytes`, of what waits and of what is not acknowledged, stays below `max_bytes`;
+    those of one session below a part of it, so that no session fills the link for the others.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.outstanding_bytes = 0
+        self._of_session: dict[bytes, int] = {}
+        """The outstanding bytes of each session that has some."""
         self._queue: FairQueue[_Outgoing] = FairQueue()
         self._unacknowledged: dict[int, _Outgoing] = {}
         """By number, ascending; also those of which only some fragments are out."""
@@ -127,7 +132,7 @@ class Outbox:
         client: str,
     ) -> None:
         """Raises LinkFullError if the message is too long or too much is outstanding."""
-        parts, size = self._checked(message, payload)
+        parts, size = self._checked(message, payload, service_class, session)
         self._enqueue(parts, size, service_class, session, client)
 
     def pack_or_push(
@@ -142,7 +147,7 @@ class Outbox:
     ) -> bytes | None:
         """Like `push`; but if the message can go as it is, and nothing waits before it, its one
         frame, which is to be written now. This is the way of nearly every decode step."""
-        parts, size = self._checked(message, payload)
+        parts, size = self._checked(message, payload, service_class, session)
         if (
             self._queue
             or size > MAX_FRAGMENT_BYTES
@@ -160,7 +165,7 @@ class Outbox:
         outgoing.number, outgoing.sent, outgoing.was_whole = number, size, True
         self._next_number = number + 1
         self._unacknowledged[number] = outgoing
-        self.outstanding_bytes += size
+        self._add(session, size)
         self._sent_bytes += size
         return frame
 
@@ -175,10 +180,16 @@ class Outbox:
         if size <= MAX_FRAGMENT_BYTES:
             # One copy now, so that a small message does not keep a large tensor alive.
             parts = [b"".join(parts)]
-        self.outstanding_bytes += size
+        self._add(session, size)
         self._queue.push(_Outgoing(parts, size, service_class, session, client).entry())
 
-    def _checked(self, message: Message, payload: Sequence[Buffer]) -> tuple[list[Buffer], int]:
+    def _checked(
+        self,
+        message: Message,
+        payload: Sequence[Buffer],
+        service_class: ServiceClass,
+        session: bytes,
+    ) -> tuple[list[Buffer], int]:
         """The parts of the message, prelude first, and how many bytes they are."""
         header = encode(message)
         parts: list[Buffer] = [b"", header]
@@ -197,6 +208,18 @@ class Outbox:
             raise LinkFullError(
                 f"{self.outstanding_bytes} bytes already wait or are not acknowledged, and "
                 f"{self.max_bytes} may be: the peer reads too slowly; send less, or later"
+            )
+        # One message may always be under way, however long it is; and what ends the session.
+        held = self._of_session.get(session, 0) if session else 0
+        if (
+            held
+            and service_class != ServiceClass.CONTROL
+            and held + size > self.max_bytes // SESSION_SHARE
+        ):
+            raise LinkFullError(
+                f"{held} bytes of this session already wait or are not acknowledged, and "
+                f"{self.max_bytes // SESSION_SHARE} of one session may be: the peer reads too "
+                "slowly; send less, or later"
             )
         parts[0] = PRELUDE.pack(total, header_length)
         return parts, size
@@ -291,6 +314,11 @@ class Outbox:
             if entry.item.number is None:
                 self._queue.push(entry)
 
+    def _add(self, session: bytes, size: int) -> None:
+        self.outstanding_bytes += size
+        if session:
+            self._of_session[session] = self._of_session.get(session, 0) + size
+
     def _delivered(self, number: int) -> None:
         outgoing = self._unacknowledged[number]
         if not outgoing.was_whole:
@@ -298,6 +326,12 @@ class Outbox:
         outgoing.delivered = True
         del self._unacknowledged[number]
         self.outstanding_bytes -= outgoing.size
+        if session := outgoing.session:
+            left = self._of_session[session] - outgoing.size
+            if left:
+                self._of_session[session] = left
+            else:
+                del self._of_session[session]
 
 
 def _within(numbers: Iterable[int], ranges: Sequence[Range]) -> list[int]:

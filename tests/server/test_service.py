@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from raw_client import RawClient
 from service_world import CAPACITY, HIDDEN, PAGE, ToyServer, World, session_of, world
 from toy_engine import answers
 
+from swarm.errors import LinkFullError
 from swarm.server.reception import Quotas
 from swarm.sessions.hop import LEASE_S
 from swarm.sessions.messages import (
@@ -21,6 +23,7 @@ from swarm.sessions.messages import (
     Grant,
     Held,
     Hop,
+    Message,
     Open,
     Output,
     Refused,
@@ -30,9 +33,11 @@ from swarm.sessions.messages import (
     SignedGrant,
     StatusReply,
     StatusRequest,
+    Step,
     TensorSpec,
     Want,
 )
+from swarm.spans import PeerId
 from swarm.wire.identity import Identity
 from swarm.wire.virtual_time import run
 
@@ -498,6 +503,35 @@ def test_a_next_hop_that_dies_later_is_told_as_well() -> None:
         fail = await client.receive(Fail)
         assert (fail.hop, fail.why) == (0, FailKind.PEER_LOST)
         await client.send(servers[0], Close(grant.session))
+
+    in_world(story)
+
+
+def test_a_full_link_ends_only_the_session_that_found_it_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(w: World) -> None:
+        servers, client, grant = await opened(w, 2)
+        other = await w.client()
+        others = await other.open(servers)
+        links = servers[0].links
+        send = links.send
+
+        def full(peer: PeerId, message: Message, *rest: Any) -> None:
+            if isinstance(message, Step) and message.session == grant.session:
+                raise LinkFullError("the link is full", peer=peer)
+            send(peer, message, *rest)
+
+        monkeypatch.setattr(links, "send", full)
+        await client.push(servers[0], grant, tokens(1))
+        fail = await client.receive(Fail)
+        assert (fail.hop, fail.why) == (0, FailKind.PEER_LOST)
+        assert "the link is full" in fail.detail
+        await other.push(servers[0], others, tokens(1))
+        await other.receive_output()
+        await client.send(servers[1], Close(grant.session))
+        for server in servers:
+            await other.send(server, Close(others.session))
 
     in_world(story)
 

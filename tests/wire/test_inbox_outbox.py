@@ -250,3 +250,23 @@ def test_no_more_is_on_its_way_than_may_leave_gaps() -> None:
     assert outbox.next_frame(0, 0) is not None
     assert outbox.next_frame(0, 0) is not None
     assert outbox.next_frame(0, 0) is None
+
+
+def test_one_session_cannot_fill_the_link() -> None:
+    outbox = Outbox(4000)
+    outbox.begin_stream(0, (), CREDIT_BYTES)
+
+    def push(session: bytes, size: int) -> None:
+        outbox.push(StatusRequest(1), [bytes(size)], ServiceClass.DECODE, session, "")
+
+    push(b"one", 1500)
+    with pytest.raises(LinkFullError, match="of this session"):
+        push(b"one", 10)
+    outbox.push(StatusRequest(1), [], ServiceClass.CONTROL, b"one", "")
+    push(b"two", 10)
+    push(b"two", 10)
+    while outbox.waiting:
+        assert outbox.next_frame(0, 0) is not None
+    outbox.acknowledge(outbox.unacknowledged)
+    push(b"one", 800)
+    push(b"one", 10)
