@@ -57,10 +57,15 @@ class Daemon:
         """Waits until the daemon's process has ended, by itself or not; its exit code."""
         return int(await self.p2p._child.wait())
 
+    def kill(self) -> None:
+        """Ends a process that does not even hear that it should end."""
+        with contextlib.suppress(ProcessLookupError):
+            self.p2p._child.kill()
+
     async def stop(self) -> None:
         """Ends the process and removes the folder, whatever state they are in."""
         await _stop(self.p2p)
-        await asyncio.to_thread(self._folder.remove)
+        self._folder.remove()  # a few small files; at the program's end no thread takes work
 
 
 async def start_daemon(

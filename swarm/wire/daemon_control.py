@@ -5,6 +5,7 @@ switch for every message.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,13 @@ class DaemonControl:
             )
         except RefusedError as error:
             raise DaemonError(f"our libp2p daemon takes no streams: {error}") from error
+
+    async def check(self) -> None:
+        """Returns when the daemon has answered a question; it may say no."""
+        from hivemind.proto import p2pd_pb2
+
+        with contextlib.suppress(RefusedError):
+            await self._order(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
 
     async def open_stream(self, peer: PeerId, timeout_s: float) -> DaemonStream:
         """A new stream to `peer`. Raises RefusedError when it cannot be reached."""

@@ -25,6 +25,10 @@ CONNECT_TIMEOUT_S = 4.0
 """For one peer at the addresses that we know."""
 REMEMBER_EVERY_S = 10.0
 MAX_REMEMBERED_PEERS = 64
+MAX_UNANSWERED_CHECKS = 3
+"""After so many in a row the daemon is killed and started again."""
+MAX_KNOWN_PEERS = 4096
+"""Whose addresses we keep for later dials."""
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 15.0
 DAEMON_FLUSH_S = 0.1
@@ -39,7 +43,8 @@ class Libp2pNetwork:
 
     The daemon's death ends all streams. It is started again with the same identity and the same
     ports, reconnects to the initial peers and to those that were connected before, and then the
-    callbacks in `on_rebuilt` are awaited in order.
+    callbacks in `on_rebuilt` are awaited in order. They must not wait for the daemon: it is not
+    watched meanwhile.
     """
 
     def __init__(self, identity: Identity, config: DaemonConfig, initial_peers: list[str]) -> None:
@@ -171,7 +176,8 @@ class Libp2pNetwork:
     def add_addresses(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Where `peer` may be found (with or without its id at the end), for later dials.
 
-        Replaces what was added before. Malformed addresses are left out: they come from others.
+        Replaces what was added before; of more than `MAX_KNOWN_PEERS` peers those that were
+        added longest ago are forgotten. Malformed addresses are left out: they come from others.
         """
         known: list[str] = []
         for address in addresses:
@@ -179,7 +185,10 @@ class Libp2pNetwork:
                 known.append(check_address(address).removesuffix(f"/p2p/{peer}"))
             except AddressError as error:
                 logger.info("an address of %s is left out: %s", peer, error)
+        self._known.pop(peer, None)
         self._known[peer] = tuple(known)
+        if len(self._known) > MAX_KNOWN_PEERS:
+            del self._known[next(iter(self._known))]
 
     async def connect(self, address: str, timeout_s: float) -> bool:
         """Whether there is a connection to the peer of a full address now.
@@ -238,20 +247,29 @@ class Libp2pNetwork:
 
     async def _watch(self) -> None:
         while True:
-            code = await self._remember_until_exit(self._running().daemon)
-            self._ready.clear()
-            logger.warning("our libp2p daemon ended (code %d); starting it again", code)
-            await self._stop_daemon()
-            await self._rebuild()
-            self.rebuilds += 1
-            logger.warning("our libp2p daemon runs again, at the same addresses")
-            for callback in list(self.on_rebuilt):
-                try:
-                    await callback()
-                except Exception:
-                    logger.exception("a callback failed after the libp2p daemon was rebuilt")
+            try:
+                await self._rebuild_when_it_ends()
+            except Exception:
+                logger.exception("watching our libp2p daemon failed; going on")
+                await asyncio.sleep(FIRST_BACKOFF_S)
 
-    async def _remember_until_exit(self, daemon: Daemon) -> int:
+    async def _rebuild_when_it_ends(self) -> None:
+        if self._control is not None:
+            code = await self._remember_until_exit(self._control)
+            logger.warning("our libp2p daemon ended (code %d); starting it again", code)
+        await self._stop_daemon()
+        await self._rebuild()
+        self.rebuilds += 1
+        logger.warning("our libp2p daemon runs again, at the same addresses")
+        for callback in list(self.on_rebuilt):
+            try:
+                await callback()
+            except Exception:
+                logger.exception("a callback failed after the libp2p daemon was rebuilt")
+
+    async def _remember_until_exit(self, control: DaemonControl) -> int:
+        """Waits for the daemon's end; ends it when it does not answer. Its exit code."""
+        daemon, unanswered = control.daemon, 0
         exited = asyncio.ensure_future(daemon.exited())
         try:
             while True:
@@ -260,10 +278,18 @@ class Libp2pNetwork:
                     return exited.result()
                 try:
                     async with asyncio.timeout(CONTROL_TIMEOUT_S):
+                        await control.check()
+                    unanswered = 0
+                    async with asyncio.timeout(CONTROL_TIMEOUT_S):
                         await self._remember_peers(daemon)
                         await self._learn_addresses(daemon)
+                except OSError:  # TimeoutError is one of them
+                    unanswered += 1
+                    logger.warning("our libp2p daemon does not answer (%d in a row)", unanswered)
+                    if unanswered >= MAX_UNANSWERED_CHECKS:
+                        daemon.kill()
                 except Exception:
-                    logger.info("our libp2p daemon does not answer", exc_info=True)
+                    logger.info("our libp2p daemon was asked in vain", exc_info=True)
         finally:
             exited.cancel()
 
@@ -291,6 +317,8 @@ class Libp2pNetwork:
                 with_peers = False  # they may be gone for good; we are still one of the network
             except SwarmError as error:
                 logger.warning("cannot start the libp2p daemon again: %s", error)
+            except Exception:  # whatever hivemind raises when it is killed while it starts
+                logger.exception("cannot start the libp2p daemon again")
             await self._stop_daemon()
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

@@ -4,14 +4,18 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from libp2p_peers import Peers, peers, run_in_peace
 
 from swarm.errors import AddressError, UnreachablePeerError
+from swarm.wire.daemon import Daemon, DaemonConfig
 from swarm.wire.daemon_stream import MAX_PRELUDE_BYTES, split_message, with_length
 from swarm.wire.identity import Identity
 from swarm.wire.libp2p import Libp2pNetwork
@@ -260,6 +264,119 @@ def test_a_killed_daemon_is_rebuilt_at_the_same_place() -> None:
             assert (server.rebuilds, client.rebuilds) == (1, 1)
 
     run_in_peace(main())
+
+
+def told_when_rebuilt(network: Libp2pNetwork) -> asyncio.Event:
+    rebuilt = asyncio.Event()
+
+    async def tell() -> None:
+        rebuilt.set()
+
+    network.on_rebuilt[:] = [tell]
+    return rebuilt
+
+
+def test_a_daemon_that_is_killed_again_and_again_is_rebuilt_each_time() -> None:
+    async def main() -> None:
+        async with peers() as started:
+            server = await start_echo(started)
+            client = await started.start(initial_peers=server.addresses, client_only=True)
+            for _ in range(2):
+                rebuilt = told_when_rebuilt(client)
+                assert client.daemon_pid is not None
+                os.kill(client.daemon_pid, signal.SIGKILL)
+                await rebuilt.wait()
+            reader = Reader(await client.dial(server.peer_id, 30))
+            reader.stream.write(b"alive")
+            assert await reader.read(5) == b"alive"
+
+    run_in_peace(main())
+
+
+def test_the_watch_goes_on_whatever_hivemind_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
+
+        async with peers() as started:
+            server = await started.start()
+            learn, failures = server._learn_addresses, [ControlFailure("no"), RuntimeError("odd")]
+
+            async def fail_twice(daemon: Daemon) -> None:
+                if failures:
+                    raise failures.pop()
+                await learn(daemon)
+
+            monkeypatch.setattr(server, "_learn_addresses", fail_twice)
+            assert server.daemon_pid is not None
+            rebuilt = told_when_rebuilt(server)
+            os.kill(server.daemon_pid, signal.SIGKILL)
+            await rebuilt.wait()
+            assert not failures and server.daemon_pid is not None
+
+    run_in_peace(main())
+
+
+def test_a_frozen_daemon_is_killed_and_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm.wire.libp2p.REMEMBER_EVERY_S", 0.1)
+    monkeypatch.setattr("swarm.wire.libp2p.CONTROL_TIMEOUT_S", 1.0)
+
+    async def main() -> None:
+        async with peers() as started:
+            server = await start_echo(started)
+            frozen, addresses = server.daemon_pid, server.addresses
+
+            async def check_rarely() -> None:
+                monkeypatch.setattr("swarm.wire.libp2p.REMEMBER_EVERY_S", 1000.0)
+
+            assert frozen is not None
+            os.kill(frozen, signal.SIGSTOP)
+            rebuilt = told_when_rebuilt(server)
+            server.on_rebuilt.append(check_rarely)
+            await rebuilt.wait()
+            assert server.daemon_pid != frozen and server.addresses == addresses
+            client = await started.start(initial_peers=server.addresses, client_only=True)
+            reader = Reader(await client.dial(server.peer_id, 30))
+            reader.stream.write(b"thawed")
+            assert await reader.read(6) == b"thawed"
+
+    run_in_peace(main())
+
+
+def test_the_addresses_of_those_named_longest_ago_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("swarm.wire.libp2p.MAX_KNOWN_PEERS", 2)
+    network = Libp2pNetwork(Identity.create(), DaemonConfig((), (), True, 1.0), [])
+    first, second, third = (Identity.create().peer_id for _ in range(3))
+    for peer in (first, second, first, third):
+        network.add_addresses(peer, ["/ip4/127.0.0.1/tcp/9"])
+    assert set(network._known) == {first, third}
+
+
+_JUST_ENDS = """
+import logging
+from swarm.client.runtime import runtime
+from swarm.wire.identity import Identity
+from swarm.wire.libp2p import Libp2pNetwork
+
+logging.basicConfig()
+network = runtime().run(Libp2pNetwork.create(Identity.create()))
+runtime().close_at_exit(network, network.close)
+print(network.daemon_pid, flush=True)
+"""
+
+
+def test_a_program_that_just_ends_leaves_nothing_and_says_nothing(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _JUST_ENDS],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert list(tmp_path.glob("swarm-*")) == []
+    assert not psutil.pid_exists(int(ended.stdout))
 
 
 def test_a_dial_waits_for_the_daemon_that_is_being_rebuilt() -> None:
