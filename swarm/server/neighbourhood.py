@@ -2,35 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from swarm.dht.directory import Directory
 from swarm.dht.records import DIGEST_BYTES, ServerRecord
-from swarm.errors import CheckpointError, ProtocolVersionError, SwarmError
+from swarm.errors import CheckpointError, SwarmError
 from swarm.routing.view import SwarmView
 from swarm.server.hosted import Plan
 from swarm.server.lifecycle import EventSink, ServerEvent
 from swarm.server.telling import counted
 from swarm.spans import Span
-from swarm.wire.frames import PROTOCOL_VERSION
+from swarm.wire.versions import check_versions
 
 logger = logging.getLogger("swarm.server")
 
 LOOK_ROUND_S = 20.0
 """How often the directory is read."""
-
-
-def check_protocol(records: Sequence[ServerRecord]) -> None:
-    """Raises `ProtocolVersionError` if there are servers, and all speak other versions."""
-    versions = sorted({record.protocol for record in records})
-    if not versions or PROTOCOL_VERSION in versions:
-        return
-    theirs = ", ".join(map(str, versions))
-    older = "this program" if versions[-1] > PROTOCOL_VERSION else "the swarm's servers"
-    raise ProtocolVersionError(
-        f"the servers of this swarm speak version {theirs} of the protocol, we speak "
-        f"{PROTOCOL_VERSION}; update {older}, or begin a swarm of your own without --peers"
-    )
 
 
 def short_name(name: str) -> str:
@@ -63,7 +49,7 @@ class Neighbourhood:
         checkpoint = self._plan.checkpoint
         records = await self._served()
         ours = [record for record in records if record.checkpoint == self._plan.identity]
-        check_protocol(ours or records)
+        check_versions(record.protocol for record in ours or records)
         if ours:
             return
         if any(record.model == short_name(checkpoint.name) for record in records):
