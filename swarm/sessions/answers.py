@@ -1,6 +1,6 @@
 """What a hop makes of a finished pass: the next hop's step or the client's output; and keeps."""
 
-from collections import deque
+from collections import Counter, deque
 
 import msgspec
 
@@ -80,6 +80,10 @@ def replayed(replay: Replay, backup: Backup, to: PeerId) -> Forward | None:
 
 
 MAX_KEPT_TOKENS = 4096
+MAX_RESENDS = 3
+"""How often an answer is sent again for a duplicate: a small frame must not buy megabytes for ever."""
+MAX_GAPS = 16
+"""How often a gap at one step is filled; each step that was under way behind it tells of it."""
 
 
 class KeptAnswers:
@@ -91,11 +95,15 @@ class KeptAnswers:
         """Of the step that will be answered next."""
         self._answers: deque[Forward] = deque()
         self._tokens = 0
+        self._resent: Counter[int] = Counter()
+        """How often each step's answer was asked for again, by a duplicate or as the first of a
+        gap; only of the steps that are kept."""
 
     def clear(self) -> None:
         self.next_seq = 0
         self._tokens = 0
         self._answers.clear()
+        self._resent.clear()
 
     def keep(self, forward: Forward) -> None:
         self.next_seq = _seq(forward) + 1
@@ -104,18 +112,27 @@ class KeptAnswers:
         while len(self._answers) > 1 and (
             len(self._answers) > MAX_UNANSWERED or self._tokens > MAX_KEPT_TOKENS
         ):
-            self._tokens -= _tokens(self._answers.popleft())
+            dropped = self._answers.popleft()
+            self._tokens -= _tokens(dropped)
+            del self._resent[_seq(dropped)]
 
-    def of(self, seq: int) -> list[Forward]:
-        """The answer to step `seq`, if it is kept."""
-        return [forward for forward in self._answers if _seq(forward) == seq]
+    def again(self, seq: int) -> list[Forward]:
+        """The answer to step `seq`, if it is kept and was not asked for too often."""
+        found = [forward for forward in self._answers if _seq(forward) == seq]
+        return found if found and self._counts(seq, MAX_RESENDS) else []
 
     def since(self, seq: int) -> list[Forward] | None:
-        """All answers from step `seq` on; None: the first of them are not kept any more."""
+        """All answers from step `seq` on; None: the first of them are not kept any more, or were
+        asked for too often."""
         if seq >= self.next_seq:
             return []
         lost = [forward for forward in self._answers if _seq(forward) >= seq]
-        return lost if lost and _seq(lost[0]) == seq else None
+        found = lost and _seq(lost[0]) == seq
+        return lost if found and self._counts(seq, MAX_GAPS) else None
+
+    def _counts(self, seq: int, most: int) -> bool:
+        self._resent[seq] += 1
+        return self._resent[seq] <= most
 
 
 def _seq(forward: Forward) -> int:

@@ -192,12 +192,12 @@ class HopSession:
     def _step(self, step: Step, payload: Any, sender: PeerId) -> list[Instruction]:
         if step.epoch < self.epoch:
             return []
-        if step.epoch == self.epoch and step.seq < self._next_seq:
-            return list(self._kept.of(step.seq))
         fault = shape_fault(step, self.grant)
         fault = fault or tensor_fault(step.tensors, sum(step.counts), self.grant.dtype)
         if fault is not None:
             return self._reject(step, fault)
+        if step.epoch == self.epoch and step.seq < self._next_seq:
+            return list(self._kept.again(step.seq))
         opens = step.epoch > self.epoch
         if step.seq != (0 if opens else self._next_seq) and (opens or not self._any_seq):
             return self._send_gap(step, sender)

@@ -1,7 +1,8 @@
 """How long a hop keeps a session: lease, lifetime, and grace for a lost client."""
 
-LEASE_S = 2.0
-"""How long a hold lasts without `Commit`."""
+LEASE_S = 8.0
+"""How long a hold lasts without `Commit`: longer than a client waits for the other hops' answers
+(`opening.ANSWER_S`), with time for the commit to travel."""
 GRACE_S = 10.0
 """How long a session outlives the loss of its client's link."""
 

@@ -110,7 +110,7 @@ class Open(_Message, frozen=True, tag="open"):
     wait_s: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] = 0.0
     """0: answer at once. Else wait in line for room for so long.
 
-    It stretches the lease too: the hold lasts until 2 s after `wait_s` has passed.
+    It stretches the lease too: the hold lasts until 8 s after `wait_s` has passed.
     """
     attempt: Count = 0
     """Comes back in `Held` and `Refused`: which of the client's tries they answer."""

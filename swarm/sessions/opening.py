@@ -35,7 +35,10 @@ from swarm.sessions.messages import (
 from swarm.spans import PeerId
 
 ANSWER_S = 5.0
-"""How long a hop may take to answer what it can answer at once, and how late beyond a deadline."""
+"""How long a hop may take to answer what it can answer at once, and how late beyond a deadline.
+
+Less than the lease of a hold, with time for the commit to travel: the first hop that holds must still
+do so when the last one has answered."""
 
 
 class Opening:
@@ -44,7 +47,7 @@ class Opening:
     First every hop is asked to hold at once, without waiting. If all hold, all are told to commit.
     If some have no room, everything is released and asked for again one hop after the other, in
     ascending order of peer id, this time waiting in line; everybody waits in that same order, so
-    nobody waits in a circle. `Open.wait_s` is the time left to the deadline, and a hold lasts 2 s
+    nobody waits in a circle. `Open.wait_s` is the time left to the deadline, and a hold lasts 8 s
     longer than that, so the first hold is still there when the last one is granted.
 
     Ends with `Opened` or `Raise`; `hops`: the indices to open (a change of route opens only the

@@ -29,7 +29,7 @@ from swarm.sessions.events import (
     Tick,
 )
 from swarm.sessions.grants import check_grant
-from swarm.sessions.hop import HopSession
+from swarm.sessions.hop import LEASE_S, HopSession
 from swarm.sessions.messages import (
     Close,
     Commit,
@@ -201,7 +201,7 @@ class ModelServer:
             if session not in self.running:
                 left = max(0.0, asked_at + message.wait_s - now)
                 hop = self._hop_class(
-                    grant, message.hop, now, lease_s=2.0 + left, keep_backup=self._keep_backup
+                    grant, message.hop, now, lease_s=LEASE_S + left, keep_backup=self._keep_backup
                 )
                 blocks = grant.hops[message.hop]
                 chain = HashChain(blocks.start, blocks.end, strict=self._strict)

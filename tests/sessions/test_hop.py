@@ -18,7 +18,7 @@ from swarm.sessions.events import (
     Stopping,
     Tick,
 )
-from swarm.sessions.hop import HopSession
+from swarm.sessions.hop import LEASE_S, HopSession
 from swarm.sessions.messages import (
     Close,
     Commit,
@@ -306,6 +306,26 @@ def test_a_gap_that_cannot_be_filled_goes_to_the_client() -> None:
     assert hop.handle(Received(HOPS[2], gap), 0.0) == [Forward(CLIENT, gap)]
 
 
+def test_a_small_frame_does_not_buy_answers_for_ever() -> None:
+    hop = make_hop()
+    first = make_step(0, 0, (0,), (3,))
+    answer = run_step(hop, first)
+    assert [step_to(hop, first) for _ in range(5)] == [[answer]] * 3 + [[]] * 2
+    run_step(hop, make_step(0, 1, (3,), (1,)))
+    gap = Gap(SESSION, 0, 2, (3,), 1)
+    filled = [hop.handle(Received(HOPS[2], gap), 0.0) for _ in range(20)]
+    assert filled[-1] == [Forward(CLIENT, gap)]
+    assert filled.count(filled[0]) == 16
+
+
+def test_a_duplicate_of_another_shape_is_no_duplicate() -> None:
+    hop = make_hop()
+    run_step(hop, make_step(0, 0, (0,), (3,)))
+    assert fail_of(step_to(hop, make_step(0, 0, (0,), (3,), emit_from=(1, 2)))).why is (
+        FailKind.REJECTED
+    )
+
+
 def test_kept_answers_are_bounded() -> None:
     hop = HopSession(make_grant(length=100_000), 1, 0.0)
     for seq in range(6):
@@ -388,9 +408,9 @@ def test_a_fence_with_an_unchecked_route_is_rejected() -> None:
 
 def test_a_hold_lapses_without_commit() -> None:
     hop = make_hop()
-    assert hop.deadline == 2.0
-    assert hop.handle(Tick(), 1.9) == []
-    assert [type(i) for i in hop.handle(Tick(), 2.0)] == [Free]
+    assert hop.deadline == LEASE_S
+    assert hop.handle(Tick(), LEASE_S - 0.1) == []
+    assert [type(i) for i in hop.handle(Tick(), LEASE_S)] == [Free]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from swarm.errors import (
     UnreachablePeerError,
 )
 from swarm.sessions.events import Forward, Instruction, Opened, PeerLost, Raise, Received, Tick
+from swarm.sessions.hop import LEASE_S, HopSession
 from swarm.sessions.messages import (
     Close,
     Commit,
@@ -185,6 +186,22 @@ def test_only_the_new_hops_of_a_route_are_opened() -> None:
     assert sent(held(opening, 1)) == [(HOPS[1], Commit(SESSION, 0))]
     nothing_new = Opening(make_grant(), signed(make_grant()), deadline_s=1.0, hops=())
     assert nothing_new.start(0.0) == [Opened()]
+
+
+def test_a_hold_outlives_the_wait_for_the_other_hops() -> None:
+    grant = make_grant()
+    hop = HopSession(grant, 0, 0.0)
+    opening = start()
+    held(opening, 0, now=0.0)
+    held(opening, 1, now=0.0)
+    assert opening.deadline is not None
+    last = opening.deadline - 0.01
+    assert held(opening, 2, now=last)[-1] == Opened()
+    travelled = last + 2.0
+    assert hop.handle(Tick(), travelled) == []
+    hop.handle(Received(PeerId(grant.client), Commit(SESSION, 0)), travelled)
+    assert not hop.freed
+    assert hop.deadline > LEASE_S
 
 
 def test_cancel_releases_everything() -> None:
