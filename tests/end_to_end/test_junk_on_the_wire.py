@@ -24,9 +24,20 @@ from tiny_swarm import (
 from swarm.scheduling.classes import ServiceClass
 from swarm.server.server import Server
 from swarm.sessions.messages import Close, encode
-from swarm.wire.frames import HEADER, PRELUDE, Flags, FrameType, Hello, Range, pack_ack, pack_hello
+from swarm.wire.frames import (
+    HEADER,
+    PRELUDE,
+    Flags,
+    FrameType,
+    Hello,
+    Range,
+    pack_ack,
+    pack_hello,
+    pack_plain,
+)
 from swarm.wire.identity import Identity
 from swarm.wire.libp2p import Libp2pNetwork
+from swarm.wire.network import ByteStream
 
 BOTH = Flags.FIRST | Flags.LAST
 TOKENS = 24
@@ -73,8 +84,18 @@ class Stranger:
         if half:
             await asyncio.sleep(0.05)
         else:
-            await ended.wait_for_end()
+            # Alive in all other ways, so that silence is not why the server closes.
+            pinging = asyncio.create_task(self._ping(stream))
+            try:
+                await ended.wait_for_end()
+            finally:
+                pinging.cancel()
         stream.close()
+
+    async def _ping(self, stream: ByteStream) -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            stream.write(pack_plain(FrameType.PING))
 
 
 class Ended:
