@@ -13,6 +13,7 @@ from swarm.client.cache import RemoteCache
 from swarm.client.calls import Call, Generation, current_call, current_generation
 from swarm.client.chain import OpenChain
 from swarm.client.gradients import without_backward
+from swarm.client.refusals import Refusals
 from swarm.client.session import Session, active_session
 from swarm.errors import NotServedError
 from swarm.sessions.messages import Hop
@@ -34,7 +35,7 @@ class Remote:
     last_route: tuple[Hop, ...] = ()
 
 
-class RemoteModel:
+class RemoteModel(Refusals):
     """Mixed into the model's class, before it; see `attach`."""
 
     _remote: Remote
@@ -133,6 +134,12 @@ class RemoteModel:
             raise NotServedError(
                 "assistant_early_exit needs layers here; use an assistant_model or "
                 "prompt_lookup_num_tokens"
+            )
+        mask = model_kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
+            raise NotServedError(
+                "a row ends with padding, so there is nothing to continue it from; pad on the left "
+                "(padding_side='left')"
             )
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         given = model_kwargs.get("past_key_values")
