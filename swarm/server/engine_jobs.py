@@ -34,6 +34,8 @@ class EngineJob:
     """In any float dtype; the slice's own is cheapest."""
     blocks: Span
     """What the session's route uses of the slice."""
+    owner: object = None
+    """Whose result it is; a session that is opened again under its old id is another owner."""
 
     @property
     def tokens(self) -> int:
@@ -46,8 +48,8 @@ class EngineResult:
 
     job: EngineJob
     output: torch.Tensor | None
-    """`[sum(counts), hidden_size]` in the slice's dtype, on its device; a view of the output of
-    the whole pass."""
+    """`[sum(counts), hidden_size]` in the slice's dtype, on the CPU; it does not keep the
+    whole pass's output alive."""
     error: SwarmError | None
     """`StepRejectedError`, `SessionFullError`, `SessionLostError` or `NotFiniteError`; any other
     `SessionError` is a fault of this server."""

@@ -5,7 +5,6 @@ link through `HopSession` to the engine, and from there back to a link. The pure
 """
 
 import asyncio
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from swarm.scheduling.classes import ServiceClass
 from swarm.server.engine_jobs import EngineJob, EngineResult
 from swarm.server.outgoing import Outgoing
 from swarm.server.reception import Guest, Quotas, Reception
+from swarm.server.status import StatusCache
 from swarm.server.translation import engine_job, outgoing_message, result_event
 from swarm.sessions.admission import Admission
 from swarm.sessions.events import (
@@ -97,11 +97,11 @@ class Service:
         locate: Callable[[], Awaitable[None]] | None = None,
         quotas: Quotas | None = None,
     ) -> None:
-        """`status`: the fields of a `StatusReply`; called for each request. `locate`: tells the
+        """`status`: the fields of a `StatusReply`; called for a request, but not often. `locate`: tells the
         network where the servers of this model are, before one without a link is dialled."""
         self._hosting = hosting
         self._engine = engine
-        self._status = status
+        self._status = StatusCache(status)
         self._locate = locate
         self.admission = admission
         self._reception = Reception(
@@ -166,8 +166,7 @@ class Service:
             case Close():
                 self._on_close(peer, message)
             case StatusRequest():
-                status = json.dumps(dict(self._status())).encode()
-                self._send(peer, StatusReply(message.request, status))
+                self._send(peer, StatusReply(message.request, self._status.read(self._now())))
             case _:
                 logger.debug("%s sent a %s, which no server awaits", peer, type(message).__name__)
 
@@ -288,7 +287,7 @@ class Service:
         """What became of jobs; called in the loop's thread, once a pass."""
         for result in results:
             hop = self._sessions.get(result.job.session)
-            if hop is not None:
+            if hop is not None and result.job.owner is hop:
                 self._handle(hop, result_event(hop, result))
 
     # ---- instructions

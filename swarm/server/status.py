@@ -1,12 +1,15 @@
 """What a server tells of itself to whoever asks: the fields of `swarm-client status`."""
 
 import asyncio
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 LAG_INTERVAL_S = 0.5
+STATUS_AGE_S = 0.5
+"""How old a status may be that is told: whoever asks in a loop costs next to nothing."""
 
 
 @dataclass
@@ -24,6 +27,19 @@ class LoopLag:
             late_ms = max(0.0, loop.time() - due) * 1e3
             # The worst fades within about a minute, so that an old hiccup is not shown for ever.
             self.worst_ms = max(late_ms, 0.98 * self.worst_ms)
+
+
+class StatusCache:
+    """The body of a `StatusReply`, made anew at most every `STATUS_AGE_S`."""
+
+    def __init__(self, fields: Callable[[], Mapping[str, Any]]) -> None:
+        self._fields = fields
+        self._made: tuple[float, bytes] | None = None
+
+    def read(self, now: float) -> bytes:
+        if self._made is None or now - self._made[0] >= STATUS_AGE_S:
+            self._made = (now, json.dumps(dict(self._fields())).encode())
+        return self._made[1]
 
 
 def open_file_count() -> int:

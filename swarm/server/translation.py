@@ -30,6 +30,7 @@ def engine_job(hop: HopSession, compute: Compute, hidden_size: int) -> EngineJob
         position_ids=step.position_ids,
         hidden=unpack_hidden(step, compute.payload, hidden_size),
         blocks=hop.blocks,
+        owner=hop,
     )
 
 

@@ -11,8 +11,10 @@ from raw_client import RawClient
 from service_world import CAPACITY, HIDDEN, PAGE, ToyServer, World, session_of, world
 from toy_engine import answers
 
-from swarm.errors import LinkFullError
+from swarm.errors import LinkFullError, SessionLostError
+from swarm.server.engine_jobs import EngineResult
 from swarm.server.reception import Quotas
+from swarm.server.status import StatusCache
 from swarm.sessions.hop import LEASE_S
 from swarm.sessions.messages import (
     Close,
@@ -138,6 +140,38 @@ def test_the_status_is_told_to_whoever_asks() -> None:
         reply = await client.receive(StatusReply)
         assert reply.request == 7
         assert json.loads(reply.status) == {"blocks": "0:2", "sessions": 1}
+
+    in_world(story)
+
+
+def test_a_status_is_made_anew_twice_a_second_at_most() -> None:
+    made: list[int] = []
+
+    def fields() -> dict[str, int]:
+        made.append(1)
+        return {"count": len(made)}
+
+    cache = StatusCache(fields)
+    told = [json.loads(cache.read(now))["count"] for now in (0.0, 0.1, 0.4, 0.6, 0.7, 1.2)]
+    assert told == [1, 1, 1, 2, 2, 3]
+
+
+def test_a_result_of_a_freed_session_does_not_reach_its_successor() -> None:
+    async def story(w: World) -> None:
+        [server], client, grant = await opened(w)
+        await client.push(server, grant, tokens(2))
+        while not server.engine._queue:
+            await asyncio.sleep(0.001)
+        [job] = server.engine._queue
+        await client.send(server, Close(grant.session))
+        await asyncio.sleep(1)
+        again = await client.open([server], session=grant.session)
+        await asyncio.sleep(1)
+        client.inbox.clear()
+        server.service.on_results([EngineResult(job, None, SessionLostError("gone"), 1.0, 1.0)])
+        await client.push(server, again, tokens(3))
+        _, answer = await client.receive_output()
+        assert answer is not None and torch.equal(answer, answers(tokens(3)))
 
     in_world(story)
 
