@@ -1,0 +1,190 @@
+"""All ways in which Python code comes to a swarm: a bootstrap peer, loops, threads, pipelines."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from processes import Program, command_line
+from tiny_swarm import (
+    TinySwarm,
+    client_model,
+    greedy,
+    plain_model,
+    save_tiny,
+    some_ids,
+    tiny_swarm,
+)
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast, StoppingCriteria, pipeline
+
+from swarm import AutoModelForCausalLM
+from swarm.errors import PeerError, SessionError
+
+TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_tiny("llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Any:
+    return plain_model(folder)
+
+
+@pytest.fixture(scope="module")
+def swarm(folder: Path) -> Iterator[TinySwarm]:
+    with tiny_swarm(folder, "0:1", "1:4") as swarm:
+        yield swarm
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path, swarm: TinySwarm) -> Iterator[Any]:
+    with client_model(folder, swarm.address) as model:
+        yield model
+
+
+def daemons() -> dict[int, psutil.Process]:
+    """The libp2p daemons of this process."""
+    found = psutil.Process().children(recursive=True)
+    return {one.pid: one for one in found if "p2pd" in one.name()}
+
+
+def test_by_a_bootstrap_peer_without_blocks(
+    folder: Path,
+    plain: Any,
+    start_program: Callable[[str, list[str]], Program],
+    tmp_path: Path,
+) -> None:
+    command = [*command_line("swarm-dht"), "--listen", "/ip4/127.0.0.1/tcp/0", "--json-logs"]
+    bootstrap = start_program("dht", [*command, "--identity", str(tmp_path / "key")])
+    address = str(bootstrap.wait_for("listening")["address"])
+    with (
+        tiny_swarm(folder, "0:3", "3:4", peers=(address,)),
+        client_model(folder, address) as model,
+    ):
+        expected = greedy(plain, some_ids(7), TOKENS)
+        assert torch.equal(greedy(model, some_ids(7), TOKENS), expected)
+
+
+def test_all_of_it_inside_a_running_loop(folder: Path, swarm: TinySwarm, plain: Any) -> None:
+    """As in a notebook, where the loop runs while a cell does."""
+
+    async def cells() -> torch.Tensor:
+        ticking = asyncio.create_task(asyncio.sleep(3600))
+        model = AutoModelForCausalLM.from_pretrained(folder, initial_peers=[swarm.address])
+        try:
+            with model.session(max_length=64):
+                greedy(model, some_ids(7), 4)
+                return greedy(model, some_ids(7), TOKENS)
+        finally:
+            model.close()
+            ticking.cancel()
+
+    assert torch.equal(asyncio.run(cells()), greedy(plain, some_ids(7), TOKENS))
+
+
+def test_two_threads_with_models_of_their_own(folder: Path, swarm: TinySwarm, plain: Any) -> None:
+    found: dict[int, torch.Tensor] = {}
+
+    def work(seed: int) -> None:
+        with client_model(folder, swarm.address) as model:
+            found[seed] = greedy(model, some_ids(9, seed=seed), TOKENS)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(2):
+        assert torch.equal(found[seed], greedy(plain, some_ids(9, seed=seed), TOKENS))
+
+
+def test_two_threads_with_sessions_of_one_model(model: Any, plain: Any) -> None:
+    found: dict[int, torch.Tensor] = {}
+
+    def work(seed: int) -> None:
+        with model.session(max_length=64):
+            greedy(model, some_ids(9, seed=seed), 5)
+            found[seed] = greedy(model, some_ids(9, seed=seed), TOKENS)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(2):
+        assert torch.equal(found[seed], greedy(plain, some_ids(9, seed=seed), TOKENS))
+
+
+def test_a_pipeline_with_a_batch(model: Any, plain: Any) -> None:
+    words = {f"w{number}": number for number in range(96)}
+    backend = Tokenizer(WordLevel(words, unk_token="w3"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="w0", eos_token="w2", padding_side="left"
+    )
+    prompts = ["w5 w6 w7", "w8", "w10 w11 w12 w13 w14", "w20 w21"]
+    answers = [
+        pipeline("text-generation", model=one, tokenizer=tokenizer, batch_size=4)(
+            prompts, max_new_tokens=TOKENS, do_sample=False
+        )
+        for one in (plain, model)
+    ]
+    assert answers[0] == answers[1]
+    assert len({answer[0]["generated_text"] for answer in answers[1]}) == len(prompts)
+
+
+class KillAt(StoppingCriteria):  # type: ignore[misc]
+    """Kills a process once, when so many tokens are there; stops nothing."""
+
+    def __init__(self, length: int, victims: list[psutil.Process]) -> None:
+        self._length = length
+        self.victims = victims
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        if input_ids.shape[1] >= self._length and self.victims:
+            victim = self.victims.pop()
+            victim.kill()
+            victim.wait(10)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+
+
+def test_the_clients_own_daemon_is_killed(folder: Path, plain: Any) -> None:
+    expected = greedy(plain, some_ids(7), 40)
+    with tiny_swarm(folder, "0:2", "2:4") as swarm:
+        before = daemons()
+        with client_model(folder, swarm.address) as model:
+            assert torch.equal(greedy(model, some_ids(7), 40), expected)
+            [first] = daemons().keys() - before.keys()
+            psutil.Process(first).kill()
+            # Between two generations it is not noticed.
+            assert torch.equal(greedy(model, some_ids(7), 40), expected)
+            [second] = daemons().keys() - before.keys()
+            assert second != first
+            # In the middle of one, it goes on or says why not; and the next one is right.
+            kill = KillAt(20, [psutil.Process(second)])
+            with contextlib.suppress(SessionError, PeerError):
+                found = model.generate(
+                    some_ids(7),
+                    max_new_tokens=40,
+                    min_new_tokens=40,
+                    do_sample=False,
+                    stopping_criteria=[kill],
+                )
+                assert torch.equal(found, expected)
+            assert not kill.victims
+            assert torch.equal(greedy(model, some_ids(7), 40), expected)
+            swarm.wait_until_free()
+        assert daemons().keys() == before.keys()
