@@ -1,0 +1,169 @@
+"""Caches that are too small for all who come: waiting in line, deadlines, no deadlock, no leaks."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import StartServer
+from processes import ServerProgram
+from tiny_swarm import (
+    TinySwarm,
+    client_model,
+    greedy,
+    plain_model,
+    save_tiny,
+    some_ids,
+    tiny_swarm,
+)
+
+from swarm.errors import CacheFullError
+
+ROOM = 128
+"""Cache tokens of each server here: two pages of 64."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_tiny("llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> torch.Tensor:
+    return greedy(plain_model(folder), some_ids(8), 12)
+
+
+@pytest.fixture(scope="module")
+def swarm(folder: Path) -> Iterator[TinySwarm]:
+    with tiny_swarm(folder, "0:2", "2:4", cache_tokens=ROOM) as swarm:
+        yield swarm
+
+
+def in_line(swarm: TinySwarm) -> int:
+    return sum(server.status()["sessions_in_line"] for server in swarm.servers)
+
+
+def test_who_finds_no_room_waits_until_there_is_some(
+    folder: Path, swarm: TinySwarm, expected: torch.Tensor
+) -> None:
+    with client_model(folder, swarm.address) as model, ThreadPoolExecutor(1) as pool:
+        with model.session(max_length=ROOM):
+            greedy(model, some_ids(8), 2)
+            assert [status["cache_tokens_free"] for status in swarm.statuses()] == [0, 0]
+            waiting = pool.submit(greedy, model, some_ids(8), 12)
+            swarm.wait_until(lambda: in_line(swarm) > 0)
+            assert not waiting.done()
+        assert torch.equal(waiting.result(60), expected)
+        swarm.wait_until_free()
+
+
+def test_who_waits_too_long_is_told(folder: Path, swarm: TinySwarm, expected: torch.Tensor) -> None:
+    with (
+        client_model(folder, swarm.address) as model,
+        client_model(folder, swarm.address, open_timeout_s=1.0) as hasty,
+    ):
+        with model.session(max_length=ROOM):
+            told = greedy(model, some_ids(8), 2)
+            with pytest.raises(CacheFullError, match="no room within") as full:
+                greedy(hasty, some_ids(8), 12)
+            assert full.value.blocks in ("0:2", "2:4")
+            assert full.value.peer in {server.peer_id for server in swarm.servers}
+            # The one who has the room has noticed nothing.
+            assert torch.equal(greedy(model, told, 10), expected)
+        assert torch.equal(greedy(hasty, some_ids(8), 12), expected)
+        swarm.wait_until_free()
+        assert all(status["sessions_in_line"] == 0 for status in swarm.statuses())
+
+
+def test_more_than_there_ever_is(folder: Path, swarm: TinySwarm) -> None:
+    with (
+        client_model(folder, swarm.address, open_timeout_s=1.0) as model,
+        pytest.raises(CacheFullError, match="fewer tokens"),
+    ):
+        greedy(model, some_ids(8), ROOM)
+
+
+def test_clients_that_open_against_each_other_all_finish(
+    folder: Path, swarm: TinySwarm, expected: torch.Tensor
+) -> None:
+    """Each needs all the room of both servers, again and again, at the same time."""
+    barrier = threading.Barrier(3)
+
+    def work(number: int) -> list[torch.Tensor]:
+        # Settings of its own, so that it is a client of its own.
+        with client_model(folder, swarm.address, open_timeout_s=60.0 + number) as model:
+            barrier.wait()
+            found = []
+            for _ in range(5):
+                with model.session(max_length=ROOM):
+                    found.append(greedy(model, some_ids(8), 12))
+            return found
+
+    with ThreadPoolExecutor(3) as pool:
+        rounds = list(pool.map(work, range(3)))
+    assert [len(found) for found in rounds] == [5, 5, 5]
+    assert all(torch.equal(one, expected) for found in rounds for one in found)
+    swarm.wait_until_free()
+
+
+LEAKS = ("tasks", "open_files", "streams", "sessions", "cache_tokens_free")
+
+
+def settled(server: ServerProgram, expected: dict[str, Any]) -> dict[str, Any]:
+    """The first statistics that are as expected, or the last within 30 seconds."""
+    server.forget_events()
+    found: dict[str, Any] = {}
+    for _ in range(100):
+        stats = server.wait_for("stats")
+        found = {name: stats[name] for name in LEAKS}
+        if found == expected:
+            break
+    return found
+
+
+def test_twenty_generations_leave_no_task_and_no_open_file(
+    folder: Path, start_server: StartServer, expected: torch.Tensor
+) -> None:
+    options = ["--stats", "0.3", "--cache-tokens", "512"]
+    first = start_server("0:2", model=str(folder), options=options)
+    second = start_server("2:4", model=str(folder), peers=[first.address()], options=options)
+    servers = [first, second]
+    for server in servers:
+        server.wait_online()
+
+    def use(model: Any, times: int) -> None:
+        for _ in range(times):
+            assert torch.equal(greedy(model, some_ids(8), 12), expected)
+
+    def leave_half_way(model: Any) -> None:
+        session = model.session(max_length=64)
+        model.generate(some_ids(8), max_new_tokens=2, session=session)
+
+    # The first client makes the servers meet each other.
+    with client_model(folder, first.address()) as model:
+        use(model, 1)
+    before = []
+    for server in servers:
+        server.forget_events()
+        calm: dict[str, Any] = {}
+        for _ in range(100):
+            stats = server.wait_for("stats")
+            seen = {name: stats[name] for name in LEAKS}
+            if seen == calm and stats["streams"] <= 1:
+                break
+            calm = seen
+        before.append(calm)
+    with client_model(folder, first.address()) as model:
+        use(model, 10)
+    for _ in range(2):
+        with client_model(folder, second.address()) as model:
+            use(model, 5)
+            leave_half_way(model)
+    assert [
+        settled(server, wanted) for server, wanted in zip(servers, before, strict=True)
+    ] == before
