@@ -15,6 +15,7 @@ from swarm.client.chain import OpenChain
 from swarm.client.gradients import without_backward
 from swarm.client.refusals import Refusals
 from swarm.client.session import Session, active_session
+from swarm.client.shared_head import share_head
 from swarm.errors import NotServedError
 from swarm.sessions.messages import Hop
 
@@ -300,4 +301,5 @@ def attach(model: PreTrainedModel, remote: Remote) -> PreTrainedModel:
     model.__class__ = type(original.__name__, bases, members)
     model._remote = remote
     model.requires_grad_(False)
+    share_head(model)
     return model.eval()
