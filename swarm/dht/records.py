@@ -20,7 +20,7 @@ from swarm.wire.identity import Identity, is_peer_id
 
 SHARDS = 16
 RECORD_LIFETIME_S = 60.0
-MAX_LIFETIME_S = 600.0
+MAX_LIFETIME_S = 90.0
 """A record that would live longer (by the reader's clock) is refused."""
 CLOCK_SKEW_S = 5.0
 MAX_ADDRESSES = 4
@@ -82,6 +82,11 @@ Rate = Annotated[float, BeforeValidator(_float), Field(ge=0, le=1e9, allow_inf_n
 Tokens = Annotated[int, Field(ge=0, le=1 << 40)]
 
 
+_body = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_ODD = (TypeError, OverflowError, RecursionError)
+"""What decoding and checking a hostile body may raise besides saying that it is malformed."""
+
+
 class _Record(BaseModel):
     """Base of the two kinds: packing with short keys, signing, strict reading."""
 
@@ -130,17 +135,20 @@ class _Record(BaseModel):
                 f"{MAX_LIFETIME_S:.0f}); its clock or ours is wrong"
             )
         try:
-            body = msgspec.msgpack.decode(body_of(value))
-            fields = cls._fields_of(body)
+            fields = cls._fields_of(_body.decode(body_of(value)))
             return cls.model_validate({**fields, "peer": peer})
-        except (msgspec.DecodeError, ValidationError, ValueError) as error:
+        except (msgspec.MsgspecError, ValidationError, ValueError, *_ODD) as error:
             raise RecordError(f"a record of {peer} is malformed: {_first_line(error)}") from error
 
     @classmethod
-    def _fields_of(cls, body: object) -> dict[str, Any]:
-        if not isinstance(body, dict):
-            raise ValueError("the body is no map")
-        return {field: body[key] for field, key in cls.wire_keys.items() if key in body}
+    def _fields_of(cls, body: dict[str, msgspec.Raw]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for field, key in cls.wire_keys.items():
+            if key in body:
+                fields[field] = msgspec.msgpack.decode(body[key])
+                if not _is_flat(fields[field]):
+                    raise ValueError(f"{field}: nested too deep")
+        return fields
 
 
 class ServerRecord(_Record):
@@ -248,6 +256,12 @@ class ModelRecord(_Record):
     num_blocks: Blocks
     withdrawn: bool = False
     """`peer` serves it no more; replaces the entry that would live on until it expires."""
+
+
+def _is_flat(value: object) -> bool:
+    """Whether it is a plain value or a list of plain values; nothing that we read is deeper."""
+    parts = value if isinstance(value, list) else [value]
+    return not any(isinstance(part, list | dict | tuple) for part in parts)
 
 
 def _plain(value: object) -> object:

@@ -246,3 +246,21 @@ def test_the_index_of_models() -> None:
 def test_peers_spread_over_all_shards() -> None:
     shards = [shard_of(Identity(bytes([number]) * 32).peer_id) for number in range(256)]
     assert set(shards) == set(range(SHARDS))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"\x91" * 700 + b"\xc0",  # lists in lists
+        b"\x81\xa1a" * 250 + b"\xc0",  # maps in maps
+        b"\x91\x91\x01",
+        b"\x81\x91\x01\x01",  # a map with a list as a key
+        b"\xd6\xff\x00\x00\x00\x00",  # a timestamp
+        b"\xc7\x01\x05x",  # an extension
+    ],
+)
+@pytest.mark.parametrize("key", [b"\xa1a", b"\xa1s", b"\xa1q", b"\xa1d", b"\xa1b"])
+def test_a_deep_or_odd_body_is_one_malformed_record(key: bytes, value: bytes) -> None:
+    sealed = seal(ALICE, KEY, b"\x81" + key + value, UNTIL)
+    with pytest.raises(RecordError, match="is malformed"):
+        opened(sealed)
