@@ -7,7 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swarm.dht.source_limits import SourceLimits
+from swarm.dht.source_limits import (
+    HANDED_OVER_BYTES,
+    HANDED_OVER_RECORDS,
+    STORE_BURST_BYTES,
+    SourceLimits,
+    records_in,
+)
 from swarm.errors import (
     DaemonError,
     PeerError,
@@ -21,6 +27,7 @@ from swarm.wire.libp2p import Libp2pNetwork
 
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
+    from hivemind.dht.protocol import DHTProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,8 @@ JOIN_TIMEOUT_S = 12.0
 REJOIN_EVERY_S = 30.0
 REJOIN_PEERS = 4
 BLACKLIST_S = 5.0
+_RECORD_OVERHEAD_BYTES = 128
+"""The subkey, the expiration and the packing."""
 _STORE_HANDLER = "DHTProtocol.rpc_store"
 
 Found = dict[str, tuple[bytes, float]]
@@ -172,14 +181,30 @@ class DhtNode:
         _skip_what_is_bad(protocol)
         handlers = p2p._client.control.unary_handlers
         if _STORE_HANDLER in handlers:
-            handlers[_STORE_HANDLER] = self._limited(handlers[_STORE_HANDLER])
+            handlers[_STORE_HANDLER] = self._limited(handlers[_STORE_HANDLER], protocol)
         return node
 
-    def _limited(self, handler: Callable[[bytes, Any], Awaitable[bytes]]) -> Any:
+    def _limited(
+        self, handler: Callable[[bytes, Any], Awaitable[bytes]], protocol: "DHTProtocol"
+    ) -> Any:
+        """`handler`, but what is over a source's limits is refused before anything is checked."""
+        from hivemind.proto import dht_pb2
+
         async def limited(request: bytes, source: Any) -> bytes:
-            if not self._limits.allow(str(source), len(request), time.monotonic()):
-                raise PeerError("you store too much here; wait", peer=self.network.peer_id)
-            return await handler(request, source)
+            if len(request) > STORE_BURST_BYTES:
+                raise PeerError("you store too much at once", peer=self.network.peer_id)
+            wanted = dht_pb2.StoreRequest.FromString(request)
+            records = sum(
+                records_in(value) if tag == protocol.IS_DICTIONARY else 1
+                for tag, value in zip(wanted.subkeys, wanted.values, strict=False)
+            )
+            if self._limits.allow(str(source), len(request), records, time.monotonic()):
+                return await handler(request, source)
+            logger.info("%s stores too much here", source)
+            refused = dht_pb2.StoreResponse(
+                store_ok=[False] * len(wanted.keys), peer=protocol.node_info
+            )
+            return bytes(refused.SerializeToString())
 
         return limited
 
@@ -323,13 +348,36 @@ def _skip_what_is_bad(protocol: Any) -> None:
             for key, (found, nearest) in answer.items()
         }
 
-    async def store_or_go_on(peer: Any, *args: Any, **options: Any) -> Any:
-        answer = await call_store(peer, *args, **options)
+    async def store_or_go_on(
+        peer: Any, keys: Any, values: Any, expiration_time: Any, **options: Any
+    ) -> Any:
+        answer = await call_store(peer, keys, _few_enough(values), expiration_time, **options)
         return answer if answer and any(answer) else None
 
     protocol._validate_dictionary = drop_bad_records
     protocol.call_store = store_or_go_on
     protocol.call_find = find_newer
+
+
+def _few_enough(values: Sequence[Any]) -> list[Any]:
+    """`values`, with so few records in their dictionaries that the peer will take them."""
+    from hivemind.dht.storage import DictionaryDHTValue
+
+    records_left, bytes_left = HANDED_OVER_RECORDS, HANDED_OVER_BYTES
+    cut: list[Any] = []
+    for value in values:
+        if isinstance(value, DictionaryDHTValue):
+            few = DictionaryDHTValue()
+            for peer, item in value.items():
+                records_left -= 1
+                bytes_left -= len(item.value) + _RECORD_OVERHEAD_BYTES
+                if records_left < 0 or bytes_left < 0:
+                    break
+                few.store(peer, item.value, item.expiration_time)
+            cut.append(few)
+        else:
+            cut.append(value)
+    return cut
 
 
 def _found(result: Any) -> Found:

@@ -30,13 +30,6 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no 
         """A heap; an entry whose record has been renewed since is skipped."""
         self._numbers = count()
 
-    def get(self, key: DHTID) -> ValueWithExpiration | None:
-        """A copy: hivemind merges into the dictionary that it gets, past all limits."""
-        found = super().get(key)
-        if found is None:
-            return None
-        return ValueWithExpiration(_copied(found.value), found.expiration_time)
-
     def store(
         self, key: DHTID, value: Any, expiration_time: float, subkey: Any | None = None
     ) -> bool:
@@ -47,7 +40,7 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no 
         now = get_dht_time()
         if not now < expiration_time <= now + MAX_LIFETIME_S + CLOCK_SKEW_S:
             return False
-        found = super().get(key)
+        found = self.get(key)
         dictionary = found.value if found is not None else DictionaryDHTValue()
         present = dictionary.get(subkey)
         if present is not None and present.expiration_time >= expiration_time:
@@ -66,22 +59,15 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no 
         return True
 
     def num_records(self) -> int:
-        """How many records are kept, over all keys; does not walk them."""
+        """How many records were stored here and have not expired; does not walk the keys.
+
+        What our own searches merge into a dictionary counts from its next renewal on."""
         now = get_dht_time()
         while self._soonest and self._soonest[0][0] < now:
             expiration, _, place = heapq.heappop(self._soonest)
             if self._expirations.get(place) == expiration:
                 del self._expirations[place]
         return len(self._expirations)
-
-
-def _copied(dictionary: DictionaryDHTValue) -> DictionaryDHTValue:
-    copy = DictionaryDHTValue()
-    copy.data = dict(dictionary.data)
-    copy.expiration_heap = list(dictionary.expiration_heap)
-    copy.key_to_heap = dict(dictionary.key_to_heap)
-    copy.latest_expiration_time = dictionary.latest_expiration_time
-    return copy
 
 
 def newer_than_stored(

@@ -15,13 +15,14 @@ from libp2p_peers import Peers, peers, run_in_peace
 from server_records import CHECKPOINT, record
 
 from swarm.dht.directory import Directory, ModelEntry
-from swarm.dht.node import DhtNode
+from swarm.dht.node import DhtNode, _few_enough
 from swarm.dht.records import ServerRecord, model_key, server_key, shard_of
 from swarm.dht.signing import MAX_VALUE_BYTES, seal
 from swarm.dht.source_limits import SourceLimits
 from swarm.errors import RecordError, UnreachablePeerError
 from swarm.routing.view import ServerState
 from swarm.spans import PeerId
+from swarm.wire.hivemind_setup import load_hivemind
 from swarm.wire.identity import Identity
 
 
@@ -152,7 +153,7 @@ def test_bad_records_are_skipped_and_hide_no_others(caplog: pytest.LogCaptureFix
                 honest = {first.network.peer_id, second.network.peer_id}
                 await a.announce(record(first.network.peer_id, 0, 10))
                 await b.announce(record(second.network.peer_id, 10, 20))
-                until = time.time() + 300
+                until = time.time() + 60
                 for victim in (first.network.peer_id, Identity.create().peer_id):
                     await spread_bad_records(hostile, victim, until)
                 implausible = await spread_implausible_record(hostile, until)
@@ -300,6 +301,51 @@ def test_a_peer_that_is_no_member_of_a_directory_is_one_clear_error() -> None:
                 await DhtNode.create(network)
 
     run_in_peace(main())
+
+
+def test_a_flood_of_small_records_is_refused_before_it_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        from hivemind.dht.routing import DHTID
+        from hivemind.dht.storage import DictionaryDHTValue
+
+        async with peers() as started:
+            node = await started.start_node()
+            flooder = await hostile_member(started, node)
+            assert node._node is not None
+            protocol = node._node.protocol
+            checked: list[object] = []
+            monkeypatch.setattr(protocol, "_validate_dictionary", lambda *_: checked.append(_))
+            flood = DictionaryDHTValue()
+            for number in range(1000):
+                flood.store(f"peer {number}", b"x" * 70, time.time() + 60)
+            answer = await flooder.protocol.call_store(
+                node.network.p2p.peer_id, [DHTID.generate("key")], [flood], time.time() + 60
+            )
+            assert answer == [False]
+            for number in range(1000, 100_000):
+                flood.store(f"peer {number}", b"x" * 70, time.time() + 60)
+            answer = await flooder.protocol.call_store(
+                node.network.p2p.peer_id, [DHTID.generate("key")], [flood], time.time() + 60
+            )
+            assert answer is None
+            assert not checked
+            assert protocol.storage.num_records() == 0
+            await flooder.shutdown()
+
+    run_in_peace(main())
+
+
+def test_a_peer_is_handed_no_more_than_it_takes() -> None:
+    load_hivemind()
+    from hivemind.dht.storage import DictionaryDHTValue
+
+    full = DictionaryDHTValue()
+    for number in range(300):
+        full.store(str(number), b"x" * 400, time.time() + 60)
+    first, second, alone = _few_enough([full, full, b"no dictionary"])
+    assert (len(first), len(second), alone) == (200, 0, b"no dictionary")
 
 
 def test_nobody_may_store_without_limit() -> None:

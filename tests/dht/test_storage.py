@@ -123,16 +123,6 @@ def test_records_are_counted_without_walking_them(
     assert not storage._expirations and not storage._soonest
 
 
-def test_what_is_merged_into_a_dictionary_that_was_got_is_not_kept(clock: Clock) -> None:
-    storage = BoundedStorage()
-    assert storage.store(KEY_ID, b"a", clock.now + 60, subkey="alice")
-    found = storage.get(KEY_ID)
-    assert found is not None
-    found.value.store("bob", b"b", clock.now + 60)
-    assert values(storage) == {"alice": b"a"}
-    assert storage.num_records() == 1
-
-
 def test_only_what_is_newer_is_merged_and_claims_of_age_are_ignored(clock: Clock) -> None:
     storage = BoundedStorage()
     storage.store(KEY_ID, b"here", clock.now + 50, subkey="a")
