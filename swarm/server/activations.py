@@ -51,6 +51,12 @@ def chosen_rows(output: torch.Tensor, takes: Sequence[tuple[int, int]] | None) -
     return torch.cat([output[begin:end] for begin, end in ranges]) if ranges else output[:0]
 
 
+def own_copy(part: torch.Tensor) -> torch.Tensor:
+    """`part` on the CPU, as a tensor that keeps no much larger one alive."""
+    part = part.to("cpu")
+    return part.clone() if part.untyped_storage().nbytes() > 2 * part.nbytes else part
+
+
 def joined_parts(parts: Sequence[Part]) -> torch.Tensor:
     """The tokens of a replay, one payload after the other."""
     return torch.cat([part.payload[part.first : part.first + part.tokens] for part in parts])

@@ -17,6 +17,7 @@ from swarm.errors import NotFiniteError, SessionError, StepRejectedError, SwarmE
 from swarm.models.packed_attention import KVStore, PassRow
 from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.fair_queue import Entry, FairQueue
+from swarm.server.activations import own_copy
 from swarm.server.engine_jobs import EngineJob, EngineResult, EngineStats
 from swarm.server.kv_cache import PagedCache
 from swarm.sessions.messages import RowOperation
@@ -137,6 +138,11 @@ class Engine:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs; once started, only `stop` should end it."""
+        return self._thread.is_alive()
+
     def stats(self) -> EngineStats:
         with self._changed:
             return EngineStats(
@@ -174,7 +180,12 @@ class Engine:
                 for session, command in commands:
                     self._obey(session, command)
                 if batch:
-                    self._pass(batch)
+                    try:
+                        self._pass(batch)
+                    except Exception as error:
+                        # The edge of the thread's work: this pass's sessions fail, others go on.
+                        logger.exception("a pass was not finished")
+                        self._hand_over([self._unfinished(job, error) for job, _ in batch])
 
     def _take_batch(self) -> list[tuple[EngineJob, float]]:
         batch: list[tuple[EngineJob, float]] = []
@@ -239,6 +250,9 @@ class Engine:
             EngineResult(job, outputs.get(id(job)), errors.get(id(job)), compute_s * 1e3, wait)
             for (job, _), wait in zip(batch, waits_ms, strict=True)
         ]
+        self._hand_over(results)
+
+    def _hand_over(self, results: list[EngineResult]) -> None:
         try:
             self._on_results(results)
         except Exception:
@@ -289,12 +303,13 @@ class Engine:
             errors[id(job)] = self._explain(job, error)
             return {}
         parts = torch.split(output, [job.tokens for job, _ in ready])
-        outputs = {id(job): part for (job, _), part in zip(ready, parts, strict=True)}
-        if not torch.isfinite(output.sum()):
-            for job, _ in ready:
-                if not torch.isfinite(outputs[id(job)]).all():
-                    errors[id(job)] = self._not_finite(job)
-                    del outputs[id(job)]
+        finite = bool(torch.isfinite(output.sum()))
+        outputs = {}
+        for (job, _), part in zip(ready, parts, strict=True):
+            if finite or torch.isfinite(part).all():
+                outputs[id(job)] = own_copy(part)
+            else:
+                errors[id(job)] = self._not_finite(job)
         return outputs
 
     def _forward(self, ready: list[tuple[EngineJob, list[PassRow]]]) -> torch.Tensor:
@@ -317,6 +332,10 @@ class Engine:
             session=job.session,
             blocks=str(self._blocks.span),
         )
+
+    def _unfinished(self, job: EngineJob, error: Exception) -> EngineResult:
+        fault = f"a pass failed: {type(error).__name__}: {error}; open the session elsewhere"
+        return EngineResult(job, None, SessionError(fault, session=job.session), 0.0, 0.0)
 
     def _not_finite(self, job: EngineJob) -> SessionError:
         span = str(self._blocks.span)

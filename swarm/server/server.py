@@ -26,6 +26,7 @@ from swarm.server.loading import ProgressSteps, in_own_thread
 from swarm.server.memory import free_memory_bytes
 from swarm.server.neighbourhood import Neighbourhood, short_name
 from swarm.server.reachability import join_addresses
+from swarm.server.reception import Quotas
 from swarm.server.service import Hosting, Service
 from swarm.server.status import LoopLag, process_fields
 from swarm.server.threads import pick_threads
@@ -40,6 +41,7 @@ logger = logging.getLogger("swarm.server")
 WITHDRAW_TIMEOUT_S = 2.0
 """How long saying goodbye to the directory may take."""
 ENGINE_STOP_TIMEOUT_S = 10.0
+ENGINE_WATCH_S = 1.0
 
 Part = TypeVar("Part")
 
@@ -240,6 +242,7 @@ class Server:
             Admission(cache.total_tokens, cache.page_tokens),
             status=self.status,
             locate=neighbourhood.look_round,
+            quotas=Quotas(self.config.sessions_per_client, self.config.tokens_per_client),
         )
         links = Links(network, service)
         self._engine, self._service, self._links = engine, service, links
@@ -254,6 +257,7 @@ class Server:
         self._tell(telling.online_event(plan, self.span, hosted, self.address, network.peer_id))
         self._run("loop lag", self._lag.watch())
         self._run("neighbourhood", neighbourhood.watch())
+        self._run("engine", _watch_engine(engine))
         if self.config.stats_s is not None:
             self._run("stats", self._report_stats(self.config.stats_s))
 
@@ -356,6 +360,12 @@ class Server:
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+
+
+async def _watch_engine(engine: Engine) -> None:
+    """Returns when the engine's thread has ended: nothing can be computed any more."""
+    while engine.alive:
+        await asyncio.sleep(ENGINE_WATCH_S)
 
 
 def program_version() -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from swarm.errors import StepRejectedError
 from swarm.scheduling.classes import ServiceClass
+from swarm.server.activations import chosen_rows, own_copy
 from swarm.server.engine_jobs import EngineJob, EngineResult
 from swarm.server.outgoing import Outgoing
 from swarm.server.reception import Guest, Quotas, Reception
@@ -95,7 +96,7 @@ class Service:
         *,
         status: Callable[[], Mapping[str, Any]],
         locate: Callable[[], Awaitable[None]] | None = None,
-        quotas: Quotas | None = None,
+        quotas: Quotas,
     ) -> None:
         """`status`: the fields of a `StatusReply`; called for a request, but not often. `locate`: tells the
         network where the servers of this model are, before one without a link is dialled."""
@@ -105,7 +106,7 @@ class Service:
         self._locate = locate
         self.admission = admission
         self._reception = Reception(
-            hosting.me, hosting.checkpoint, hosting.span, admission, LEASE_S, quotas or Quotas()
+            hosting.me, hosting.checkpoint, hosting.span, admission, LEASE_S, quotas
         )
         self._outgoing: Outgoing | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -253,7 +254,12 @@ class Service:
         now = self._now()
         # Links have their own grace time before they report a client as lost: no second one here.
         hop = HopSession(
-            guest.grant, guest.hop, now, lease_s=max(LEASE_S, guest.lease_ends - now), grace_s=0.0
+            guest.grant,
+            guest.hop,
+            now,
+            lease_s=max(LEASE_S, guest.lease_ends - now),
+            grace_s=0.0,
+            trim=lambda output, rows: own_copy(chosen_rows(output, rows)),
         )
         self._sessions[guest.session] = hop
         self._told.pop(guest.session, None)

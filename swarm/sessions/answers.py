@@ -1,6 +1,8 @@
 """What a hop makes of a finished pass: the next hop's step or the client's output; and keeps."""
 
 from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -15,12 +17,18 @@ from swarm.sessions.messages import (
     Step,
     Want,
 )
-from swarm.sessions.rules import emitted, service_class_of, taken, wanted
+from swarm.sessions.rules import Takes, emitted, service_class_of, taken, wanted
 from swarm.spans import PeerId
 
+Trim: TypeAlias = Callable[[Any, Takes], Any]
+"""`(output, rows)`: the output of those tokens alone."""
 
-def answer(step: Step, done: PassDone, grant: Grant, hop: int) -> Forward:
-    """The step for the next hop; at the last hop, or where a refill ends, an output."""
+
+def answer(step: Step, done: PassDone, grant: Grant, hop: int, trim: Trim | None = None) -> Forward:
+    """The step for the next hop; at the last hop, or where a refill ends, an output.
+
+    `trim`: makes of an output what goes on of it, so that no more than that is kept.
+    """
     takes = emitted(step, hop)
     refilled = bool(step.emit_from) and hop == step.emit_hop
     ends = hop + 1 == len(grant.hops) or (refilled and not any(take for _, take in takes))
@@ -30,6 +38,8 @@ def answer(step: Step, done: PassDone, grant: Grant, hop: int) -> Forward:
     counts = tuple(take for _, take in takes)
     rows = None if counts == step.counts else takes
     payload = done.output if any(counts) else None
+    if trim is not None and payload is not None and rows is not None:
+        payload, rows = trim(payload, rows), None
     service_class = service_class_of(step.counts, step.emit_from)
     if ends:
         output = Output(

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from swarm.sessions.answers import KeptAnswers, answer, replayed
+from swarm.sessions.answers import KeptAnswers, Trim, answer, replayed
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import (
     Compute,
@@ -80,12 +80,15 @@ class HopSession:
         lease_s: float = LEASE_S,
         grace_s: float = GRACE_S,
         keep_backup: bool = False,
+        trim: Trim | None = None,
     ) -> None:
+        """`trim`: makes of a pass's output what goes on of it; None: who sends it does."""
         self.grant = grant
         self.hop = hop
         self.epoch = 0
         self.held: Lengths = ()
         self.freed = False
+        self._trim = trim
         self.backup = Backup(keep=keep_backup)
         self._lifetime = Lifetime(now, grant.lifetime_s, lease_s, grace_s)
         self._next_seq = 0
@@ -278,7 +281,7 @@ class HopSession:
         return instructions
 
     def _answer(self, step: Step, done: PassDone) -> Forward:
-        return answer(step, done, self.grant, self.hop)
+        return answer(step, done, self.grant, self.hop, self._trim)
 
     # ---- gaps and replays
 

@@ -336,6 +336,28 @@ def test_a_listener_that_fails_does_not_stop_the_engine(
     assert sums(world.submit(1, [[2.0]], [1])()) == [3]
 
 
+def test_a_pass_that_breaks_in_the_middle_ends_its_sessions_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(world.engine, "_compute", lambda *_: 1 / 0)
+        error = world.submit(1, [[1.0]])().error
+    assert isinstance(error, SessionError) and error.session == name(1)
+    assert world.engine.alive
+    assert sums(world.submit(2, [[2.0]])()) == [2]
+
+
+def test_a_small_output_does_not_keep_its_whole_pass_alive(world: World) -> None:
+    held = world.hold()
+    small, large = world.submit(1, [[1.0]]), world.submit(2, [[1.0] * 30])
+    world.blocks.free.set()
+    held()
+    assert world.blocks.passes[-1] == [1, 30] or large().output is not None
+    output = small().output
+    assert output is not None
+    assert output.untyped_storage().nbytes() <= 2 * output.nbytes
+
+
 def test_counters(world: World) -> None:
     world.submit(1, [[1.0] * 5])()
     world.submit(1, [[1.0]], [5])()

@@ -98,6 +98,13 @@ def test_the_last_hop_answers_the_client_with_what_it_wants(
     assert (forward.payload is None) == (want is Want.NONE)
 
 
+def test_only_what_goes_on_of_an_output_is_kept() -> None:
+    hop = HopSession(make_grant(), 2, 0.0, trim=lambda output, rows: (output, rows))
+    forward = run_step(hop, make_step(0, 0, (0, 0), (3, 1), want=Want.LAST))
+    assert forward.payload == ("output 0", ((2, 1), (0, 1)))
+    assert forward.rows is None
+
+
 def test_chunks_are_taken_while_earlier_ones_are_in_the_engine() -> None:
     hop = make_hop()
     for seq in range(3):
