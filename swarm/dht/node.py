@@ -41,7 +41,10 @@ REJOIN_PEERS = 4
 BLACKLIST_S = 5.0
 _RECORD_OVERHEAD_BYTES = 128
 """The subkey, the expiration and the packing."""
-_STORE_HANDLER = "DHTProtocol.rpc_store"
+_HANDLERS = "DHTProtocol."
+_STORE_HANDLER = _HANDLERS + "rpc_store"
+FIRST_BACKOFF_S = 0.2
+MAX_BACKOFF_S = 15.0
 
 Found = dict[str, tuple[bytes, float]]
 """Peer id -> (its value, the expiration as Unix time)."""
@@ -62,6 +65,7 @@ class DhtNode:
         self._node: DHTNode | None = None
         self._limits = SourceLimits()
         self._keeper: asyncio.Task[None] | None = None
+        self._rebuilder: asyncio.Task[None] | None = None
 
     @classmethod
     async def create(
@@ -138,10 +142,11 @@ class DhtNode:
         """Leaves the DHT. The network is closed by whoever made it; do so after this."""
         if self._rebuild in self.network.on_rebuilt:
             self.network.on_rebuilt.remove(self._rebuild)
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
+        tasks = [task for task in (self._keeper, self._rebuilder) if task is not None]
+        self._keeper = self._rebuilder = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         node, self._node = self._node, None
         if node is not None:
             try:
@@ -252,11 +257,29 @@ class DhtNode:
         )
 
     async def _rebuild(self) -> None:
-        """The daemon is new: so are the handlers that it must know, and our connections."""
+        """The daemon is new: so are the handlers that it must know, and our connections.
+
+        Only begins: the daemon may end again meanwhile, and whoever watches it must not wait.
+        """
+        if self._rebuilder is not None:
+            self._rebuilder.cancel()
+            await asyncio.gather(self._rebuilder, return_exceptions=True)
+        self._rebuilder = asyncio.create_task(self._rebuild_at_last(), name="dht rebuilder")
+
+    async def _rebuild_at_last(self) -> None:
         before = self._node
         if before is not None:
             before.is_alive = False
-        node = await self._make(before)
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                node = await self._make(before)
+                break
+            except Exception:
+                logger.warning("the DHT node cannot be rebuilt yet; trying again", exc_info=True)
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            await self._forget_handlers()
         self._node = node
         await self._meet(node, self._known_addresses())
         for callback in list(self.on_rebuilt):
@@ -264,6 +287,20 @@ class DhtNode:
                 await callback()
             except Exception:
                 logger.exception("a callback failed after the DHT node was rebuilt")
+
+    async def _forget_handlers(self) -> None:
+        """What a node that was half made left with the daemon, which takes no handler twice."""
+        try:
+            control = self.network.p2p._client.control
+        except DaemonError:
+            return
+        for name in [name for name in control.unary_handlers if name.startswith(_HANDLERS)]:
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await control.remove_unary_handler(name)
+            except Exception as error:
+                logger.info("the daemon did not know the handler %s: %r", name, error)
+            control.unary_handlers.pop(name, None)
 
     async def _keep_joined(self) -> None:
         """hivemind drops every peer that once fails to answer, for good; after an outage of the

@@ -274,6 +274,38 @@ def test_a_killed_daemon_is_rebuilt_and_its_records_are_readable_again() -> None
     run_in_peace(main())
 
 
+def test_a_rebuild_that_fails_is_tried_until_it_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with peers() as started:
+            other = await started.start_node()
+            broken = await started.start_node(other)
+            rebuilt = asyncio.Event()
+
+            async def note() -> None:
+                rebuilt.set()
+
+            broken.on_rebuilt.append(note)
+            make, failures = broken._make, [TimeoutError(), TimeoutError()]
+
+            async def make_late(before: Any) -> Any:
+                node = await make(before)  # so its handlers are known to the daemon
+                if failures:
+                    node.is_alive = False
+                    raise failures.pop()
+                return node
+
+            monkeypatch.setattr(broken, "_make", make_late)
+            assert broken.network.daemon_pid is not None
+            os.kill(broken.network.daemon_pid, signal.SIGKILL)
+            await rebuilt.wait()
+            assert not failures
+            async with directory(broken) as a, directory(other) as b:
+                assert await a.announce(record(broken.network.peer_id))
+                assert await peers_in(b) == {broken.network.peer_id}
+
+    run_in_peace(main())
+
+
 def test_addresses_in_records_are_used_for_dialling() -> None:
     async def main() -> None:
         async with peers() as started:
