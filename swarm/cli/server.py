@@ -81,6 +81,16 @@ def server(
             show_default=False,
         ),
     ] = None,
+    sessions_per_client: Annotated[
+        int, typer.Option(help="Sessions that one client may have, open or in line.")
+    ] = 256,
+    tokens_per_client: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of K/V cache that one client may have. Default: as many as there are.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(help="CPU threads to compute with. Default: one a core.", show_default=False),
@@ -123,6 +133,8 @@ def server(
             "dtype": dtype,
             "device": device,
             "cache_tokens": cache_tokens,
+            "sessions_per_client": sessions_per_client,
+            "tokens_per_client": tokens_per_client,
             "threads": threads,
             "revision": revision,
             "name": name,

@@ -68,6 +68,10 @@ class ServerConfig(Listening):
     cache_tokens: Annotated[int, Field(ge=PAGE_TOKENS)] | None = None
     """Tokens of K/V that all sessions share, at least a page, rounded up to whole pages; None: a
     part of the free memory."""
+    sessions_per_client: Annotated[int, Field(ge=1)] = 256
+    """Open or in line, of one peer id."""
+    tokens_per_client: Annotated[int, Field(ge=PAGE_TOKENS)] | None = None
+    """Cached tokens in all sessions of one peer id; None: as many as there are."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of the computation; None: one for each physical core."""
     name: Annotated[str, Field(max_length=60)] = ""

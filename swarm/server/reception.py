@@ -18,16 +18,18 @@ from swarm.sessions.messages import (
 from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.identity import verify
 
+MAX_IN_LINE = 1024
+"""Sessions of all clients that may wait for room."""
+
 
 @dataclass(frozen=True)
 class Quotas:
-    """What one client, and all together, may ask of this server."""
+    """What one client may ask of this server."""
 
-    sessions_per_client: int = 256
+    sessions_per_client: int
     """Open or in line."""
-    tokens_per_client: int | None = None
+    tokens_per_client: int | None
     """Cached tokens in all sessions of a client; None: as many as there are."""
-    sessions_in_line: int = 1024
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Reception:
     span: Span
     admission: Admission
     lease_s: float
-    quotas: Quotas = field(default_factory=Quotas)
+    quotas: Quotas
     verify_signature: Callable[[str, bytes, bytes], bool] = verify
     closed: bool = False
     """Draining: nobody is let in any more."""
@@ -148,7 +150,7 @@ class Reception:
         most = self.quotas.tokens_per_client
         if most is not None and guest.tokens + sum(other.tokens for other in own) > most:
             return RefuseKind.QUOTA, f"a client may have {most} cached tokens"
-        if len(self._line) >= self.quotas.sessions_in_line:
+        if len(self._line) >= MAX_IN_LINE:
             return RefuseKind.QUOTA, f"{len(self._line)} sessions are in line already"
         return None
 

@@ -37,7 +37,7 @@ class ToyServer:
             self.engine,
             self.admission,
             status=lambda: {"blocks": span, "sessions": self.service.session_count},
-            quotas=quotas,
+            quotas=quotas or Quotas(256, None),
         )
         self.engine.on_results = self.service.on_results
         self.network = hub.network(self.identity.peer_id)

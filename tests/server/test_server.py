@@ -220,6 +220,18 @@ def test_a_server_reads_its_own_blocks_only(maker: ServerMaker) -> None:
     in_peace(story)
 
 
+def test_a_client_gets_no_more_than_its_share(maker: ServerMaker) -> None:
+    async def story() -> None:
+        server, _ = maker.server("0:4", tokens_per_client=128)
+        async with server, client_of(server) as client:
+            await client.open([host(server)], length=64)
+            grant = client.grant([host(server)], length=65)
+            await client.send(host(server), Open(client.sign(grant), 0))
+            assert (await client.receive(Refused)).why is RefuseKind.QUOTA
+
+    in_peace(story)
+
+
 def test_statistics_are_told(maker: ServerMaker) -> None:
     async def story() -> None:
         server, told = maker.server("0:1", stats_s=0.05, cache_tokens=100)
