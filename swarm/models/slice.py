@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +21,16 @@ from swarm.models.packed_attention import (
     running_pass,
 )
 from swarm.models.packed_linear import can_pack, least_pass_tokens, pack_linears, unpack_linears
+from swarm.models.rotary_state import RotaryState
 from swarm.models.slice_config import model_of_layers
 from swarm.models.slice_loading import Progress, load_model
 from swarm.models.slice_proof import GrowingStore, prove, sessions_are_independent
 from swarm.spans import Span
 
 logger = logging.getLogger("swarm.models.slice")
+
+MAX_PARTS = 16
+"""Parts of a slice that are kept ready; routes decide which there are."""
 
 
 class BlockSlice:
@@ -43,15 +48,15 @@ class BlockSlice:
         self.kv_shapes: list[tuple[int, int, int]] = []
         """`(heads, k_dim, v_dim)` of each layer, as measured."""
         self._least_tokens = 1
-        self._parts: dict[Span, BlockSlice] = {span: self}
-        self._watch_ends()
+        self._parts: OrderedDict[Span, BlockSlice] = OrderedDict()
+        """The newest used last; shared with all parts."""
+        self._rotary = RotaryState(model)
+        self._find_ends()
 
-    def _watch_ends(self) -> None:
+    def _find_ends(self) -> None:
         self._entering: torch.Tensor | None = None
         self._leaving: torch.Tensor | None = None
         _, self._layers = find_layers(self.model, len(self.span))
-        self._layers[0].register_forward_pre_hook(self._enter, with_kwargs=True)
-        self._layers[-1].register_forward_hook(self._leave)
 
     @classmethod
     def load(
@@ -110,6 +115,8 @@ class BlockSlice:
         It shares weights and layers with the whole slice, and numbers the layers of K/V as that
         does. Raises `BadSpanError` for blocks that are not in this slice.
         """
+        if span == self.span:
+            return self
         found = self._parts.get(span)
         if found is None:
             if not self.span.covers(span):
@@ -117,8 +124,11 @@ class BlockSlice:
             found = copy.copy(self)
             inner = Span(span.start - self.span.start, span.end - self.span.start)
             found.model, found.span = model_of_layers(self.model, len(self.span), inner), span
-            found._watch_ends()
+            found._find_ends()
             self._parts[span] = found
+            while len(self._parts) > MAX_PARTS:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(span)
         return found
 
     def forward(
@@ -163,7 +173,13 @@ class BlockSlice:
     @torch.inference_mode()
     def _run(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """The model's own forward pass, from the first layer's input to the last one's output."""
+        self._rotary.reset()
         self._entering = hidden.unsqueeze(0)
+        # For this pass only: parts share their layers.
+        hooks = (
+            self._layers[0].register_forward_pre_hook(self._enter, with_kwargs=True),
+            self._layers[-1].register_forward_hook(self._leave),
+        )
         try:
             self.model(
                 inputs_embeds=self._entering,
@@ -173,21 +189,20 @@ class BlockSlice:
             assert self._leaving is not None
             return self._leaving[0]
         finally:
+            for hook in hooks:
+                hook.remove()
             self._entering = self._leaving = None
 
     def _enter(
         self, _layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Whatever the model did to the embeddings, the client has done it already."""
-        if self._entering is None:  # another part of the slice runs
-            return None
         if arguments:
             return (self._entering, *arguments[1:]), named
         return arguments, {**named, "hidden_states": self._entering}
 
     def _leave(self, _layer: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
-        if self._entering is not None:
-            self._leaving = output[0] if isinstance(output, tuple) else output
+        self._leaving = output[0] if isinstance(output, tuple) else output
 
     def prepare(self) -> None:
         """Measure K/V shapes, prove the packing, and put the weights in the fastest order.

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from swarm.errors import BadSpanError, CheckpointError, NotServedError
+from swarm.models import slice as slice_module
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import PassRow
@@ -159,6 +160,45 @@ def test_a_pass_longer_than_the_original_context_does_not_reach_other_sessions(
         GrowingStore(),
     )
     assert torch.equal(together[:4], alone)
+
+
+@pytest.mark.parametrize("far", [20, 40])
+def test_a_far_pass_does_not_change_later_passes_of_others(far: int, tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96}
+    config = AutoConfig.for_model(
+        "llama", **sizes, **heads, max_position_embeddings=16, rope_parameters=rope
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    blocks = BlockSlice.load(open_checkpoint(str(tmp_path)), Span(0, 2))
+
+    def result() -> torch.Tensor:
+        # of a session that is itself longer than the original context
+        places = torch.arange(14, 18)
+        hidden = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
+        return blocks.forward(hidden, places, [PassRow(0, 0, 4)], GrowingStore())
+
+    before = result()
+    blocks.forward(torch.randn(2, 32), torch.tensor([far, 300]), [PassRow(1, 0, 2)], GrowingStore())
+    assert torch.equal(result(), before)
+
+
+def test_parts_leave_nothing_on_the_layers_and_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny("llama", tmp_path)
+    blocks = BlockSlice.load(open_checkpoint(str(tmp_path)), Span(0, 4))
+    spans = [Span(start, end) for start in range(4) for end in range(start + 1, 5)]
+    monkeypatch.setattr(slice_module, "MAX_PARTS", 4)
+    parts = {span: blocks.part(span) for span in spans}
+    assert len(blocks._parts) == 4
+    assert blocks.part(spans[-1]) is parts[spans[-1]]
+    for part in parts.values():
+        part.forward(torch.ones(2, 32), torch.arange(2), [PassRow(0, 0, 2)], GrowingStore())
+    for layer in find_layers(blocks.model, 4)[1]:
+        assert not layer._forward_hooks
+        assert not layer._forward_pre_hooks
 
 
 def test_weights_that_are_used_otherwise_than_by_linear_layers_stay_plain(
