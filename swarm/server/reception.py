@@ -18,6 +18,8 @@ from swarm.sessions.messages import (
 from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.identity import verify
 
+MAX_PLACES_PER_CLIENT = 4
+"""Sessions of one client that may wait for room at once."""
 MAX_IN_LINE = 1024
 """Sessions of all clients that may wait for room."""
 
@@ -155,11 +157,22 @@ class Reception:
         return None
 
     def _admit(self, guest: Guest, wait_s: float, now: float) -> Verdict:
-        answer = self.admission.request(guest.session, guest.tokens, wait_s, now)
+        places = sum(
+            other.client == guest.client and other.session != guest.session
+            for other in self._line.values()
+        )
+        may_wait = places < MAX_PLACES_PER_CLIENT
+        answer = self.admission.request(
+            guest.session, guest.tokens, wait_s if may_wait else 0.0, now, guest.client
+        )
         if answer is None:
             self._line[guest.session] = guest
             return Verdict()
         if not answer:
+            if wait_s > 0 and not may_wait and guest.tokens <= self.admission.capacity_tokens:
+                detail = f"a client may have {places} places in line; wait for one of them"
+                free = self.admission.free_tokens
+                return Verdict(refused=guest.refused(RefuseKind.QUOTA, detail, free))
             return Verdict(refused=self._full(guest))
         self._inside[guest.session] = guest
         return Verdict(held=guest)

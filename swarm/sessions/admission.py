@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from swarm.sessions.messages import Grant
 from swarm.spans import SessionId
 
+MAX_OVERTAKES = 8
+"""How many sessions may be let in past one that waits."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Waiting:
     """A session that waits in line for `tokens` until `deadline`."""
 
     session: SessionId
     tokens: int
     deadline: float
+    client: str = ""
+    overtaken: int = 0
+    """How many were let in past it."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +33,23 @@ class Decision:
 class Admission:
     """Counts cache tokens; a session's `rows x length`, each row rounded up to whole pages.
 
-    Line: first come, first served; nobody overtakes a session that waits, so a large one is not
-    starved by small ones. A session is in line once, or has its room once.
+    Line: first come, first served, but who fits may overtake who does not, each at most
+    `MAX_OVERTAKES` times: a large session is neither starved by small ones nor does it block them.
+    A client that has room already and would have more than half of all lets the other clients in
+    line go first, just as often; as long as nobody else waits, it may have everything. A session is
+    in line once, or has its room once.
     """
 
     def __init__(self, capacity_tokens: int, page_tokens: int = 1) -> None:
         self.capacity_tokens = capacity_tokens
         self.page_tokens = page_tokens
-        self._rooms: dict[SessionId, int] = {}
+        self._rooms: dict[SessionId, tuple[int, str]] = {}
+        """Tokens and client of each session."""
         self._line: list[Waiting] = []
 
     @property
     def free_tokens(self) -> int:
-        return self.capacity_tokens - sum(self._rooms.values())
+        return self.capacity_tokens - sum(tokens for tokens, _ in self._rooms.values())
 
     @property
     def sessions(self) -> tuple[SessionId, ...]:
@@ -59,7 +69,9 @@ class Admission:
         pages = -(-grant.length // self.page_tokens)
         return grant.rows * pages * self.page_tokens
 
-    def request(self, session: SessionId, tokens: int, wait_s: float, now: float) -> bool | None:
+    def request(
+        self, session: SessionId, tokens: int, wait_s: float, now: float, client: str = ""
+    ) -> bool | None:
         """True: it has its room. False: there is none for it. None: it waits in line.
 
         Asking again for a session that has room or waits changes nothing but the answer.
@@ -68,12 +80,16 @@ class Admission:
             return True
         if any(waiting.session == session for waiting in self._line):
             return None
-        if not self._line and tokens <= self.free_tokens:
-            self._rooms[session] = tokens
-            return True
-        if wait_s <= 0 or tokens > self.capacity_tokens:
+        if tokens > self.capacity_tokens:
             return False
-        self._line.append(Waiting(session, tokens, now + wait_s))
+        newcomer = Waiting(session, tokens, now + wait_s, client)
+        self._line.append(newcomer)
+        if self._next() is newcomer:
+            self._let_in(newcomer)
+            return True
+        if wait_s <= 0:
+            self._line.pop()
+            return False
         return None
 
     def release(self, session: SessionId) -> Decision:
@@ -92,10 +108,33 @@ class Admission:
         assert self.free_tokens >= 0
         assert len({waiting.session for waiting in self._line}) == len(self._line)
         assert not any(waiting.session in self._rooms for waiting in self._line)
-        assert not self._line or self._line[0].tokens > self.free_tokens
+        assert all(waiting.overtaken <= MAX_OVERTAKES for waiting in self._line)
+        assert self._next() is None
 
     def _admit(self) -> Iterable[SessionId]:
-        while self._line and self._line[0].tokens <= self.free_tokens:
-            first = self._line.pop(0)
-            self._rooms[first.session] = first.tokens
-            yield first.session
+        while (waiting := self._next()) is not None:
+            self._let_in(waiting)
+            yield waiting.session
+
+    def _let_in(self, guest: Waiting) -> None:
+        for ahead in self._line[: self._line.index(guest)]:
+            ahead.overtaken += 1
+        self._line.remove(guest)
+        self._rooms[guest.session] = (guest.tokens, guest.client)
+
+    def _next(self) -> Waiting | None:
+        """Who is to be let in now."""
+        free = self.free_tokens
+        modest = {waiting.client for waiting in self._line if not self._is_greedy(waiting)}
+        for waiting in self._line:
+            patient = waiting.overtaken >= MAX_OVERTAKES
+            yields = not patient and self._is_greedy(waiting) and bool(modest - {waiting.client})
+            if waiting.tokens <= free and not yields:
+                return waiting
+            if patient:
+                return None
+        return None
+
+    def _is_greedy(self, waiting: Waiting) -> bool:
+        held = sum(tokens for tokens, client in self._rooms.values() if client == waiting.client)
+        return held > 0 and 2 * (held + waiting.tokens) > self.capacity_tokens

@@ -1,10 +1,10 @@
-"""A server's room: nobody overtakes, and all of it comes back."""
+"""A server's room: who gets it when, and that all of it comes back."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 from session_samples import make_grant
 
-from swarm.sessions.admission import Admission, Decision
+from swarm.sessions.admission import MAX_OVERTAKES, Admission, Decision
 from swarm.spans import SessionId
 
 
@@ -27,20 +27,43 @@ def test_room_is_given_refused_and_given_back() -> None:
     assert admission.free_tokens == 100
 
 
-def test_the_line_is_served_in_order_and_nobody_overtakes() -> None:
+def test_the_line_is_served_in_order() -> None:
     admission = Admission(100)
     admission.request(name(1), 60, 0.0, 0.0)
     assert admission.request(name(2), 80, 9.0, 0.0) is None
+    assert admission.request(name(3), 50, 9.0, 0.0) is None
+    assert admission.request(name(4), 50, 0.0, 0.0) is False
+    assert admission.release(name(1)) == Decision(admitted=(name(2),))
+    assert admission.release(name(2)) == Decision(admitted=(name(3),))
+
+
+def test_small_sessions_overtake_a_large_one_a_few_times() -> None:
+    admission = Admission(100)
+    admission.request(name(1), 60, 0.0, 0.0)
+    assert admission.request(name(2), 80, 9.0, 0.0) is None
+    for _ in range(MAX_OVERTAKES):
+        assert admission.request(name(3), 10, 0.0, 0.0) is True
+        admission.release(name(3))
+    assert admission.request(name(3), 10, 0.0, 0.0) is False
     assert admission.request(name(3), 10, 9.0, 0.0) is None
-    assert admission.request(name(4), 10, 0.0, 0.0) is False
     assert admission.release(name(1)) == Decision(admitted=(name(2), name(3)))
+
+
+def test_who_has_more_than_half_lets_others_go_first() -> None:
+    admission = Admission(100)
+    assert admission.request(name(1), 60, 0.0, 0.0, "one") is True
+    assert admission.request(name(2), 40, 0.0, 0.0, "one") is True
+    assert admission.request(name(3), 20, 9.0, 0.0, "one") is None
+    assert admission.request(name(4), 40, 9.0, 0.0, "two") is None
+    assert admission.release(name(2)) == Decision(admitted=(name(4),))
+    assert admission.release(name(4)) == Decision(admitted=(name(3),))
 
 
 def test_waiting_ends_at_the_deadline_and_lets_the_next_in() -> None:
     admission = Admission(100)
-    admission.request(name(1), 60, 0.0, 0.0)
-    admission.request(name(2), 80, 5.0, 0.0)
-    admission.request(name(3), 40, 9.0, 0.0)
+    admission.request(name(1), 60, 0.0, 0.0, "one")
+    admission.request(name(2), 80, 5.0, 0.0, "two")
+    admission.request(name(3), 40, 9.0, 0.0, "one")
     assert admission.deadline == 5.0
     assert admission.tick(4.9) == Decision()
     assert admission.tick(5.0) == Decision(admitted=(name(3),), expired=(name(2),))
@@ -49,8 +72,10 @@ def test_waiting_ends_at_the_deadline_and_lets_the_next_in() -> None:
 def test_who_leaves_the_line_makes_room_in_it() -> None:
     admission = Admission(100)
     admission.request(name(1), 60, 0.0, 0.0)
-    admission.request(name(2), 80, 5.0, 0.0)
-    admission.request(name(3), 40, 9.0, 0.0)
+    for number in range(10, 10 + MAX_OVERTAKES):
+        admission.request(name(2), 80, 5.0, 0.0)
+        admission.request(name(number), 1, 5.0, 0.0)
+    assert admission.request(name(3), 20, 9.0, 0.0) is None
     assert admission.release(name(2)) == Decision(admitted=(name(3),))
 
 
@@ -74,7 +99,7 @@ def test_the_books_are_always_right(steps: list[tuple[str, int, int, float]]) ->
     for what, number, tokens, wait_s in steps:
         now += 0.5
         if what == "request":
-            admission.request(name(number), tokens, wait_s, now)
+            admission.request(name(number), tokens, wait_s, now, "ab"[number % 2])
         elif what == "release":
             admission.release(name(number))
         else:
