@@ -16,6 +16,8 @@ logger = logging.getLogger("swarm.server.service")
 
 CONNECT_TIMEOUT_S = 5.0
 """How long the link to the next hop may take when a session is committed."""
+LOCATE_TIMEOUT_S = 12.0
+"""How long a look at the directory may take."""
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Outgoing:
         self._on_unreachable = on_unreachable
         self._on_full = on_full
         self._connecting: dict[PeerId, _Connecting] = {}
+        self._locating: asyncio.Future[None] | None = None
 
     def send(
         self,
@@ -88,14 +91,30 @@ class Outgoing:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._locating is not None:
+            self._locating.cancel()
+            await asyncio.wait({self._locating})
+
+    async def _look_round(self) -> None:
+        """Calls `locate`, once for all who wait for it, and not for ever; it may fail."""
+        if self._locate is None:
+            return
+        if self._locating is None or self._locating.done():
+            self._locating = asyncio.ensure_future(self._locate())
+            self._locating.add_done_callback(_log_failure)
+        await asyncio.wait({self._locating}, timeout=LOCATE_TIMEOUT_S)
 
     async def _connect(self, peer: PeerId) -> None:
         failure: str | None = None
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                if self._locate is not None:
-                    await self._locate()
-                await self._links.connect(peer, CONNECT_TIMEOUT_S)
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await self._links.connect(peer, CONNECT_TIMEOUT_S)
+            except (SwarmError, TimeoutError):
+                # Perhaps the directory knows where it is by now.
+                await self._look_round()
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await self._links.connect(peer, CONNECT_TIMEOUT_S)
         except (SwarmError, TimeoutError) as error:
             failure = str(error) or f"no link within {CONNECT_TIMEOUT_S:g} s"
         except Exception:
@@ -108,3 +127,8 @@ class Outgoing:
             return
         for send in waiting:
             send()
+
+
+def _log_failure(locating: asyncio.Future[None]) -> None:
+    if not locating.cancelled() and (error := locating.exception()) is not None:
+        logger.info("the directory was not read: %r", error)
