@@ -98,8 +98,9 @@ class Service:
         locate: Callable[[], Awaitable[None]] | None = None,
         quotas: Quotas,
     ) -> None:
-        """`status`: the fields of a `StatusReply`; called for a request, but not often. `locate`: tells the
-        network where the servers of this model are, before one without a link is dialled."""
+        """`status`: the fields of a `StatusReply`; called for requests, but not often. `locate`:
+        tells the network where the servers of this model are, before one without a link is
+        dialled."""
         self._hosting = hosting
         self._engine = engine
         self._status = StatusCache(status)

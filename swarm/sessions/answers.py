@@ -91,7 +91,7 @@ def replayed(replay: Replay, backup: Backup, to: PeerId) -> Forward | None:
 
 MAX_KEPT_TOKENS = 4096
 MAX_RESENDS = 3
-"""How often an answer is sent again for a duplicate: a small frame must not buy megabytes for ever."""
+"""How often an answer is sent again for duplicates: a small frame must not buy megabytes."""
 MAX_GAPS = 16
 """How often a gap at one step is filled; each step that was under way behind it tells of it."""
 

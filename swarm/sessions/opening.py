@@ -37,8 +37,8 @@ from swarm.spans import PeerId
 ANSWER_S = 5.0
 """How long a hop may take to answer what it can answer at once, and how late beyond a deadline.
 
-Less than the lease of a hold, with time for the commit to travel: the first hop that holds must still
-do so when the last one has answered."""
+Less than the lease of a hold, with time for the commit to travel: the first hop that holds must
+still do so when the last one has answered."""
 
 
 class Opening:

@@ -160,14 +160,11 @@ def test_a_result_of_a_freed_session_does_not_reach_its_successor() -> None:
     async def story(w: World) -> None:
         [server], client, grant = await opened(w)
         await client.push(server, grant, tokens(2))
-        while not server.engine._queue:
-            await asyncio.sleep(0.001)
-        [job] = server.engine._queue
+        await client.receive_output()
+        [job] = server.engine.jobs
         await client.send(server, Close(grant.session))
         await asyncio.sleep(1)
         again = await client.open([server], session=grant.session)
-        await asyncio.sleep(1)
-        client.inbox.clear()
         server.service.on_results([EngineResult(job, None, SessionLostError("gone"), 1.0, 1.0)])
         await client.push(server, again, tokens(3))
         _, answer = await client.receive_output()
