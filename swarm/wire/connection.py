@@ -1,8 +1,9 @@
 """One raw stream of a link: reads frames from it and remembers who dialled it."""
 
 import logging
-from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from asyncio import AbstractEventLoop, Handle
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from swarm.errors import FramingError, PeerError
@@ -11,6 +12,12 @@ from swarm.wire.frames import Frame, FrameReader
 from swarm.wire.network import ByteStream
 
 logger = logging.getLogger(__name__)
+
+FRAMES_A_TURN = 64
+SECONDS_A_TURN = 0.005
+"""A turn of the event loop handles no more frames of one stream than these say."""
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+"""Received and not handled. Credit keeps honest peers well below."""
 
 
 class FrameReceiver(Protocol):
@@ -57,6 +64,15 @@ class Connection:
         self._reader = FrameReader()
         self._on_hello = on_hello
         self._on_end = on_end
+        self._frames: Sequence[Frame] = ()
+        """Received, but left for a later turn; `_chunks` came after them."""
+        self._chunks: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._pause_s = 0.0
+        self._turn: Handle | None = None
+        """The later turn, if there is to be one."""
+        self._ended: str | None = None
+        """The stream is over, but not all that it brought is handled."""
 
     def start(self) -> None:
         self._stream.start(self)
@@ -70,6 +86,15 @@ class Connection:
             self.closed = True
             self.writable = False
             self._stream.close()
+            if self._turn is not None:
+                self._turn.cancel()
+                self._turn = None
+            self._frames = ()
+            self._chunks.clear()
+
+    def pause(self, seconds: float) -> None:
+        """What comes after the frame that is being handled waits for so long."""
+        self._pause_s = seconds
 
     # ---- StreamReceiver
 
@@ -78,19 +103,58 @@ class Connection:
             return
         self.last_received = self._loop.time()
         self.bytes_received_total += len(data)
+        if self._turn is None:
+            self._handle(data)
+            return
+        self._chunks.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            self._fail(FramingError(f"more than {MAX_WAITING_BYTES} bytes ahead of what is read"))
+
+    def _handle(self, data: bytes | None) -> None:
+        """Handles `data`, or without it the frames that are left, as far as one turn may go."""
         try:
-            for frame in self._reader.feed(data):
-                if self.link is not None:
-                    self.link.frame(frame)
-                else:
-                    self._on_hello(self, frame)
-                if self.closed:
-                    return
+            frames = self._frames if data is None else self._reader.feed(data)
+            self._frames = frames[self._handle_frames(frames) :]
         except FramingError as error:
             self._fail(error)
         except Exception:
             logger.exception("a frame of %s could not be handled; its link is closed", self.peer)
             self._fail(FramingError("a frame could not be handled", peer=self.peer))
+        if self.closed:
+            self._frames = ()
+        elif self._pause_s:
+            self._turn = self._loop.call_later(self._pause_s, self._next_turn)
+            self._pause_s = 0.0
+        elif self._frames or self._chunks:
+            self._turn = self._loop.call_soon(self._next_turn)
+        elif self._ended is not None:
+            self._end(self._ended)
+
+    def _handle_frames(self, frames: Sequence[Frame]) -> int:
+        """How many of them it has handled."""
+        ends_at = self._loop.time() + SECONDS_A_TURN
+        handled = 0
+        for frame in frames:
+            if self.link is not None:
+                self.link.frame(frame)
+            else:
+                self._on_hello(self, frame)
+            handled += 1
+            if self.closed or self._pause_s or handled == FRAMES_A_TURN:
+                break
+            if self._loop.time() > ends_at:
+                break
+        return handled
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        if self._frames or not self._chunks:
+            self._handle(None)
+        else:
+            data = self._chunks.popleft()
+            self._waiting_bytes -= len(data)
+            self._handle(data)
 
     def writable_again(self) -> None:
         self.writable = not self.closed
@@ -100,6 +164,13 @@ class Connection:
     def stream_ended(self, reason: str) -> None:
         if self.closed:
             return
+        if self._turn is not None:
+            self.writable = False
+            self._ended = reason
+            return
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
         self.close()
         if self.link is not None:
             self.link.broken(self, reason)

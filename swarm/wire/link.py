@@ -9,7 +9,7 @@ from typing import Protocol
 
 from swarm.errors import FramingError
 from swarm.scheduling.classes import ServiceClass
-from swarm.sessions.messages import Message
+from swarm.sessions.messages import Message, Output, Step
 from swarm.spans import PeerId
 from swarm.wire.connection import Connection
 from swarm.wire.frames import (
@@ -26,6 +26,7 @@ from swarm.wire.heartbeat import Heartbeat
 from swarm.wire.inbox import Inbox, UnfinishedBudget
 from swarm.wire.network import Network
 from swarm.wire.outbox import Buffer, Outbox
+from swarm.wire.rate import TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ UNFINISHED_S = 60.0
 Long, because the sender lets more urgent ones overtake it."""
 FLUSH_BYTES = 256 * 1024
 """Most bytes written in one turn of the event loop."""
+
+_FLOW = (Step, Output)
+"""Messages that the sessions themselves bound; all others are counted."""
 
 
 class LinkHandler(Protocol):
@@ -89,6 +93,7 @@ class Link:
         loop: asyncio.AbstractEventLoop,
         max_outstanding_bytes: int,
         budget: UnfinishedBudget,
+        control: TokenBucket,
     ) -> None:
         self.peer = peer
         self.incarnation = secrets.randbits(63) + 1
@@ -105,6 +110,8 @@ class Link:
         self._heartbeat = Heartbeat(loop, self.broken)
         self._max_outstanding_bytes = max_outstanding_bytes
         self._budget = budget
+        self._control = control
+        self._throttled = False
         self._inbox = Inbox(budget)
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._messages_sent = self._messages_received = self._streams = 0
@@ -307,6 +314,8 @@ class Link:
             if arrived is not None:
                 self._messages_received += 1
                 self._deliver(*arrived)
+                if not isinstance(arrived[0], _FLOW):
+                    self._count_control()
             elif self._sweep_timer is None:
                 self._sweep_timer = self._loop.call_later(UNFINISHED_S, self._sweep)
             if self._outbox.waiting:
@@ -318,6 +327,7 @@ class Link:
             if self._outbox.waiting:
                 self.flush()
         elif kind == FrameType.PING:
+            self._count_control()
             if self.connection is not None and self.connection.writable:
                 self.connection.write(pack_plain(FrameType.PONG, frame.number))
             else:
@@ -349,6 +359,15 @@ class Link:
     def failed(self, error: FramingError) -> None:
         logger.warning("%s", error)
         self._owner.link_lost(self, str(error))
+
+    def _count_control(self) -> None:
+        """Who sends too many is read more slowly; everything still comes, and in order."""
+        pause_s = self._control.take(self._loop.time())
+        if pause_s and self.connection is not None:
+            self.connection.pause(pause_s)
+            if not self._throttled:
+                self._throttled = True
+                logger.warning("%s sends too many small messages; it is slowed down", self.peer)
 
     def _deliver(self, message: Message, payload: memoryview) -> None:
         try:

@@ -31,12 +31,14 @@ from swarm.wire.inbox import UnfinishedBudget
 from swarm.wire.link import Link, LinkHandler, LinkStats
 from swarm.wire.network import ByteStream, Network
 from swarm.wire.outbox import Buffer
+from swarm.wire.rate import TokenBucket
 
 logger = logging.getLogger(__name__)
 
 MAX_STREAMS_WITHOUT_HELLO = 4
 """Of one peer; further ones are closed at once."""
 MAX_REMEMBERED_CLIENTS = 10_000
+CONTROL_BURST_S = 5.0
 CLOSE_S = 1.0
 """How long `close` waits for what is still to be written."""
 SECOND_DIALLER_S = 0.5
@@ -56,11 +58,18 @@ class Links:
         dial_timeout_s: float = 10.0,
         max_outstanding_bytes: int = MAX_UNFINISHED_BYTES,
         max_unfinished_bytes: int = 4 * MAX_UNFINISHED_BYTES,
+        max_links: int = 2048,
+        max_streams_without_hello: int = 256,
+        control_per_s: float = 200.0,
     ) -> None:
         """`grace_s`: how long a broken link is tried again before it is lost.
         `dial_timeout_s`: how long a peer is tried that `send` finds without a link.
         `max_outstanding_bytes`: of one link, waiting or not acknowledged.
-        `max_unfinished_bytes`: of all links, what has come of messages that have not ended."""
+        `max_unfinished_bytes`: of all links, what has come of messages that have not ended.
+        `max_links`: peers that open more are turned away; links that we open are not counted out.
+        `max_streams_without_hello`: of all peers; further ones are closed at once.
+        `control_per_s`: pings and messages other than steps and outputs that a peer may send, with
+        bursts of five seconds' worth; one that sends more is read more slowly."""
         if not 0 < max_outstanding_bytes <= MAX_UNFINISHED_BYTES:
             raise ValueError(f"max_outstanding_bytes must be in 1..{MAX_UNFINISHED_BYTES}")
         self._network = network
@@ -70,6 +79,9 @@ class Links:
         self._dial_timeout_s = dial_timeout_s
         self._max_outstanding_bytes = max_outstanding_bytes
         self._budget = UnfinishedBudget(max_unfinished_bytes)
+        self._max_links = max_links
+        self._max_streams_without_hello = max_streams_without_hello
+        self._control_per_s = control_per_s
         self._links: dict[PeerId, Link] = {}
         self._dialling: dict[PeerId, Dialling] = {}
         self._waiters: dict[PeerId, list[asyncio.Future[None]]] = {}
@@ -201,6 +213,11 @@ class Links:
                 self._running_loop,
                 self._max_outstanding_bytes,
                 self._budget,
+                TokenBucket(
+                    self._control_per_s,
+                    CONTROL_BURST_S * self._control_per_s,
+                    self._running_loop.time(),
+                ),
             )
             self._links[peer] = link
         return link
@@ -288,7 +305,12 @@ class Links:
     def _accept(self, stream: ByteStream) -> None:
         waiting = sum(connection.peer == stream.peer for connection in self._accepted)
         ourselves = stream.peer == self._network.peer_id
-        if self._closed or ourselves or waiting >= MAX_STREAMS_WITHOUT_HELLO:
+        full = (
+            waiting >= MAX_STREAMS_WITHOUT_HELLO
+            or len(self._accepted) >= self._max_streams_without_hello
+            or (stream.peer not in self._links and len(self._links) >= self._max_links)
+        )
+        if self._closed or ourselves or full:
             stream.close()
             return
         connection = Connection(
@@ -328,6 +350,10 @@ class Links:
             self._refuse_version(connection, version)
             return
         hello = unpack_hello(frame)
+        if peer not in self._links and len(self._links) >= self._max_links:
+            logger.info("%s is turned away: there are %d links", peer, len(self._links))
+            connection.close()
+            return
         if not connection.dialled:
             connection.number = hello.stream
         elif hello.stream != connection.number:

@@ -27,6 +27,8 @@ _DATA = int(FrameType.DATA)
 _MAX_UNACKNOWLEDGED = MAX_RANGES
 """With no more messages than this on their way, no order of arrival leaves more gaps than the peer
 allows. The acknowledgements of 50 ms come for far fewer."""
+MESSAGE_OVERHEAD_BYTES = 1024
+"""What a message takes besides its bytes while it is kept, about."""
 SESSION_SHARE = 4
 """One session may hold the fourth part of what a link may hold."""
 _CREDIT_MASK = (1 << 32) - 1
@@ -204,7 +206,8 @@ class Outbox:
                 f"at most {MAX_MESSAGE_BYTES} ({MAX_HEADER_BYTES}) may be: send it in parts"
             )
         size = PRELUDE.size + total
-        if self.outstanding_bytes + size > self.max_bytes:
+        kept = size + MESSAGE_OVERHEAD_BYTES
+        if self.outstanding_bytes + kept > self.max_bytes:
             raise LinkFullError(
                 f"{self.outstanding_bytes} bytes already wait or are not acknowledged, and "
                 f"{self.max_bytes} may be: the peer reads too slowly; send less, or later"
@@ -214,7 +217,7 @@ class Outbox:
         if (
             held
             and service_class != ServiceClass.CONTROL
-            and held + size > self.max_bytes // SESSION_SHARE
+            and held + kept > self.max_bytes // SESSION_SHARE
         ):
             raise LinkFullError(
                 f"{held} bytes of this session already wait or are not acknowledged, and "
@@ -315,9 +318,10 @@ class Outbox:
                 self._queue.push(entry)
 
     def _add(self, session: bytes, size: int) -> None:
-        self.outstanding_bytes += size
+        kept = size + MESSAGE_OVERHEAD_BYTES
+        self.outstanding_bytes += kept
         if session:
-            self._of_session[session] = self._of_session.get(session, 0) + size
+            self._of_session[session] = self._of_session.get(session, 0) + kept
 
     def _delivered(self, number: int) -> None:
         outgoing = self._unacknowledged[number]
@@ -325,9 +329,10 @@ class Outbox:
             raise FramingError(f"acknowledges message {number}, of which a part is not sent yet")
         outgoing.delivered = True
         del self._unacknowledged[number]
-        self.outstanding_bytes -= outgoing.size
+        kept = outgoing.size + MESSAGE_OVERHEAD_BYTES
+        self.outstanding_bytes -= kept
         if session := outgoing.session:
-            left = self._of_session[session] - outgoing.size
+            left = self._of_session[session] - kept
             if left:
                 self._of_session[session] = left
             else:

@@ -35,7 +35,7 @@ class Peer:
         self.network = hub.network(peer_id, listens=listens)
         self.received: list[tuple[PeerId, int, int]] = []
         self.lost: list[tuple[PeerId, str]] = []
-        self.links = Links(self.network, self, **limits)
+        self.links = Links(self.network, self, **{"control_per_s": 1e6, **limits})
 
     async def __aenter__(self) -> "Peer":
         await self.links.start()

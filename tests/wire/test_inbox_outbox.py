@@ -121,7 +121,7 @@ def test_numbers_are_a_set(order: list[int], length: int) -> None:
 
 
 def test_what_waits_is_bounded() -> None:
-    outbox = Outbox(1000)
+    outbox = Outbox(2000)
     outbox.push(StatusRequest(1), [bytes(800)], ServiceClass.DECODE, b"", "")
     with pytest.raises(LinkFullError, match="reads too slowly"):
         outbox.push(StatusRequest(2), [bytes(800)], ServiceClass.DECODE, b"", "")
@@ -253,13 +253,13 @@ def test_no_more_is_on_its_way_than_may_leave_gaps() -> None:
 
 
 def test_one_session_cannot_fill_the_link() -> None:
-    outbox = Outbox(4000)
+    outbox = Outbox(12_000)
     outbox.begin_stream(0, (), CREDIT_BYTES)
 
     def push(session: bytes, size: int) -> None:
         outbox.push(StatusRequest(1), [bytes(size)], ServiceClass.DECODE, session, "")
 
-    push(b"one", 1500)
+    push(b"one", 3000)
     with pytest.raises(LinkFullError, match="of this session"):
         push(b"one", 10)
     outbox.push(StatusRequest(1), [], ServiceClass.CONTROL, b"one", "")
