@@ -29,7 +29,7 @@ from swarm.server.reachability import join_addresses
 from swarm.server.reception import Quotas
 from swarm.server.service import Hosting, Service
 from swarm.server.status import LoopLag, process_fields
-from swarm.server.threads import pick_threads
+from swarm.server.threads import pick_threads, raise_file_limit
 from swarm.sessions.admission import Admission
 from swarm.spans import PeerId, Span
 from swarm.wire.frames import PROTOCOL_VERSION
@@ -139,6 +139,7 @@ class Server:
         again then.
         """
         try:
+            raise_file_limit()
             identity_path = self.config.identity
             claimed = await asyncio.to_thread(claim_identity, identity_path)
             self._stack.callback(claimed.release)
@@ -364,7 +365,7 @@ class Server:
 
 async def _watch_engine(engine: Engine) -> None:
     """Returns when the engine's thread has ended: nothing can be computed any more."""
-    while engine.alive:
+    while engine.alive:  # noqa: ASYNC110 (the end of a thread has no event)
         await asyncio.sleep(ENGINE_WATCH_S)
 
 

@@ -1,6 +1,8 @@
-"""How many threads compute; decided before torch is imported."""
+"""What the process asks of its machine: how many threads compute, decided before torch is imported,
+and how many files may be open."""
 
 import os
+from contextlib import suppress
 
 import psutil
 
@@ -26,3 +28,14 @@ def limit_threads(threads: int) -> None:
     """
     for variable in _VARIABLES:
         os.environ[variable] = str(threads)
+
+
+def raise_file_limit() -> None:
+    """Each link takes file descriptors: as many as the system lets this process have."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit.
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # The limit that there is will do.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
