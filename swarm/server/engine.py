@@ -17,6 +17,7 @@ from swarm.errors import NotFiniteError, SessionError, StepRejectedError, SwarmE
 from swarm.models.packed_attention import KVStore, PassRow
 from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.fair_queue import Entry, FairQueue
+from swarm.scheduling.gathering import Gathering
 from swarm.server.activations import own_copy
 from swarm.server.engine_jobs import EngineJob, EngineResult, EngineStats
 from swarm.server.kv_cache import PagedCache
@@ -81,6 +82,7 @@ class Engine:
         self._queue: FairQueue[tuple[EngineJob, float]] = FairQueue()
         self._commands: list[tuple[SessionId, Callable[[], object]]] = []
         self._stopping = False
+        self._gathering = Gathering()
         self._faults: dict[SessionId, SwarmError] = {}
         """Why a session's cache is not what its client believes; the engine's thread only."""
         self._passes = self._jobs = self._failed_jobs = 0
@@ -173,6 +175,8 @@ class Engine:
                 with self._changed:
                     while not (self._commands or self._queue or self._stopping):
                         self._changed.wait()
+                    while (wait_s := self._gather_s()) > 0:
+                        self._changed.wait(wait_s)
                     if self._stopping:
                         return
                     commands, self._commands = self._commands, []
@@ -186,6 +190,16 @@ class Engine:
                         # The edge of the thread's work: this pass's sessions fail, others go on.
                         logger.exception("a pass was not finished")
                         self._hand_over([self._unfinished(job, error) for job, _ in batch])
+
+    def _gather_s(self) -> float:
+        """How long to wait for more decode rows; other work is begun at once."""
+        first = self._queue.peek()
+        if self._stopping or self._commands or first is None:
+            return 0.0
+        if sum(self._queue.cost(each) for each in ServiceClass if each > ServiceClass.DECODE):
+            return 0.0
+        now = time.perf_counter()
+        return self._gathering.wait_s(len(self._queue), now - first.item[1], now)
 
     def _take_batch(self) -> list[tuple[EngineJob, float]]:
         batch: list[tuple[EngineJob, float]] = []
@@ -229,9 +243,10 @@ class Engine:
     def _release(self, session: SessionId) -> None:
         self._cache.release(session)
         self._faults.pop(session, None)
+        self._gathering.session_ended(session)
 
     def _pass(self, batch: list[tuple[EngineJob, float]]) -> None:
-        began = time.perf_counter()
+        began, processor_s = time.perf_counter(), time.thread_time()
         errors: dict[int, SwarmError] = {}
         ready: list[tuple[EngineJob, list[PassRow]]] = []
         for job, _ in batch:
@@ -244,6 +259,10 @@ class Engine:
             same = [each for each in ready if each[0].blocks == blocks]
             outputs |= self._compute(same, errors)
         compute_s = time.perf_counter() - began
+        decoding = [job.session for job, _ in batch if job.service_class <= ServiceClass.DECODE]
+        if decoding:
+            processor_s = time.thread_time() - processor_s
+            self._gathering.pass_ended(decoding, compute_s, processor_s, time.perf_counter())
         waits_ms = [(began - submitted) * 1e3 for _, submitted in batch]
         self._count(batch, waits_ms, compute_s, len(errors))
         results = [
