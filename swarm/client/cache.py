@@ -44,6 +44,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self.lock = threading.RLock()
         self.length = length
         self._spare = spare
+        self._lookahead = 0
         self._inputs = KeptInputs() if grows else None
         self._min_rows = rows
         self._max_rows = 0
@@ -217,6 +218,10 @@ class RemoteCache(Cache):  # type: ignore[misc]
         """
         self._copies = copies
 
+    def expect_candidates(self, tokens: int) -> None:
+        """This `generate()` may compute so many tokens beyond the last one that it takes."""
+        self._lookahead = tokens
+
     def step(
         self,
         hidden: torch.Tensor,
@@ -311,8 +316,10 @@ class RemoteCache(Cache):  # type: ignore[misc]
 
     def _check_limit(self, needed: int) -> None:
         limit = self.length or 0
-        if self._chain is not None and current_generation.get() is not None:
-            limit = self._chain.length
+        if current_generation.get() is not None:
+            limit += min(self._lookahead, self._spare)
+        if self._chain is not None:
+            limit = min(limit, self._chain.length)
         if needed > limit:
             raise SessionFullError(
                 f"{needed} tokens in a session for {self.length}; open a longer one with "

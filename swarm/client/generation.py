@@ -143,14 +143,16 @@ class RemoteModel(Refusals):
                 "(padding_side='left')"
             )
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        # Looked-up candidates may reach beyond the last token that will be taken.
+        candidates = generation_config.prompt_lookup_num_tokens or 0
         given = model_kwargs.get("past_key_values")
         if given is not None:
             given = _checked(given)
             given._is_user_defined = True
             given.expect_copies(copies)
+            given.expect_candidates(candidates)
             return
-        # Looked-up candidates may reach beyond the last token that will be taken.
-        length = max(1, max_cache_length) + (generation_config.prompt_lookup_num_tokens or 0)
+        length = max(1, max_cache_length) + candidates
         if generation_config.is_assistant:
             # Each of its calls goes on where the last one ended.
             spare = self._remote.continuation_tokens

@@ -134,6 +134,16 @@ def test_forward_keeps_to_the_length_of_a_session(remote):
             model(IDS[:, :1])
 
 
+def test_generate_keeps_to_the_length_of_a_session(remote):
+    model, servers = remote
+    with (
+        model.session(max_length=12),
+        pytest.raises(SessionFullError, match="13 tokens in a session for 12"),
+    ):
+        model.generate(IDS, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    assert servers.opened == [(1, 44)]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_any_number_of_rows_after_beams(plain, remote, rows):
     model, _ = remote
