@@ -295,8 +295,8 @@ def _missing(
         )
         return MissingBlocksError(
             f"no servers that compute alike cover all {view.num_blocks} blocks ({kinds}); "
-            "allow it (--mix-numerics, ClientSettings(mix_numerics=True)), or start a server for the "
-            "missing blocks",
+            "allow it (--mix-numerics, ClientSettings(mix_numerics=True)), or start a server for "
+            "the missing blocks",
             tuple(map(str, blocks)),
         )
     runs = _runs(missing)
