@@ -1,6 +1,7 @@
 """What all tests share: one thread a process, a home of their own, real servers, no leftovers."""
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,10 @@ os.environ.update(
     XDG_CONFIG_HOME=f"{_HOME.name}/config",
     SWARM_TEST_RUN=_RUN,
 )
+# A shell that runs us in the background has SIGINT ignored, and the programs that tests interrupt
+# would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Time decides no test: a slow machine makes no example fail, and a failing one can be repeated.
 settings.register_profile(
     "swarm",

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import StartServer
 from processes import ServerProgram
 from swarm_commands import generate, status
@@ -11,6 +12,7 @@ from swarm.spans import Span
 PROMPT = "The history of the printing press begins"
 
 
+@pytest.mark.matrix
 def test_two_servers_that_overlap_serve_what_three_do(
     three_servers: list[ServerProgram], start_server: StartServer
 ) -> None:

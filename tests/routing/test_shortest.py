@@ -153,7 +153,7 @@ def test_one_chain_has_one_kind_of_numerics() -> None:
     assert [hop.peer for hop in route(view)] == ["server-a", "server-c"]
     assert [hop.peer for hop in route(view, mix_numerics=True)] == ["server-a", "server-b"]
     without_c = swarm(8, *view.servers[:2])
-    with pytest.raises(MissingBlocksError, match=r"float32 on cpu: 4:8 missing.*mixed numerics"):
+    with pytest.raises(MissingBlocksError, match=r"float32 on cpu: 4:8 missing.*--mix-numerics"):
         route(without_c)
 
 

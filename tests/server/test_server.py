@@ -119,8 +119,10 @@ def maker(model_folder: Path, tmp_path: Path) -> ServerMaker:
 
 def in_peace(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs the story; no task, thread, process or open file may be left."""
+    before = set(threading.enumerate())
     run_in_peace(story())
-    assert not [one.name for one in threading.enumerate() if one.name.startswith("swarm")]
+    left = [one.name for one in threading.enumerate() if one not in before]
+    assert not [name for name in left if name.startswith("swarm")]
 
 
 @asynccontextmanager
