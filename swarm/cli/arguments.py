@@ -1,8 +1,36 @@
-"""Options that take several values: `--peers A B` as well as `--peers A --peers B`."""
+"""The options about addresses; they take several values: `--peers A B`, `--peers A --peers B`."""
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated, TypeAlias
+
+import typer
 
 from swarm.errors import UsageError
+
+Peers: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Addresses of members of the swarm to join. Default: a new swarm begins here.",
+        metavar="ADDR...",
+        show_default=False,
+    ),
+]
+Listen: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Addresses to listen on. Default: /ip4/0.0.0.0/tcp/0, a free port.",
+        metavar="ADDR...",
+        show_default=False,
+    ),
+]
+Announce: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Addresses to tell others, if they differ (port forwarding).",
+        metavar="ADDR...",
+        show_default=False,
+    ),
+]
 
 ADDRESS_OPTIONS = ("--peers", "--listen", "--announce")
 _ADDRESS_STARTS = ("/ip4/", "/ip6/", "/dns/", "/dns4/", "/dns6/")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from swarm.cli.arguments import repeat_address_options, split_addresses
+from swarm.cli.arguments import Announce, Listen, Peers, repeat_address_options, split_addresses
 from swarm.cli.errors import run, run_program
 from swarm.cli.events import EventPrinter
 from swarm.cli.serving import Serving, serve
@@ -17,30 +17,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def dht(
-    peers: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Addresses of members of the swarm to join. Default: a new swarm begins here.",
-            metavar="ADDR...",
-            show_default=False,
-        ),
-    ] = None,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Addresses to listen on. Default: /ip4/0.0.0.0/tcp/0, a free port.",
-            metavar="ADDR...",
-            show_default=False,
-        ),
-    ] = None,
-    announce: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Addresses to tell others, if they differ (port forwarding).",
-            metavar="ADDR...",
-            show_default=False,
-        ),
-    ] = None,
+    peers: Peers = None,
+    listen: Listen = None,
+    announce: Announce = None,
     identity: Annotated[
         Path | None,
         typer.Option(
