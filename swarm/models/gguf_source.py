@@ -26,6 +26,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from swarm.errors import CheckpointError, NotServedError
+from swarm.models.building import building_model
 from swarm.models.disk_cache import cache_key, file_key, load_json, store_json
 from swarm.models.gguf_header import StoredTensor, read_header
 from swarm.models.tensor_source import TensorInfo
@@ -143,7 +144,7 @@ def _build_index(path: Path) -> dict[str, Any]:
     try:
         config_dict = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config_dict)
-        with torch.device("meta"):
+        with building_model(), torch.device("meta"):
             config = CONFIG_MAPPING[config_dict["model_type"]].from_dict(config_dict)
             model = AutoModelForCausalLM.from_config(config)
             names = get_gguf_hf_weights_map(_Names(model), processor)

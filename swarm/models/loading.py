@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from swarm.errors import CheckpointError
-from swarm.models.quiet import quiet_transformers
+from swarm.models.building import building_model
 
 
 def load_model(
@@ -27,7 +27,7 @@ def load_model(
     itself would fill it with random numbers.
     """
     try:
-        with quiet_transformers():
+        with building_model():
             model, info = model_class.from_pretrained(
                 None,
                 config=config,

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.errors import NotServedError
+from swarm.models.building import building_model
 from swarm.models.layer_list import find_layers
 from swarm.spans import Span
 
@@ -77,7 +78,7 @@ def check_layers(model: nn.Module, config: PretrainedConfig, span: Span) -> None
     """
     whole_config = copy.deepcopy(config)
     whole_config._attn_implementation = "eager"
-    with torch.device("meta"):
+    with building_model(), torch.device("meta"):
         whole = type(model)(whole_config)
     _, originals = find_layers(whole, config.num_hidden_layers)
     _, layers = find_layers(model, len(span))

@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from swarm.errors import CheckpointError, NotServedError
 from swarm.models.block_names import find_block_prefix
+from swarm.models.building import building_model
 from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import ATTENTION_NAME
-from swarm.models.quiet import quiet_transformers
 from swarm.models.slice_config import check_layers, sliced_config
 from swarm.spans import Span
 
@@ -45,7 +45,7 @@ def load_model(
     go through transformers' own conversion. Raises `CheckpointError` or `NotServedError`.
     """
     model_class = _base_class(config)
-    with quiet_transformers():
+    with building_model():
         try:
             model, report = model_class.from_pretrained(
                 None,
