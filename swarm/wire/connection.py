@@ -10,6 +10,7 @@ from swarm.errors import FramingError, PeerError
 from swarm.spans import PeerId
 from swarm.wire.frames import Frame, FrameReader
 from swarm.wire.network import ByteStream
+from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class Connection:
         self.number = 0
         """Which stream of the pair it is; set when it is known."""
         self.link: FrameReceiver | None = None
+        self.upload: UploadLimit | None = None
+        """What is written is charged here."""
         self.writable = True
         self.closed = False
         self.bytes_received_total = 0
@@ -79,6 +82,8 @@ class Connection:
 
     def write(self, data: bytes) -> None:
         self.bytes_sent_total += len(data)
+        if self.upload is not None:
+            self.upload.spent(len(data))
         self.writable = self._stream.write(data)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from swarm.sessions.messages import Message, Output, Step
 from swarm.spans import PeerId
 from swarm.wire.connection import Connection
 from swarm.wire.frames import (
+    MAX_FRAGMENT_BYTES,
     MAX_RANGES,
     Frame,
     FrameType,
@@ -27,6 +28,7 @@ from swarm.wire.inbox import Inbox, UnfinishedBudget
 from swarm.wire.network import Network
 from swarm.wire.outbox import Buffer, Outbox
 from swarm.wire.rate import TokenBucket
+from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class Link:
         max_outstanding_bytes: int,
         budget: UnfinishedBudget,
         control: TokenBucket,
+        upload: UploadLimit | None,
     ) -> None:
         self.peer = peer
         self.incarnation = secrets.randbits(63) + 1
@@ -111,6 +114,8 @@ class Link:
         self._max_outstanding_bytes = max_outstanding_bytes
         self._budget = budget
         self._control = control
+        self._upload = upload
+        self._fragment_bytes = upload.fragment_bytes if upload else MAX_FRAGMENT_BYTES
         self._throttled = False
         self._inbox = Inbox(budget)
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -142,6 +147,11 @@ class Link:
     def idle(self) -> bool:
         """Nothing waits to be written."""
         return not self._outbox.waiting
+
+    @property
+    def next_class(self) -> ServiceClass | None:
+        """Of the fragment that would be sent now; None if there is none."""
+        return self._outbox.next_class
 
     async def written(self) -> None:
         """Returns when nothing waits to be written, or there is no stream to write it to."""
@@ -198,6 +208,7 @@ class Link:
         self.connection = connection
         self.dialled = connection.dialled
         connection.link = self
+        connection.upload = self._upload
         self._streams += 1
         self._inbox.begin_stream()
         if hello.remembers == self.incarnation:
@@ -242,9 +253,10 @@ class Link:
     ) -> None:
         """Raises LinkFullError."""
         connection, inbox = self.connection, self._inbox
-        if connection is None or not connection.writable:
+        if connection is None or not connection.writable or self._upload is not None:
             self._outbox.push(message, payload, service_class, session, client)
             self._messages_sent += 1
+            self.flush()
             return
         frame = self._outbox.pack_or_push(
             message,
@@ -267,8 +279,11 @@ class Link:
         if connection is None:
             return
         written = 0
-        while connection.writable:
-            frame = self._outbox.next_frame(self._inbox.delivered.complete, self._inbox.grant())
+        upload = self._upload
+        while connection.writable and (upload is None or self.idle or upload.allows(self)):
+            frame = self._outbox.next_frame(
+                self._inbox.delivered.complete, self._inbox.grant(), self._fragment_bytes
+            )
             if frame is None:
                 self._written.set()
                 break

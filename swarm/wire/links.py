@@ -32,6 +32,7 @@ from swarm.wire.link import Link, LinkHandler, LinkStats
 from swarm.wire.network import ByteStream, Network
 from swarm.wire.outbox import Buffer
 from swarm.wire.rate import TokenBucket
+from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Links:
         max_links: int = 2048,
         max_streams_without_hello: int = 256,
         control_per_s: float = 200.0,
+        upload: UploadLimit | None = None,
     ) -> None:
         """`grace_s`: how long a broken link is tried again before it is lost.
         `dial_timeout_s`: how long a peer is tried that `send` finds without a link.
@@ -69,7 +71,8 @@ class Links:
         `max_links`: peers that open more are turned away; links that we open are not counted out.
         `max_streams_without_hello`: of all peers; further ones are closed at once.
         `control_per_s`: pings and messages other than steps and outputs that a peer may send, with
-        bursts of five seconds' worth; one that sends more is read more slowly."""
+        bursts of five seconds' worth; one that sends more is read more slowly.
+        `upload`: what all links together may send; None: as fast as they can."""
         if not 0 < max_outstanding_bytes <= MAX_UNFINISHED_BYTES:
             raise ValueError(f"max_outstanding_bytes must be in 1..{MAX_UNFINISHED_BYTES}")
         self._network = network
@@ -82,6 +85,7 @@ class Links:
         self._max_links = max_links
         self._max_streams_without_hello = max_streams_without_hello
         self._control_per_s = control_per_s
+        self._upload = upload
         self._links: dict[PeerId, Link] = {}
         self._dialling: dict[PeerId, Dialling] = {}
         self._waiters: dict[PeerId, list[asyncio.Future[None]]] = {}
@@ -218,6 +222,7 @@ class Links:
                     CONTROL_BURST_S * self._control_per_s,
                     self._running_loop.time(),
                 ),
+                self._upload,
             )
             self._links[peer] = link
         return link

@@ -119,6 +119,12 @@ class Outbox:
         return len(self._queue)
 
     @property
+    def next_class(self) -> ServiceClass | None:
+        """Of the message that goes on next; None when nothing waits."""
+        entry = self._queue.peek()
+        return None if entry is None else entry.service_class
+
+    @property
     def unacknowledged(self) -> int:
         """Messages of which something is written and that are not known to have come."""
         return len(self._unacknowledged)
@@ -227,9 +233,11 @@ class Outbox:
         parts[0] = PRELUDE.pack(total, header_length)
         return parts, size
 
-    def next_frame(self, acknowledged: int, credit: int) -> bytes | None:
-        """The next DATA frame with these fields; None if nothing waits, or the peer must
-        give credit or acknowledge first."""
+    def next_frame(
+        self, acknowledged: int, credit: int, longest: int = MAX_FRAGMENT_BYTES
+    ) -> bytes | None:
+        """The next DATA frame with these fields and a body of at most `longest` bytes; None if
+        nothing waits, or the peer must give credit or acknowledge first."""
         while True:
             entry = self._queue.peek()
             if entry is None:
@@ -239,7 +247,7 @@ class Outbox:
                 break
             self._queue.pop()
         left = outgoing.size - outgoing.sent
-        length = left if left < MAX_FRAGMENT_BYTES else MAX_FRAGMENT_BYTES
+        length = left if left < longest else longest
         if length > self._room():
             return None
         flags = 0
