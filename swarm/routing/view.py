@@ -34,6 +34,24 @@ class Numerics:
         return f"{self.dtype} ({self.quantisation}) on {self.kernel_class}"
 
 
+class CacheUnit(StrEnum):
+    """What `cache_tokens_free` and `cache_tokens_total` count, and a session reserves."""
+
+    SPAN = "span"
+    """A token in all blocks of the server's span, whichever of them a session uses."""
+    BLOCK = "block"
+    """A token in one block; a session pays for the blocks that it uses."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """Cache that a server expects back."""
+
+    after_s: float
+    tokens: int
+    """In the view's `CacheUnit`."""
+
+
 @dataclass(frozen=True)
 class ServerView:
     """One server as its newest record shows it."""
@@ -52,6 +70,12 @@ class ServerView:
     queue_wait_ms: float
     """How long a step waits before its compute pass begins."""
     sessions: int = 0
+    decode_fixed_ms: float = 0.0
+    """Of a decode pass, beside `decode_ms_per_block` for each block; 0 while it is not measured."""
+    decode_row_ms_per_block: float = 0.0
+    """By which each further row lengthens a block of a decode pass."""
+    releases: tuple[Release, ...] = ()
+    """When cache comes back, as far as it is known (planners and simulations know)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,11 @@ class SwarmView:
     checkpoint: str
     num_blocks: int
     servers: tuple[ServerView, ...]
+    cache_unit: CacheUnit = CacheUnit.SPAN
+
+    def cache_needed(self, server: ServerView, tokens: int, blocks: int) -> int:
+        """What a session of `tokens` that uses `blocks` of `server`'s reserves there."""
+        return tokens * blocks if self.cache_unit is CacheUnit.BLOCK else tokens
 
     def online(self, avoid: Iterable[PeerId] = ()) -> tuple[ServerView, ...]:
         """The servers that take sessions of this checkpoint now, without those to avoid."""

@@ -1,0 +1,218 @@
+"""What all routers have in common: the question, the answer, and what a hop costs."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from swarm.errors import MissingBlocksError
+from swarm.routing.network import Floats, Network
+from swarm.routing.performance import ChainMode, HopOverhead
+from swarm.routing.view import ServerView, SwarmView
+from swarm.sessions.messages import Hop
+from swarm.spans import PeerId, SessionId, Span, missing_spans
+
+DEFAULT_DECODE_MS_PER_BLOCK = 10.0
+"""Of a server that has not measured itself yet."""
+
+
+@dataclass(frozen=True)
+class RouteRequest:
+    """What a client wants a chain for."""
+
+    client: PeerId
+    prompt_tokens: int
+    output_tokens: int
+    """Expected; a route is the best one for prompt and output together."""
+    reserve_tokens: int = 0
+    """Cache to reserve, rows x length; 0: prompt and output."""
+    avoid: frozenset[PeerId] = frozenset()
+    """Servers that just failed."""
+
+    @property
+    def cache_tokens(self) -> int:
+        """What each hop must have room for, in every block that it serves."""
+        return self.reserve_tokens or self.prompt_tokens + self.output_tokens
+
+
+@dataclass(frozen=True)
+class Route:
+    """A chain, and what it is predicted to take."""
+
+    hops: tuple[Hop, ...]
+    wait_s: float
+    """Until every hop has room."""
+    ttft_s: float
+    """From then until the first token."""
+    tpot_s: float
+
+    def request_s(self, output_tokens: int) -> float:
+        """The whole request with its wait."""
+        return self.wait_s + self.ttft_s + (output_tokens - 1) * self.tpot_s
+
+
+@dataclass(frozen=True)
+class RouteCosts:
+    """How a client reckons; one object for all routers that are compared."""
+
+    mode: ChainMode = ChainMode.PUSH
+    overhead: HopOverhead = field(default_factory=HopOverhead)
+    activation_bytes: float = 0.0
+    """Of one token on the wire."""
+    mix_numerics: bool = False
+    """Whether one chain may have servers that compute differently."""
+
+
+class Router(Protocol):
+    """Chooses the chain of a session. One object for each client: it may remember."""
+
+    def route(self, view: SwarmView, network: Network, request: RouteRequest) -> Route | None:
+        """The chain; None: the session waits until another of this router's sessions has closed
+        (only routers that queue say so), then ask again.
+
+        Raises MissingBlocksError when no chain covers all blocks.
+        """
+        ...
+
+    def opened(self, session: SessionId, route: Route) -> None:
+        """The session runs over `route` now."""
+        ...
+
+    def closed(self, session: SessionId) -> None:
+        """The session has ended, or could not be opened; unknown ones are no error."""
+        ...
+
+
+class Forgetful:
+    """A router that remembers no sessions."""
+
+    def opened(self, session: SessionId, route: Route) -> None:
+        """Nothing to remember."""
+
+    def closed(self, session: SessionId) -> None:
+        """Nothing to remember."""
+
+
+# ---- what a hop costs
+
+
+def decode_block_s(server: ServerView) -> float:
+    """Of one token in one block."""
+    return (server.decode_ms_per_block or DEFAULT_DECODE_MS_PER_BLOCK) / 1e3
+
+
+def decode_fixed_s(server: ServerView) -> float:
+    """Of one token at a server, however many blocks it passes there: wait and pass."""
+    return (server.queue_wait_ms + server.decode_fixed_ms) / 1e3
+
+
+def prefill_block_s(server: ServerView, prompt_tokens: int) -> float:
+    """Of a whole prompt in one block; as slow as decoding while no prompt was measured."""
+    if server.prefill_tokens_per_s > 0:
+        return prompt_tokens / (server.prefill_tokens_per_s * len(server.span))
+    return prompt_tokens * decode_block_s(server)
+
+
+@dataclass(frozen=True)
+class ChainCost:
+    """The parts of a chain's cost, in seconds."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+def cost_of(
+    hops: Sequence[Hop],
+    servers: Sequence[ServerView],
+    network: Network,
+    request: RouteRequest,
+    costs: RouteCosts,
+) -> ChainCost:
+    """What a chain costs by the router's reckoning; the reference that all routers are held to.
+
+    Each hop: delay + bytes / bandwidth + overhead + queue wait + time of the blocks *used*.
+    """
+    prompt = request.prompt_tokens
+    ttft = tpot = 0.0
+    before = request.client
+    for hop, server in zip(hops, servers, strict=True):
+        token_s = costs.activation_bytes * max(
+            network.seconds_per_byte(before), network.seconds_per_byte(server.peer)
+        )
+        trips = 1
+        delay_s = network.one_way_s(before, server.peer)
+        if costs.mode is ChainMode.RELAY:
+            trips, delay_s = 2, 2 * network.one_way_s(request.client, server.peer)
+        else:
+            before = server.peer
+        used = hop.end - hop.start
+        fixed_s = delay_s + decode_fixed_s(server)
+        tpot += fixed_s + trips * token_s + costs.overhead.decode_s + used * decode_block_s(server)
+        ttft += fixed_s + trips * prompt * token_s + used * prefill_block_s(server, prompt)
+        ttft += costs.overhead.prefill_s + costs.overhead.prefill_token_s * prompt
+    if costs.mode is ChainMode.PUSH:
+        back_s = network.one_way_s(before, request.client)
+        back_s += costs.activation_bytes * max(
+            network.seconds_per_byte(before), network.seconds_per_byte(request.client)
+        )
+        ttft, tpot = ttft + back_s, tpot + back_s
+    return ChainCost(ttft, tpot)
+
+
+@dataclass(frozen=True)
+class HopTables:
+    """What using each server costs over a whole request, in seconds; arrays over servers."""
+
+    fixed_s: Floats
+    """Overheads, waits and passes, and in a relay chain the round trips."""
+    block_s: Floats
+    """Of each block used."""
+    delay_weight: float
+    """How often a one-way delay is paid (push)."""
+    byte_weight: float
+    """How many bytes go from hop to hop in all (push)."""
+
+
+def request_weights(request: RouteRequest) -> tuple[int, int]:
+    """How many decode steps follow the first token, and how many tokens go over each way."""
+    steps = max(0, request.output_tokens - 1)
+    return steps, request.prompt_tokens + steps
+
+
+def hop_tables(
+    servers: Sequence[ServerView],
+    from_client_s: Floats,
+    seconds_per_byte: Floats,
+    request: RouteRequest,
+    costs: RouteCosts,
+) -> HopTables:
+    """The costs of `cost_of`, for many servers at once.
+
+    `from_client_s`: one-way delays; `seconds_per_byte`: of each way between client and server.
+    """
+    steps, tokens = request_weights(request)
+    prompt = request.prompt_tokens
+    fixed = np.array([decode_fixed_s(server) for server in servers]) * (steps + 1)
+    fixed = fixed + steps * costs.overhead.decode_s
+    fixed = fixed + costs.overhead.prefill_s + costs.overhead.prefill_token_s * prompt
+    block = np.array(
+        [prefill_block_s(one, prompt) + steps * decode_block_s(one) for one in servers]
+    )
+    if costs.mode is ChainMode.RELAY:
+        fixed = fixed + 2 * (steps + 1) * from_client_s
+        fixed = fixed + 2 * tokens * costs.activation_bytes * seconds_per_byte
+        return HopTables(fixed, block, 0.0, 0.0)
+    return HopTables(fixed, block, steps + 1.0, tokens * costs.activation_bytes)
+
+
+def missing_error(view: SwarmView, avoid: Collection[PeerId]) -> MissingBlocksError:
+    """Says which blocks nobody serves."""
+    servers = view.online(avoid)
+    missing: list[Span] = missing_spans([one.span for one in servers], view.num_blocks)
+    runs = ", ".join(map(str, missing)) or "none, but no servers that compute alike hold them all"
+    return MissingBlocksError(
+        f"no chain covers all {view.num_blocks} blocks (missing: {runs}; {len(servers)} servers "
+        "online); start a server for them: swarm-server --blocks ...",
+        tuple(map(str, missing)),
+    )
