@@ -6,13 +6,16 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from swarm.errors import AddressError, SwarmError, UsageError
+from swarm.errors import AddressError, UsageError
+from swarm.server.sizes import parse_bytes
 from swarm.spans import Span
 from swarm.wire.addresses import check_address, split_peer
 
 Config = TypeVar("Config", bound="Listening")
 PAGE_TOKENS = 64
 """The cache is given out in pages of so many tokens."""
+MOST_NAME_BYTES = 60
+"""Of the public name in UTF-8: it travels in a record of at most 1 KB."""
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -68,14 +71,18 @@ class ServerConfig(Listening):
     cache_tokens: Annotated[int, Field(ge=PAGE_TOKENS)] | None = None
     """Tokens of K/V that all sessions share, at least a page, rounded up to whole pages; None: a
     part of the free memory."""
+    max_memory: Annotated[int, Field(gt=0)] | None = None
+    """Bytes that blocks and cache may take together, or text such as `8GiB`; None: what is free."""
+    max_upload_mbit: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] | None = None
+    """Mbit/s that all links of the server together may send; None: as fast as they can."""
     sessions_per_client: Annotated[int, Field(ge=1)] = 256
     """Open or in line, of one peer id."""
     tokens_per_client: Annotated[int, Field(ge=PAGE_TOKENS)] | None = None
     """Cached tokens in all sessions of one peer id; None: as many as there are."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of the computation; None: one for each physical core."""
-    name: Annotated[str, Field(max_length=60)] = ""
-    """A name that people see in `swarm-client status`."""
+    name: str = ""
+    """A name that people see in `swarm-client status`: at most 60 bytes, printable, one line."""
     stats_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds between two `stats` events; None: none."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
@@ -85,6 +92,24 @@ class ServerConfig(Listening):
     @classmethod
     def _parse_blocks(cls, value: object) -> object:
         return Span.parse(value) if isinstance(value, str) else value
+
+    @field_validator("max_memory", mode="before")
+    @classmethod
+    def _parse_memory(cls, value: object) -> object:
+        return parse_bytes(value) if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        name = value.strip()
+        if not name.isprintable():
+            raise ValueError("a name has letters, digits, signs and spaces only")
+        if len(name.encode(errors="replace")) > MOST_NAME_BYTES:
+            raise ValueError(
+                f"{len(name.encode())} bytes; a name has at most {MOST_NAME_BYTES}, and letters"
+                " beyond a to z may take several"
+            )
+        return name
 
 
 def make_config(kind: type[Config], **values: object) -> Config:
@@ -102,6 +127,6 @@ def _explain(errors: Sequence[object]) -> list[str]:
         name = ".".join(str(part) for part in error["loc"])
         field = "--" + name.removesuffix("_s").replace("_", "-")  # options leave the unit out
         cause = error.get("ctx", {}).get("error")
-        text = str(cause) if isinstance(cause, SwarmError) else str(error["msg"])
+        text = str(cause or error["msg"])
         lines.append(f"{field}: {text}")
     return lines

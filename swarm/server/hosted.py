@@ -8,9 +8,10 @@ import torch
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.slice import BlockSlice
 from swarm.routing.view import Numerics
-from swarm.server.config import PAGE_TOKENS, ServerConfig
+from swarm.server.config import ServerConfig
+from swarm.server.free_memory import free_memory
 from swarm.server.kv_cache import PagedCache
-from swarm.server.memory import MemoryNeeds, free_memory_bytes, in_words
+from swarm.server.memory import Budget, MemoryNeeds, cache_tokens
 from swarm.server.speed import Speed, measure_speed
 from swarm.spans import Span
 
@@ -81,14 +82,12 @@ def _cache_tokens(
     plan: Plan, span: Span, config: ServerConfig, bytes_per_token: int
 ) -> tuple[int, str]:
     """The size of the cache, and why; the slice has told what a token really takes."""
-    free = free_memory_bytes(str(plan.device))
+    lent = config.max_memory
+    if lent is not None:
+        lent = max(0, lent - plan.needs.weights(span))
+    left = Budget(free_memory(str(plan.device)), lent)
     needs = MemoryNeeds(tuple(0 for _ in plan.needs.block_bytes), bytes_per_token / len(span))
+    tokens, reason = cache_tokens(config.cache_tokens, needs, span, left)
     if config.cache_tokens is not None:
-        tokens = -(-config.cache_tokens // PAGE_TOKENS) * PAGE_TOKENS
-        needs.check(span, free, tokens)
-        if tokens == config.cache_tokens:
-            return tokens, "as asked"
-        return tokens, f"{config.cache_tokens:,} asked, in whole pages of {PAGE_TOKENS}"
-    tokens = needs.default_cache_tokens(span, free)
-    size = in_words(needs.cache(span, tokens))
-    return tokens, f"{size} of the {in_words(free)} that are free"
+        needs.check(span, left, tokens)
+    return tokens, reason

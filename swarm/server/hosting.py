@@ -10,7 +10,7 @@ from swarm.models.dtypes import auto_dtype
 from swarm.routing.placement import least_covered
 from swarm.routing.view import SwarmView
 from swarm.server.config import DTypeName, ServerConfig
-from swarm.server.memory import MemoryNeeds, in_words
+from swarm.server.memory import Budget, MemoryNeeds
 from swarm.spans import Span
 from swarm.wire.codecs import DTYPES
 
@@ -56,19 +56,19 @@ def _token_bytes_per_block(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
 
 
 def check_memory(
-    config: ServerConfig, checkpoint: Checkpoint, needs: MemoryNeeds, free_bytes: int
+    config: ServerConfig, checkpoint: Checkpoint, needs: MemoryNeeds, budget: Budget
 ) -> int:
     """How many blocks will be hosted. BadSpanError, or MemoryShortError with what would fit."""
     if config.blocks is not None:
         checkpoint.check_span(config.blocks)
-        needs.check(config.blocks, free_bytes, config.cache_tokens)
+        needs.check(config.blocks, budget, config.cache_tokens)
         return len(config.blocks)
-    count = needs.blocks_that_fit(free_bytes, config.cache_tokens)
+    count = needs.blocks_that_fit(budget.usable_bytes, config.cache_tokens)
     if not count:
-        needs.check(Span(0, 1), free_bytes, config.cache_tokens)
+        needs.check(Span(0, 1), budget, config.cache_tokens)
         raise MemoryShortError(
-            f"not one block of {checkpoint.name} fits into the {in_words(free_bytes)} that are"
-            " free; use a machine with more memory"
+            f"not one block of {checkpoint.name} fits into {budget.in_words}; use a machine with"
+            " more memory"
         )
     return count
 
@@ -77,11 +77,11 @@ def choose_span(
     config: ServerConfig,
     checkpoint: Checkpoint,
     needs: MemoryNeeds,
-    free_bytes: int,
+    budget: Budget,
     view: SwarmView,
 ) -> Span:
     """`--blocks`, else all that fit, else the least covered run. BadSpanError, MemoryShortError."""
-    count = check_memory(config, checkpoint, needs, free_bytes)
+    count = check_memory(config, checkpoint, needs, budget)
     if config.blocks is not None:
         return config.blocks
     if count == checkpoint.num_blocks:

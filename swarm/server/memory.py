@@ -1,53 +1,50 @@
-"""How much a machine can host: blocks and cached tokens against the memory that is free."""
+"""How much a machine can host: blocks and cached tokens against the memory that it may use."""
 
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from swarm.errors import MemoryShortError
 from swarm.server.config import PAGE_TOKENS
+from swarm.server.free_memory import FreeMemory
+from swarm.server.sizes import in_words
 from swarm.spans import Span
 
 RESERVE_BYTES = 256 << 20
 """Left alone: activations of a pass, message buffers, the interpreter."""
 CACHE_SHARE = 0.25
 """Part of the memory left beside the weights that the cache takes by default."""
+LENT_CACHE_SHARE = 0.5
+"""The same when its owner has said how much is lent: then all that is left of that, but no more
+than this part of what is free."""
 MOST_DEFAULT_CACHE_TOKENS = 65536
 LEAST_CACHE_TOKENS = 256
-_CGROUP = Path("/sys/fs/cgroup")
 
 
-def free_memory_bytes(device: str) -> int:
-    """Bytes that can still be taken on `device`: a GPU's own, else the machine's or container's."""
-    if device.startswith("cuda"):
-        import torch
+@dataclass(frozen=True)
+class Budget:
+    """What blocks and cache may take."""
 
-        free, _ = torch.cuda.mem_get_info(torch.device(device))
-        return int(free)
-    return min(int(psutil.virtual_memory().available), _container_bytes())
+    free: FreeMemory
+    lent_bytes: int | None = None
+    """`--max-memory`: for blocks and cache together; None: its owner has not said."""
 
+    @property
+    def usable_bytes(self) -> int:
+        """For blocks and cache together."""
+        usable = max(0, self.free.count - RESERVE_BYTES)
+        return usable if self.lent_bytes is None else min(usable, self.lent_bytes)
 
-def _container_bytes() -> int:
-    """What a cgroup still allows; page cache is given back on demand, so it counts as free."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-        statistics = dict(
-            line.split(" ", 1) for line in (_CGROUP / "memory.stat").read_text().splitlines()
-        )
-    except (OSError, ValueError):
-        return 1 << 62
-    if limit == "max":
-        return 1 << 62
-    return max(0, int(limit) - used + int(statistics.get("inactive_file", 0)))
+    @property
+    def in_words(self) -> str:
+        """`the 8.0 GB that are free on this machine`, or `the 4.0 GB of --max-memory`."""
+        if self.lent_bytes is not None and self.lent_bytes == self.usable_bytes:
+            return f"the {in_words(self.lent_bytes)} of --max-memory"
+        return f"the {in_words(self.free.count)} that are free {self.free.where}"
 
-
-def in_words(count: float) -> str:
-    """Bytes as people write them: `1.5 GB`."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.0f} MB"
+    def without(self, taken_bytes: int) -> "Budget":
+        """What is left of it when so much has been taken, or will be."""
+        free = FreeMemory(max(0, self.free.count - taken_bytes), self.free.where)
+        lent = None if self.lent_bytes is None else max(0, self.lent_bytes - taken_bytes)
+        return Budget(free, lent)
 
 
 @dataclass(frozen=True)
@@ -65,37 +62,55 @@ class MemoryNeeds:
     def cache(self, span: Span, tokens: int) -> int:
         return int(tokens * self.token_bytes_per_block * len(span))
 
-    def blocks_that_fit(self, free_bytes: int, cache_tokens: int | None) -> int:
+    def blocks_that_fit(self, usable_bytes: int, cache_tokens: int | None) -> int:
         """How many blocks of the largest size fit beside their cache; may be 0."""
         tokens = LEAST_CACHE_TOKENS if cache_tokens is None else cache_tokens
         share = 1.0 if cache_tokens is not None else 1.0 - CACHE_SHARE
         each = max(self.block_bytes) / share + tokens * self.token_bytes_per_block
-        return min(len(self.block_bytes), int(max(0, free_bytes - RESERVE_BYTES) // each))
+        return min(len(self.block_bytes), int(usable_bytes // each))
 
-    def check(self, span: Span, free_bytes: int, cache_tokens: int | None) -> None:
+    def check(self, span: Span, budget: Budget, cache_tokens: int | None) -> None:
         """Raises `MemoryShortError` that says what would fit instead."""
         tokens = LEAST_CACHE_TOKENS if cache_tokens is None else cache_tokens
-        weights, cache = self.weights(span), self.cache(span, tokens)
-        if weights + cache + RESERVE_BYTES <= free_bytes:
+        weights, cache, usable = self.weights(span), self.cache(span, tokens), budget.usable_bytes
+        if weights + cache <= usable:
             return
-        count = self.blocks_that_fit(free_bytes, cache_tokens)
-        room = free_bytes - weights - RESERVE_BYTES
+        count = self.blocks_that_fit(usable, cache_tokens)
         advice = "use a machine with more memory"
-        if cache_tokens is not None and room >= self.cache(span, LEAST_CACHE_TOKENS):
-            fitting = int(room / (self.token_bytes_per_block * len(span)))
+        if cache_tokens is not None and usable - weights >= self.cache(span, LEAST_CACHE_TOKENS):
+            fitting = int((usable - weights) / (self.token_bytes_per_block * len(span)))
             fitting -= fitting % PAGE_TOKENS
             advice = f"use --cache-tokens {fitting} or fewer"
         elif count:
             end = min(span.end, span.start + count)
             advice = f"use --blocks {span.start}:{end} or fewer"
+        elif budget.lent_bytes == usable:
+            advice = "lend more"
         raise MemoryShortError(
             f"blocks {span} need {in_words(weights)}, {tokens} cached tokens {in_words(cache)} and"
-            f" the program {in_words(RESERVE_BYTES)}, but only {in_words(free_bytes)} are free;"
-            f" {advice}"
+            f" the program {in_words(RESERVE_BYTES)}, more than {budget.in_words}; {advice}"
         )
 
-    def default_cache_tokens(self, span: Span, free_after_weights: int) -> int:
-        """A share of what is free, at most 65,536 tokens, a multiple of 256."""
-        room = int(max(0, free_after_weights - RESERVE_BYTES) * CACHE_SHARE)
+    def default_cache_tokens(self, span: Span, left: Budget) -> int:
+        """A share of what is left beside the weights: at most 65,536 tokens, a multiple of 256."""
+        free = max(0, left.free.count - RESERVE_BYTES)
+        room = free * CACHE_SHARE
+        if left.lent_bytes is not None:
+            room = min(left.lent_bytes, free * LENT_CACHE_SHARE)
         tokens = int(room / (self.token_bytes_per_block * len(span))) // 256 * 256
         return max(LEAST_CACHE_TOKENS, min(MOST_DEFAULT_CACHE_TOKENS, tokens))
+
+
+def cache_tokens(
+    asked: int | None, needs: MemoryNeeds, span: Span, left: Budget
+) -> tuple[int, str]:
+    """The size of the cache of `span` and why, with `left` beside the weights. Raises
+    `MemoryShortError`."""
+    if asked is None:
+        tokens = needs.default_cache_tokens(span, left)
+        whose = "what --max-memory leaves" if left.lent_bytes is not None else "the free memory"
+        return tokens, f"{in_words(needs.cache(span, tokens))} of {whose}"
+    tokens = -(-asked // PAGE_TOKENS) * PAGE_TOKENS
+    if tokens == asked:
+        return tokens, "as asked"
+    return tokens, f"{asked:,} asked, in whole pages of {PAGE_TOKENS}"

@@ -18,12 +18,13 @@ from swarm.server import telling
 from swarm.server.config import ServerConfig
 from swarm.server.engine import Engine
 from swarm.server.engine_jobs import EngineResult
+from swarm.server.free_memory import free_memory
 from swarm.server.hosted import Hosted, Plan, load
 from swarm.server.hosting import check_memory, choose_span, memory_needs, pick_device, pick_dtype
 from swarm.server.identity_claim import claim_identity
 from swarm.server.lifecycle import EventSink, ServerEvent, log_event
 from swarm.server.loading import ProgressSteps, in_own_thread
-from swarm.server.memory import free_memory_bytes
+from swarm.server.memory import Budget
 from swarm.server.neighbourhood import Neighbourhood, short_name
 from swarm.server.reachability import join_addresses
 from swarm.server.reception import Quotas
@@ -35,6 +36,7 @@ from swarm.spans import PeerId, Span
 from swarm.wire.frames import PROTOCOL_VERSION
 from swarm.wire.libp2p import Libp2pNetwork
 from swarm.wire.links import Links
+from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger("swarm.server")
 
@@ -187,7 +189,7 @@ class Server:
         config = self.config
         self._tell(telling.opening_event(config.model))
         self._plan = plan = await in_own_thread(lambda _: _plan_for(config))
-        check_memory(config, plan.checkpoint, plan.needs, self._free_bytes())
+        check_memory(config, plan.checkpoint, plan.needs, self._budget())
 
     async def _join(self) -> None:
         node = await DhtNode.create(_made(self._network))
@@ -206,8 +208,10 @@ class Server:
         if config.peers:
             await neighbourhood.check_model()
             view = await neighbourhood.view()
-        span = choose_span(config, plan.checkpoint, plan.needs, self._free_bytes(), view)
+        budget = self._budget()
+        span = choose_span(config, plan.checkpoint, plan.needs, budget, view)
         self._span = span
+        self._tell(telling.memory_event(plan, span, config, budget))
         await self._change_state(ServerState.JOINING)
         loop = asyncio.get_running_loop()
 
@@ -245,7 +249,10 @@ class Server:
             locate=neighbourhood.look_round,
             quotas=Quotas(self.config.sessions_per_client, self.config.tokens_per_client),
         )
-        links = Links(network, service)
+        limit, upload = self.config.max_upload_mbit, None
+        if limit is not None:
+            upload = UploadLimit(limit * 1e6 / 8, loop)
+        links = Links(network, service, upload=upload)
         self._engine, self._service, self._links = engine, service, links
         engine.start()
         self._stack.push_async_callback(self._stop_engine)
@@ -356,8 +363,8 @@ class Server:
 
     # ---- small helpers
 
-    def _free_bytes(self) -> int:
-        return free_memory_bytes(str(_made(self._plan).device))
+    def _budget(self) -> Budget:
+        return Budget(free_memory(str(_made(self._plan).device)), self.config.max_memory)
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))

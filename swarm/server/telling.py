@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from swarm.server.config import ServerConfig
 from swarm.server.engine_jobs import EngineStats
 from swarm.server.hosted import Hosted, Plan
 from swarm.server.lifecycle import ServerEvent
+from swarm.server.memory import Budget, cache_tokens
 from swarm.server.reachability import reach_of
+from swarm.server.sizes import in_words
 from swarm.spans import Span
 
 
@@ -32,6 +35,38 @@ def listening_event(addresses: list[str], peer: str, join_command: str) -> Serve
         f"listening on {addresses[0]} (for {reach}); to join: {join_command}",
         {"address": addresses[0], "addresses": addresses, "peer": peer},
     )
+
+
+def memory_event(plan: Plan, span: Span, asked: ServerConfig, budget: Budget) -> ServerEvent:
+    """How the blocks and the cache were decided; the cache's size is final when they are loaded."""
+    needs, free, lent = plan.needs, budget.free, budget.lent_bytes
+    weights = needs.weights(span)
+    tokens, _ = cache_tokens(asked.cache_tokens, needs, span, budget.without(weights))
+    cache = needs.cache(span, tokens)
+    left = max(0, free.count - weights - cache)
+    why = f"of {len(needs.block_bytes)} as many as fit"
+    if asked.blocks is not None:
+        why = "as asked"
+    elif len(span) == len(needs.block_bytes):
+        why = "the whole model"
+    text = (
+        f"memory: {in_words(free.count)} are free {free.where}"
+        + (f", {in_words(lent)} are lent (--max-memory)" if lent is not None else "")
+        + f"; a block takes {in_words(max(needs.block_bytes))}, blocks {span} ({why})"
+        f" {in_words(weights)}, the cache {in_words(cache)} for {tokens:,} tokens;"
+        f" {in_words(left)} are left for the system"
+    )
+    fields = {
+        "free_bytes": free.count,
+        "free_where": free.where,
+        "lent_bytes": lent,
+        "block_bytes": max(needs.block_bytes),
+        "weights_bytes": weights,
+        "cache_bytes": cache,
+        "cache_tokens": tokens,
+        "left_bytes": left,
+    }
+    return ServerEvent("notice", text, fields)
 
 
 def progress_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent:

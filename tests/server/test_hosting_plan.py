@@ -1,14 +1,19 @@
 """How many blocks and how much cache a machine takes, and which run of blocks."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
 from swarm.errors import AddressError, MemoryShortError, UsageError
 from swarm.server import memory
 from swarm.server.config import ServerConfig, make_config
+from swarm.server.free_memory import FreeMemory, cgroup_free_bytes, free_memory
 from swarm.server.hosting import pick_device
-from swarm.server.memory import LEAST_CACHE_TOKENS, MOST_DEFAULT_CACHE_TOKENS, MemoryNeeds
+from swarm.server.memory import LEAST_CACHE_TOKENS, MOST_DEFAULT_CACHE_TOKENS, Budget, MemoryNeeds
 from swarm.server.reachability import Reach, join_addresses, reach_of, widest_first
+from swarm.server.sizes import in_words, parse_bytes
 from swarm.server.threads import pick_threads
 from swarm.spans import Span
 
@@ -16,55 +21,137 @@ MB = 1 << 20
 NEEDS = MemoryNeeds(block_bytes=(10 * MB,) * 8, token_bytes_per_block=1024)
 
 
-def free_for(blocks: int, tokens: int) -> int:
+def size(blocks: int, tokens: int) -> int:
+    """Of so many blocks and their cache."""
+    if not blocks:
+        return 0
     span = Span(0, blocks)
-    return NEEDS.weights(span) + NEEDS.cache(span, tokens) + memory.RESERVE_BYTES
+    return NEEDS.weights(span) + NEEDS.cache(span, tokens)
 
 
-def test_what_just_fits_is_taken_and_a_byte_less_is_refused() -> None:
-    NEEDS.check(Span(0, 4), free_for(4, 1000), 1000)
+def free(usable: int) -> Budget:
+    return Budget(FreeMemory(usable + memory.RESERVE_BYTES, "here"))
+
+
+def lent(usable: int) -> Budget:
+    return Budget(FreeMemory(1 << 40, "here"), usable)
+
+
+@pytest.mark.parametrize("budget", [free, lent])
+def test_what_just_fits_is_taken_and_a_byte_less_is_refused(
+    budget: Callable[[int], Budget],
+) -> None:
+    NEEDS.check(Span(0, 4), budget(size(4, 1000)), 1000)
     with pytest.raises(MemoryShortError):
-        NEEDS.check(Span(0, 4), free_for(4, 1000) - 1, 1000)
+        NEEDS.check(Span(0, 4), budget(size(4, 1000) - 1), 1000)
 
 
 def test_the_error_names_the_whole_pages_of_cache_that_would_fit() -> None:
-    with pytest.raises(MemoryShortError, match="use --cache-tokens 960 or fewer"):
-        NEEDS.check(Span(0, 4), free_for(4, 1000), 2000)
+    with pytest.raises(MemoryShortError, match="free here; use --cache-tokens 960 or fewer"):
+        NEEDS.check(Span(0, 4), free(size(4, 1000)), 2000)
 
 
 def test_the_error_names_the_blocks_that_would_fit() -> None:
-    with pytest.raises(MemoryShortError, match="use --blocks 2:5 or fewer"):
-        NEEDS.check(Span(2, 8), free_for(3, 1000), 1000)
+    with pytest.raises(MemoryShortError, match="of --max-memory; use --blocks 2:5 or fewer"):
+        NEEDS.check(Span(2, 8), lent(size(3, 1000)), 1000)
 
 
 def test_the_error_says_when_nothing_would_fit() -> None:
     with pytest.raises(MemoryShortError, match="a machine with more memory"):
-        NEEDS.check(Span(0, 1), memory.RESERVE_BYTES, None)
+        NEEDS.check(Span(0, 1), free(0), None)
+    with pytest.raises(MemoryShortError, match="lend more"):
+        NEEDS.check(Span(0, 1), lent(1), None)
 
 
 @pytest.mark.parametrize("blocks", range(9))
 def test_as_many_blocks_as_fit(blocks: int) -> None:
-    free = free_for(blocks, 1000) if blocks else memory.RESERVE_BYTES
-    assert NEEDS.blocks_that_fit(free, 1000) == blocks
-    assert NEEDS.blocks_that_fit(100 * free, 1000) == 8
+    usable = size(blocks, 1000)
+    assert NEEDS.blocks_that_fit(usable, 1000) == blocks
+    assert NEEDS.blocks_that_fit(100 * usable + (1 << 30), 1000) == 8
 
 
-@pytest.mark.parametrize("free", [0, free_for(4, 300), 100 * free_for(4, 10_000)])
-def test_the_default_cache_is_bounded_both_ways(free: int) -> None:
-    tokens = NEEDS.default_cache_tokens(Span(0, 4), free)
+@pytest.mark.parametrize("usable", [0, size(4, 300), 100 * size(4, 10_000)])
+def test_the_default_cache_is_bounded_both_ways(usable: int) -> None:
+    tokens = NEEDS.default_cache_tokens(Span(0, 4), free(usable))
     assert LEAST_CACHE_TOKENS <= tokens <= MOST_DEFAULT_CACHE_TOKENS
     if tokens > LEAST_CACHE_TOKENS:
-        assert NEEDS.cache(Span(0, 4), tokens) <= free * memory.CACHE_SHARE
+        assert NEEDS.cache(Span(0, 4), tokens) <= usable * memory.CACHE_SHARE
+
+
+@pytest.mark.parametrize("gigabytes", [0.2, 1, 8])
+def test_blocks_and_default_cache_stay_within_what_is_lent(gigabytes: float) -> None:
+    budget = Budget(FreeMemory(4 << 30, "here"), int(gigabytes * (1 << 30)))
+    big = MemoryNeeds(block_bytes=(40 * MB,) * 200, token_bytes_per_block=4096)
+    count = big.blocks_that_fit(budget.usable_bytes, None)
+    span = Span(0, count)
+    tokens = big.default_cache_tokens(span, budget.without(big.weights(span)))
+    taken = big.weights(span) + big.cache(span, tokens)
+    assert 0.7 * budget.usable_bytes < taken <= budget.usable_bytes
+    assert taken <= (4 << 30) - memory.RESERVE_BYTES
+
+
+# ---- free memory
 
 
 def test_free_memory_is_less_than_the_machine_has() -> None:
     import psutil
 
-    assert 0 < memory.free_memory_bytes("cpu") <= psutil.virtual_memory().total
+    assert 0 < free_memory("cpu").count <= psutil.virtual_memory().total
+
+
+def write(folder: Path, **files: int | str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+def test_the_narrowest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
+    """Version 2: our own cgroup has no limit, the slice above has one, the root has no files."""
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("0::/lend.slice/swarm.service\n")
+    assert cgroup_free_bytes(root, own) is None
+    write(root / "lend.slice/swarm.service", memory__max="max", memory__current=300 * MB)
+    assert cgroup_free_bytes(root, own) is None
+    write(root / "lend.slice", memory__max=1000 * MB, memory__high="max", memory__current=600 * MB)
+    assert cgroup_free_bytes(root, own) == 400 * MB
+    write(root / "lend.slice", memory__stat=f"anon 5\ninactive_file {50 * MB}\nactive_file 7")
+    assert cgroup_free_bytes(root, own) == 450 * MB
+    write(root / "lend.slice", memory__high=700 * MB)
+    assert cgroup_free_bytes(root, own) == 150 * MB
+    write(root / "lend.slice/swarm.service", memory__max=310 * MB)
+    assert cgroup_free_bytes(root, own) == 10 * MB
+
+
+def test_in_a_container_the_mount_is_its_cgroup(tmp_path: Path) -> None:
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    for path in ("/docker/0123456789", "/../../docker/0123", "/"):
+        own.write_text(f"0::{path}\n")
+        write(root, memory__max=64 * MB, memory__current=80 * MB)
+        assert cgroup_free_bytes(root, own) == 0
+
+
+def test_limits_of_version_1(tmp_path: Path) -> None:
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("5:cpu,cpuacct:/\n4:memory:/job\n0::/\n")
+    ours = root / "memory/job"
+    write(ours, memory__limit_in_bytes=9223372036854771712, memory__usage_in_bytes=MB)
+    assert cgroup_free_bytes(root, own) is None
+    write(ours, memory__limit_in_bytes=100 * MB, memory__usage_in_bytes=70 * MB)
+    write(ours, memory__stat=f"inactive_file 1\ntotal_inactive_file {20 * MB}")
+    assert cgroup_free_bytes(root, own) == 50 * MB
 
 
 def test_sizes_in_words() -> None:
-    assert [memory.in_words(size) for size in (5e6, 999e6, 1.5e9)] == ["5 MB", "999 MB", "1.5 GB"]
+    assert [in_words(size) for size in (5e6, 999e6, 1.5e9)] == ["5 MB", "999 MB", "1.5 GB"]
+
+
+def test_sizes_from_text() -> None:
+    texts = ("8GiB", "8 gib", "1.5G", "500MB", "64k", "1000000", "2TB", "12B")
+    sizes = (8 << 30, 8 << 30, 1_500_000_000, 500_000_000, 64_000, 1_000_000, 2 * 10**12, 12)
+    assert tuple(parse_bytes(text) for text in texts) == sizes
+    for wrong in ("", "GiB", "-1", "8GiBs", "eight", "1e9", "8 G iB", "nan", "0x10"):
+        with pytest.raises(ValueError, match="8GiB"):
+            parse_bytes(wrong)
 
 
 def test_devices() -> None:
@@ -104,8 +191,9 @@ def test_others_get_the_widest_address_first() -> None:
 
 
 def test_settings_from_text() -> None:
-    config = make_config(ServerConfig, blocks="3:7", peers=())
+    config = make_config(ServerConfig, blocks="3:7", peers=(), max_memory="2GiB", name=" Öl 4 ")
     assert config.blocks == Span(3, 7)
+    assert (config.max_memory, config.name) == (2 << 30, "Öl 4")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +204,14 @@ def test_settings_from_text() -> None:
         ({"cache_tokens": 63}, "--cache-tokens.* 64"),
         ({"dtype": "int4"}, "--dtype"),
         ({"stats_s": -1}, "--stats: "),
+        ({"max_memory": "plenty"}, "--max-memory: 'plenty' is no amount of memory"),
+        ({"max_memory": "0GiB"}, "--max-memory: "),
+        ({"max_upload_mbit": 0}, "--max-upload-mbit: "),
+        ({"max_upload_mbit": "inf"}, "--max-upload-mbit: "),
+        ({"name": "two\nlines"}, "--name: "),
+        ({"name": "\x1b[31mred"}, "--name: "),
+        ({"name": "ö" * 31}, "--name: 62 bytes"),
+        ({"name": "\ud800"}, "--name: "),
         ({"unheard_of": 1}, "--unheard-of"),
     ],
 )

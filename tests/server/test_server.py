@@ -30,6 +30,7 @@ from swarm.errors import (
 )
 from swarm.models.checkpoint import open_checkpoint
 from swarm.server.config import ServerConfig, make_config
+from swarm.server.free_memory import FreeMemory
 from swarm.server.identity_claim import default_identity_path
 from swarm.server.lifecycle import ServerEvent
 from swarm.server.server import Server
@@ -303,7 +304,8 @@ def test_without_blocks_a_server_takes_all_that_fit_and_then_the_least_covered(
             needs = _needs_of(maker.model)
             room = 2.5 * (needs.block_bytes[0] + needs.cache(Span(0, 1), 512))
             free = int(room) + memory.RESERVE_BYTES
-            monkeypatch.setattr("swarm.server.server.free_memory_bytes", lambda _: free)
+            few = FreeMemory(free, "here")
+            monkeypatch.setattr("swarm.server.server.free_memory", lambda _: few)
             async with second:
                 assert second.span == Span(2, 4)
 
