@@ -19,7 +19,13 @@ from swarm.models.disk_cache import cache_key, load_json, store_json
 from swarm.models.gguf_source import GgufSource
 from swarm.models.hub import fetch_repository
 from swarm.models.safetensors_source import LocalShard, SafetensorsSource, ShardFile, shard_names
-from swarm.models.tensor_source import LazyTensor, ReadCounter, TensorInfo, TensorSource
+from swarm.models.tensor_source import (
+    FetchProgress,
+    LazyTensor,
+    ReadCounter,
+    TensorInfo,
+    TensorSource,
+)
 from swarm.models.tokenizer import load_folder_tokenizer, load_gguf_tokenizer
 from swarm.spans import Span
 
@@ -30,12 +36,19 @@ class Checkpoint:
     """One model as it lies on disk. Opening it reads headers only."""
 
     def __init__(
-        self, name: str, config: PretrainedConfig, source: TensorSource, place: Path
+        self,
+        name: str,
+        config: PretrainedConfig,
+        source: TensorSource,
+        place: Path,
+        commit: str | None = None,
     ) -> None:
         self.name = name
         """What the user called it; for messages and displays."""
         self.config = config
         """The text decoder's config."""
+        self.commit = commit
+        """Of a model from the hub: the commit that it is taken at, whatever its branch does."""
         self.num_blocks = int(config.num_hidden_layers)
         self._source = source
         self._place = place
@@ -82,6 +95,15 @@ class Checkpoint:
                 f"{self.name} has blocks 0:{self.num_blocks}, so {span} does not exist; "
                 f"choose a part of 0:{self.num_blocks}"
             )
+
+    def fetch(self, names: Iterable[str], progress: FetchProgress) -> None:
+        """Bring these tensors to this machine, if they are on the hub: no more than them.
+
+        What was fetched is kept, also when this ends with an error; the next time goes on there.
+        `progress` is called only if something is to be fetched. Raises ModelNotFoundError or
+        CheckpointError, and what `progress` raises.
+        """
+        self._source.fetch(names, progress)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """These tensors in memory of their own, in their stored dtype (float32 if quantised)."""
@@ -164,7 +186,7 @@ def open_checkpoint(model: str | None = None, revision: str | None = None) -> Ch
             "files, a GGUF file, or a Hugging Face name"
         )
     folder, shards = fetch_repository(model, revision)
-    return Checkpoint(model, _load_config(folder), SafetensorsSource(shards), folder)
+    return Checkpoint(model, _load_config(folder), SafetensorsSource(shards), folder, folder.name)
 
 
 def causal_model_class(config: PretrainedConfig) -> type[Any]:

@@ -45,12 +45,16 @@ def load_json(kind: str, key: str) -> Any | None:
 
 def store_json(kind: str, key: str, value: Any) -> None:
     """Keep a value; other processes see the old or the new file, never a part of one."""
-    folder = cache_folder(kind)
+    write_json(cache_folder(kind) / f"{key}.json", value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The same, in any place."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(value, file)
-        Path(temporary).replace(folder / f"{key}.json")
+        Path(temporary).replace(path)
     except OSError as error:
-        logger.debug("nothing is cached in %s: %s", folder, error)
+        logger.debug("nothing is cached in %s: %s", path.parent, error)

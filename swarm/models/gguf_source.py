@@ -6,7 +6,7 @@ thousand strings), so the outcome is kept in the user's cache folder.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from swarm.errors import CheckpointError, NotServedError
 from swarm.models.building import building_model
 from swarm.models.disk_cache import cache_key, file_key, load_json, store_json
 from swarm.models.gguf_header import StoredTensor, read_header
-from swarm.models.tensor_source import TensorInfo
+from swarm.models.tensor_source import FetchProgress, TensorInfo
 
 INDEX_VERSION = 1
 """Raised when `_build_index` changes, so that no older outcome is taken from the cache."""
@@ -74,6 +74,9 @@ class GgufSource:
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._tensors
+
+    def fetch(self, names: Iterable[str], progress: FetchProgress) -> None:
+        """The file is here."""
 
     def read(self, name: str) -> torch.Tensor:
         found: dict[str, torch.Tensor] = {}

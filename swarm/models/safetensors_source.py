@@ -3,7 +3,10 @@
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -11,12 +14,15 @@ import torch
 
 from swarm.errors import CheckpointError
 from swarm.models.disk_cache import cache_key, file_key
-from swarm.models.tensor_source import TensorInfo
+from swarm.models.hub_ranges import Range, fill
+from swarm.models.tensor_source import FetchProgress, TensorInfo
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+HEADER_THREADS = 8
+"""Headers of files that are elsewhere cost a round trip or two each."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -48,10 +54,16 @@ class ShardFile(Protocol):
     def size(self) -> int: ...
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes `start:end`, without fetching the rest of a file that is elsewhere."""
+        """Bytes `start:end`, fewer at the end of the file; keeps nothing of a remote file."""
 
-    def local_path(self) -> Path:
-        """The file on this machine; fetches it whole if it is elsewhere."""
+    def read_into(self, start: int, buffer: memoryview) -> bool:
+        """Fills `buffer` from `start` on; False if the file ends before."""
+
+    def missing(self, ranges: Sequence[Range]) -> int:
+        """How many bytes of these ranges are not on this machine."""
+
+    def fetch(self, ranges: Sequence[Range], arrived: Callable[[int], None]) -> None:
+        """Brings `ranges` to this machine; `arrived(bytes)` may raise to end it."""
 
 
 class LocalShard:
@@ -70,8 +82,30 @@ class LocalShard:
             file.seek(start)
             return file.read(end - start)
 
-    def local_path(self) -> Path:
-        return self._path
+    def read_into(self, start: int, buffer: memoryview) -> bool:
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(start)
+            return fill(file, buffer)
+
+    def missing(self, ranges: Sequence[Range]) -> int:
+        return 0
+
+    def fetch(self, ranges: Sequence[Range], arrived: Callable[[int], None]) -> None:
+        """It is here."""
+
+
+class _Count:
+    """Adds up what arrives in several threads."""
+
+    def __init__(self, total: int, progress: FetchProgress) -> None:
+        self._total, self._progress = total, progress
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def arrived(self, nbytes: int) -> None:
+        with self._lock:
+            self._done += nbytes
+            self._progress(self._done, self._total)
 
 
 class _Placed:
@@ -106,8 +140,10 @@ class SafetensorsSource:
 
     def __init__(self, shards: Sequence[ShardFile]) -> None:
         self._placed: dict[str, _Placed] = {}
-        for shard in shards:
-            for name, placed in _read_header(shard).items():
+        with ThreadPoolExecutor(HEADER_THREADS) as threads:
+            headers = list(threads.map(_read_header, shards))
+        for shard, header in zip(shards, headers, strict=True):
+            for name, placed in header.items():
                 if name in self._placed:
                     raise CheckpointError(f"{shard.label} repeats the tensor {name}")
                 self._placed[name] = placed
@@ -125,16 +161,22 @@ class SafetensorsSource:
                 f"{placed.shard.label} stores {name} as {placed.info.dtype}, which is not supported"
             )
         tensor = torch.empty(placed.info.shape, dtype=dtype)
-        path = placed.shard.local_path()
-        with path.open("rb", buffering=0) as file:
-            file.seek(placed.start)
-            view, filled = tensor.reshape(-1).view(torch.uint8).numpy().data, 0
-            while filled < len(view):
-                count = file.readinto(view[filled:])
-                if not count:
-                    raise CheckpointError(f"{path} ends inside {name}; fetch the file again")
-                filled += count
+        if not placed.shard.read_into(
+            placed.start, tensor.reshape(-1).view(torch.uint8).numpy().data
+        ):
+            raise CheckpointError(f"{placed.shard.label} ends inside {name}; fetch the file again")
         return tensor
+
+    def fetch(self, names: Iterable[str], progress: FetchProgress) -> None:
+        ranges: defaultdict[ShardFile, list[Range]] = defaultdict(list)
+        for placed in (self._placed[name] for name in names):
+            ranges[placed.shard].append((placed.start, placed.start + placed.info.nbytes))
+        missing = sum(shard.missing(wanted) for shard, wanted in ranges.items())
+        if not missing:
+            return
+        count = _Count(missing, progress)
+        for shard, wanted in ranges.items():
+            shard.fetch(wanted, count.arrived)
 
     def stored_bytes(self, name: str, start: int, end: int) -> bytes:
         placed = self._placed[name]
@@ -147,6 +189,7 @@ class SafetensorsSource:
 def _read_header(shard: ShardFile) -> dict[str, _Placed]:
     """Parse and check a file's header; nothing in it is believed before it is checked."""
     size = shard.size()
+    shard.fetch([(0, min(8, size))], lambda _: None)
     prefix = shard.read(0, 8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
     if length > min(MAX_HEADER_BYTES, size - 8):
@@ -154,6 +197,7 @@ def _read_header(shard: ShardFile) -> dict[str, _Placed]:
             f"{shard.label} is no safetensors file, or is cut off; fetch it again"
         )
     data_start = 8 + length
+    shard.fetch([(8, data_start)], lambda _: None)
     try:
         header = json.loads(shard.read(8, data_start))
         placed = {

@@ -1,7 +1,7 @@
 """Where a checkpoint's tensors lie: the interface of every file format."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,10 @@ class TensorInfo:
     """How it is stored: safetensors' or ggml's name, such as `BF16` or `Q4_1`."""
     nbytes: int
     """Bytes that it takes in the file."""
+
+
+FetchProgress = Callable[[int, int], None]
+"""`progress(bytes fetched, bytes to fetch)`; called in any thread, one at a time. May raise."""
 
 
 class ReadCounter:
@@ -45,6 +49,9 @@ class TensorSource(Protocol):
     @property
     def file_key(self) -> str:
         """Changes when a file is replaced or rewritten; names cached facts about the content."""
+
+    def fetch(self, names: Iterable[str], progress: FetchProgress) -> None:
+        """Bring these tensors to this machine, if they are elsewhere; else nothing happens."""
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in its own memory, float32 if it is stored quantised; CheckpointError."""
