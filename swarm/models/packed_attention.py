@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from swarm.errors import NotServedError
+from swarm.models.row_state import RowState
 
 ATTENTION_NAME = "swarm_packed"
 
@@ -48,6 +49,9 @@ class KVStore(Protocol):
 
     def begin(self, rows: Sequence[PassRow]) -> KVPass:
         """Make room for the new slots of `rows`. Raises `SwarmError` if there is none."""
+
+    def state(self, row: Any) -> RowState:
+        """What recurrent layers remember of a row, named as in `PassRow.row`."""
 
 
 @dataclass(slots=True)

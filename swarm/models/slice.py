@@ -1,16 +1,23 @@
-"""A run of a checkpoint's blocks, as a model of the checkpoint's own class with fewer layers."""
+"""A run of a checkpoint's blocks, as a model of the checkpoint's own class with fewer layers.
+
+Sessions share passes where the model's attention goes through transformers' interface and nothing
+else looks across tokens. Any other model runs one session at a time, with a cache as transformers
+itself would give it (`session_cache`). What a model is, its slice finds out when it is loaded.
+"""
 
 import copy
+import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.errors import BadSpanError, NotServedError, SwarmError
+from swarm.models.building import building_model
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import (
@@ -22,6 +29,9 @@ from swarm.models.packed_attention import (
 )
 from swarm.models.packed_linear import can_pack, least_pass_tokens, pack_linears, unpack_linears
 from swarm.models.rotary_state import RotaryState
+from swarm.models.row_state import MAX_SNAPSHOTS
+from swarm.models.session_cache import SessionCache, layer_kinds
+from swarm.models.session_passes import SessionPasses
 from swarm.models.slice_config import model_of_layers
 from swarm.models.slice_loading import Progress, load_model
 from swarm.models.slice_proof import GrowingStore, prove, sessions_are_independent
@@ -34,7 +44,7 @@ MAX_PARTS = 16
 
 
 class BlockSlice:
-    """Blocks `span` of a checkpoint, ready to run packed passes. Inference only, one thread."""
+    """Blocks `span` of a checkpoint, ready to run passes. Inference only, one thread."""
 
     def __init__(self, model: PreTrainedModel, span: Span) -> None:
         """`model`: of the checkpoint's base class, with the span's layers alone."""
@@ -45,11 +55,23 @@ class BlockSlice:
         self.device: torch.device = model.device
         self.packs_sessions = True
         """Whether several sessions may share a pass; else each runs alone within `forward`."""
+        self.rewinds: Literal["any", "snapshots"] = "any"
+        """How a row goes back: to any slot at once, or to a snapshot of its recurrent state, from
+        which the tokens up to the slot are run again."""
+        self.alone_because: str | None = None
+        """Why sessions do not share passes."""
         self.kv_shapes: list[tuple[int, int, int]] = []
-        """`(heads, k_dim, v_dim)` of each layer, as measured."""
+        """`(heads, k_dim, v_dim)` of what is stored of each slot: by each layer (0 where it keeps
+        nothing), and, for `snapshots`, of what has entered the first one."""
+        self.row_bytes = 0
+        """What a row takes whatever its length: recurrent state and its snapshots."""
+        self._alone: SessionPasses | None = None
+        """Runs passes of one row each; None: passes are packed."""
         self._least_tokens = 1
         self._parts: OrderedDict[Span, BlockSlice] = OrderedDict()
         """The newest used last; shared with all parts."""
+        self._attention = str(model.config._attn_implementation)
+        self._named = inspect.signature(model.forward).parameters.keys()
         self._rotary = RotaryState(model)
         self._find_ends()
 
@@ -68,10 +90,10 @@ class BlockSlice:
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> "BlockSlice":
-        """Read the tensors of `span`, and nothing else, and prove that packing them is sound.
+        """Read the tensors of `span`, and nothing else, and find out how they have to be run.
 
         Raises `BadSpanError`, `CheckpointError` (tensors that lack or do not fit) or
-        `NotServedError` (a model that cannot be cut there, or cannot run packed).
+        `NotServedError` (a model that cannot be cut there, or whose passes are not exact).
         """
         names = checkpoint.block_tensors(span)
         tensors = {name: checkpoint.lazy(stored) for name, stored in names.items()}
@@ -92,20 +114,12 @@ class BlockSlice:
         `tensors` holds real tensors or anything that is read by `[...]`.
         """
         blocks = cls(load_model(config, tensors, span, dtype, torch.device(device), progress), span)
-        try:
-            blocks.prepare()
-        except SwarmError:
-            raise
-        except Exception as error:  # whatever a model does that cannot run in packed passes
-            raise NotServedError(
-                f"{type(blocks.model).__name__} cannot run packed passes "
-                f"({type(error).__name__}: {error}); this version does not serve it"
-            ) from error
+        blocks.prepare()
         return blocks
 
     @property
     def bytes_per_token(self) -> int:
-        """Of K/V, over all layers of the slice."""
+        """Of K/V and the like, over all layers of the slice."""
         items = sum(heads * (k_dim + v_dim) for heads, k_dim, v_dim in self.kv_shapes)
         return items * self.dtype.itemsize
 
@@ -143,15 +157,13 @@ class BlockSlice:
         `rows` says whose tokens they are, in order; `position_ids` is `[tokens]`. Answers a
         tensor of the same shape; the rows' new K/V are in `kv` then.
         """
+        run = self._pass if self._alone is None else self._cached
         if self.packs_sessions or len(rows) == 1:
-            return self._pass(hidden, position_ids, rows, kv)
+            return run(hidden, position_ids, rows, kv)
         counts = [row.count for row in rows]
         parts = zip(torch.split(hidden, counts), torch.split(position_ids, counts), strict=True)
         return torch.cat(
-            [
-                self._pass(part, places, [row], kv)
-                for row, (part, places) in zip(rows, parts, strict=True)
-            ]
+            [run(part, places, [row], kv) for row, (part, places) in zip(rows, parts, strict=True)]
         )
 
     def _pass(
@@ -170,9 +182,22 @@ class BlockSlice:
         with running_pass(PackedPass(rows, kv.begin(rows))):
             return self._run(hidden, position_ids)[:tokens]
 
+    def _cached(
+        self,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        rows: Sequence[PassRow],
+        kv: KVStore,
+    ) -> torch.Tensor:
+        assert self._alone is not None
+        (row,) = rows
+        return self._alone.forward(self._run, hidden, position_ids, row, kv)
+
     @torch.inference_mode()
-    def _run(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """The model's own forward pass, from the first layer's input to the last one's output."""
+    def _run(
+        self, hidden: torch.Tensor, position_ids: torch.Tensor, cache: SessionCache | None = None
+    ) -> torch.Tensor:
+        """From the first layer's input to the last one's output."""
         self._rotary.reset()
         self._entering = hidden.unsqueeze(0)
         # For this pass only: parts share their layers.
@@ -180,12 +205,15 @@ class BlockSlice:
             self._layers[0].register_forward_pre_hook(self._enter, with_kwargs=True),
             self._layers[-1].register_forward_hook(self._leave),
         )
+        given = {
+            "position_ids": position_ids.unsqueeze(0),
+            "past_key_values": cache,
+            "cache_params": cache,
+            "use_cache": cache is not None,
+        }
+        named = {name: value for name, value in given.items() if name in self._named}
         try:
-            self.model(
-                inputs_embeds=self._entering,
-                position_ids=position_ids.unsqueeze(0),
-                use_cache=False,
-            )
+            self.model(inputs_embeds=self._entering, **named)
             assert self._leaving is not None
             return self._leaving[0]
         finally:
@@ -204,58 +232,113 @@ class BlockSlice:
     def _leave(self, _layer: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
         self._leaving = output[0] if isinstance(output, tuple) else output
 
-    def prepare(self) -> None:
-        """Measure K/V shapes, prove the packing, and put the weights in the fastest order.
+    # ---- what the model is
 
-        Raises `NotServedError` for a model whose sessions cannot be told apart in a pass.
+    def prepare(self) -> None:
+        """Find out how passes have to be run, prove it, and put weights in the fastest order.
+
+        Raises `NotServedError` for a model whose sessions cannot be run exactly in either way.
         """
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         with torch.inference_mode():
-            self._measure(like)
-            expected = self._reference
-            prove(self._pass, expected, self.hidden_size, like)
-            far = 2 * int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
-            self.packs_sessions = not _looks_at_longest_position(self.model.config) and (
-                sessions_are_independent(self._pass, self.hidden_size, like, far)
-            )
+            try:
+                if self._attention != ATTENTION_NAME:
+                    raise NotServedError("its attention does not go through the interface")
+                self._prepare_packed(like)
+            except Exception as error:  # whatever a model does that cannot run in packed passes
+                self.alone_because = _in_words(error)
+                logger.info("blocks %s run one session a pass: %s", self.span, error)
+                try:
+                    self._prepare_alone(like)
+                except Exception as why:
+                    raise NotServedError(
+                        f"{type(self.model).__name__} cannot be served: packed, "
+                        f"{self.alone_because}; one session a pass, {_in_words(why)}"
+                    ) from why
             if can_pack(self.dtype, self.device):
-                self._pack(expected, like)
+                self._pack(like)
 
-    def _measure(self, like: torch.Tensor) -> None:
+    def _prepare_packed(self, like: torch.Tensor) -> None:
+        self._measure_packed(like)
+        prove(self.forward, self._reference, self.hidden_size, like)
+        far = 2 * int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
+        if _looks_at_longest_position(self.model.config):
+            self.alone_because = "its RoPE looks at the longest position of a pass"
+        elif not sessions_are_independent(self.forward, self.hidden_size, like, far):
+            self.alone_because = "a session far on changes what others compute"
+        self.packs_sessions = self.alone_because is None
+
+    def _measure_packed(self, like: torch.Tensor) -> None:
         kv = GrowingStore()
         rows = [PassRow(0, 0, 3)]
         packed = PackedPass(rows, kv.begin(rows))
         with running_pass(packed):
             self._run(like.new_zeros(3, self.hidden_size), torch.arange(3, device=like.device))
-        self.kv_shapes = kv.shapes()
+        self.kv_shapes = kv.shapes(len(self.span))
         if packed.windows.keys() != set(range(len(self.span))):
-            raise NotServedError(
-                f"some of blocks {self.span} have no attention that can be packed (recurrent or "
-                "custom layers); this version does not serve them"
-            )
+            raise NotServedError("some blocks have no attention that can be packed")
         ignored = packed.mask_windows - set(packed.windows.values())
         if ignored:
             raise NotServedError(
-                f"blocks {self.span} see only parts of {sorted(ignored)} tokens in a way that "
-                "packed attention is not told of; this version does not serve them"
+                f"some blocks see only parts of {sorted(ignored)} tokens in a way that packed "
+                "attention is not told of"
             )
 
+    def _prepare_alone(self, like: torch.Tensor) -> None:
+        self.packs_sessions = False
+        if self._attention == ATTENTION_NAME:
+            self._attention = _own_attention(self.model)
+        self._alone = SessionPasses(layer_kinds(self.model.config))
+        self.rewinds = "snapshots" if self._alone.recurrent else "any"
+        kv = GrowingStore()
+        places = torch.arange(3, device=like.device)
+        self.forward(like.new_zeros(3, self.hidden_size), places, [PassRow(0, 0, 3)], kv)
+        self.kv_shapes = kv.shapes(len(self.span) + self._alone.recurrent)
+        self.row_bytes = (1 + MAX_SNAPSHOTS) * kv.state(0).size_bytes
+        try:
+            prove(self.forward, self._reference, self.hidden_size, like)
+        except Exception as error:
+            if not self._alone.recurrent:
+                raise
+            logger.info("blocks %s take one token at a time: %s", self.span, error)
+            self._alone.continues = False
+            prove(self.forward, self._reference, self.hidden_size, like)
+
     def _reference(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        if self._attention == "eager":
+            return self._run(hidden, position_ids)
         self.model.set_attn_implementation("eager")
         try:
             return self._run(hidden, position_ids)
         finally:
-            self.model.set_attn_implementation(ATTENTION_NAME)
+            self.model.set_attn_implementation(self._attention)
 
-    def _pack(self, expected: Any, like: torch.Tensor) -> None:
+    def _pack(self, like: torch.Tensor) -> None:
         pack_linears(self._layers)
         self._least_tokens = least_pass_tokens(self.dtype)
         try:
-            prove(self._pass, expected, self.hidden_size, like)
+            prove(self.forward, self._reference, self.hidden_size, like)
         except Exception as error:  # a model that reads its linear layers' weights by itself
             logger.info("blocks %s run with plain linear layers: %s", self.span, error)
             unpack_linears(self._layers)
             self._least_tokens = 1
+
+
+def _own_attention(model: PreTrainedModel) -> str:
+    """Switch to attention of the model's own, the fastest that it has; its name."""
+    with building_model():
+        try:
+            model.set_attn_implementation("sdpa")
+        except ValueError:
+            model.set_attn_implementation("eager")
+    if model.config._attn_implementation == ATTENTION_NAME:
+        # It knows one kind only, and looks here just for the kind of its masks.
+        model.config._attn_implementation = "eager"
+    return str(model.config._attn_implementation)
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, SwarmError) else f"{type(error).__name__}: {error}"
 
 
 def _looks_at_longest_position(config: PretrainedConfig) -> bool:

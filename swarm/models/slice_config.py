@@ -22,8 +22,16 @@ Module = TypeVar("Module", bound=nn.Module)
 
 _COUNTS_FROM_START = ("first_k_dense_replace", "num_dense_layers", "num_hash_layers")
 """Settings that say how many of the first layers are special."""
-_LAYER_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layers_idx")
+_LAYER_LISTS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "full_attn_idxs",
+    "attn_layers_idx",
+    "attn_layer_indices",
+)
 """Settings that list indices of layers."""
+_OFFSETS = {"attn_layer_offset": "attn_layer_period", "expert_layer_offset": "expert_layer_period"}
+"""Settings that say which layer of each period is special, and those that say how long that is."""
 _INDICES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx")
 """Attributes of a module that hold the index of its layer."""
 
@@ -38,6 +46,8 @@ def sliced_config(config: PretrainedConfig, span: Span) -> PretrainedConfig:
             changes[name] = max(0, value - span.start)
         elif name in _LAYER_LISTS and isinstance(value, list | tuple):
             changes[name] = [index - span.start for index in value if index in span]
+        elif name in _OFFSETS:
+            changes[name] = (value - span.start) % getattr(config, _OFFSETS[name])
         elif isinstance(value, list | tuple) and len(value) == total:
             changes[name] = value[span.start : span.end]
     changes |= {"num_hidden_layers": len(span), "vocab_size": 1}

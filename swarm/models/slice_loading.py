@@ -45,24 +45,28 @@ def load_model(
     go through transformers' own conversion. Raises `CheckpointError` or `NotServedError`.
     """
     model_class = _base_class(config)
+
+    def load(attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
+            None,
+            config=sliced_config(config, span),
+            state_dict=_state(model_class, tensors, len(span), progress),
+            dtype=dtype,
+            device_map=None if device.type == "cpu" else {"": device},
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+        return loaded
+
     with building_model():
         try:
-            model, report = model_class.from_pretrained(
-                None,
-                config=sliced_config(config, span),
-                state_dict=_state(model_class, tensors, len(span), progress),
-                dtype=dtype,
-                device_map=None if device.type == "cpu" else {"": device},
-                attn_implementation=ATTENTION_NAME,
-                output_loading_info=True,
-            )
-        except KeyError as error:
-            if error.args != (ATTENTION_NAME,):
-                raise
-            raise NotServedError(
-                f"{model_class.__name__} has attention of its own that cannot run packed; "
-                "this version does not serve it"
-            ) from error
+            try:
+                model, report = load(ATTENTION_NAME)
+            except KeyError as error:
+                if error.args != (ATTENTION_NAME,):
+                    raise
+                # It chooses classes of its own by this name, before any tensor is read.
+                model, report = load("eager")
         except (RuntimeError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"blocks {span} cannot be loaded as {model_class.__name__}: {error}"

@@ -12,6 +12,7 @@ import torch
 
 from swarm.errors import NotServedError
 from swarm.models.packed_attention import KVStore, PassRow
+from swarm.models.row_state import RowState
 
 Run = Callable[[torch.Tensor, torch.Tensor, Sequence[PassRow], KVStore], torch.Tensor]
 """`(hidden [T, H], position_ids [T], rows, kv) -> [T, H]`, in one pass."""
@@ -20,6 +21,8 @@ Reference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _STEPS = ((5, 1, 3), (1, 2, 1), (1, 1, 4))
 """New tokens of three sessions in three passes."""
+_REWIND_TO = 2
+"""A slot to which each of them is rewound then."""
 
 
 class GrowingStore:
@@ -30,17 +33,21 @@ class GrowingStore:
 
     def __init__(self) -> None:
         self.tensors: dict[tuple[object, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._states: dict[object, RowState] = {}
 
     def begin(self, rows: Sequence[PassRow]) -> "_GrowingPass":
         return _GrowingPass(self, rows)
 
-    def shapes(self) -> list[tuple[int, int, int]]:
-        """`(heads, k_dim, v_dim)` of each layer that has written."""
-        layers = {layer: pair for (_, layer), pair in self.tensors.items()}
-        return [
-            (layers[layer][0].shape[0], layers[layer][0].shape[2], layers[layer][1].shape[2])
-            for layer in sorted(layers)
-        ]
+    def state(self, row: object) -> RowState:
+        return self._states.setdefault(row, RowState())
+
+    def shapes(self, layers: int) -> list[tuple[int, int, int]]:
+        """`(heads, k_dim, v_dim)` of layers `0 .. layers - 1`; `(1, 0, 0)` of one without K/V."""
+        found = {layer: pair for (_, layer), pair in self.tensors.items()}
+        shapes = [(1, 0, 0)] * layers
+        for layer, (key, value) in found.items():
+            shapes[layer] = (key.shape[0], key.shape[2], value.shape[2])
+        return shapes
 
 
 @dataclass
@@ -63,7 +70,9 @@ class _GrowingPass:
             first += part.count
 
     def read(self, layer: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.store.tensors[self.rows[index].row, layer]
+        row = self.rows[index]
+        keys, values = self.store.tensors[row.row, layer]
+        return keys[:, : row.start + row.count], values[:, : row.start + row.count]
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -72,24 +81,35 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def prove(run: Run, reference: Reference, hidden_size: int, like: torch.Tensor) -> None:
-    """Raises `NotServedError` unless packed passes equal `reference`. `like`: dtype, device."""
+    """Raises `NotServedError` unless passes equal `reference`. `like`: dtype, device.
+
+    Several sessions grow in turn, by one token and by several, and then each is rewound.
+    """
     lengths = [sum(counts) for counts in zip(*_STEPS, strict=True)]
     inputs = [_noise(length, hidden_size, seed, like) for seed, length in enumerate(lengths)]
     kv = GrowingStore()
+
+    def grow(starts: Sequence[int], counts: Sequence[int]) -> Sequence[torch.Tensor]:
+        spans = list(zip(starts, counts, strict=True))
+        rows = [PassRow(row, start, count) for row, (start, count) in enumerate(spans)]
+        parts = [inputs[row][start : start + count] for row, (start, count) in enumerate(spans)]
+        places = [torch.arange(start, start + count) for start, count in spans]
+        output = run(torch.cat(parts), torch.cat(places).to(like.device), rows, kv)
+        return torch.split(output, list(counts))
+
     starts = [0] * len(lengths)
     answers: list[list[torch.Tensor]] = [[] for _ in lengths]
     for counts in _STEPS:
-        rows = [PassRow(row, starts[row], count) for row, count in enumerate(counts)]
-        parts = [inputs[r][starts[r] : starts[r] + count] for r, count in enumerate(counts)]
-        places = [torch.arange(part.start, part.start + part.count) for part in rows]
-        output = run(torch.cat(parts), torch.cat(places).to(like.device), rows, kv)
-        for row, part in enumerate(torch.split(output, list(counts))):
+        for row, part in enumerate(grow(starts, counts)):
             answers[row].append(part)
             starts[row] += counts[row]
+    again = grow([_REWIND_TO] * len(lengths), [length - _REWIND_TO for length in lengths])
     for row, length in enumerate(lengths):
         expected = reference(inputs[row], torch.arange(length, device=like.device))
         if not _close(torch.cat(answers[row]), expected):
-            raise NotServedError("sessions that share a pass change each other's results")
+            raise NotServedError("tokens that come in several passes change the results")
+        if not _close(again[row], expected[_REWIND_TO:]):
+            raise NotServedError("a session that was rewound goes on with other results")
 
 
 def sessions_are_independent(

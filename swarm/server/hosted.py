@@ -64,7 +64,13 @@ def load(
     )
     check()
     tokens, reason = _cache_tokens(plan, span, config, blocks.bytes_per_token)
-    cache = PagedCache(blocks.kv_shapes, tokens, dtype=plan.dtype, device=plan.device)
+    cache = PagedCache(
+        blocks.kv_shapes,
+        tokens,
+        row_bytes=blocks.row_bytes,
+        dtype=plan.dtype,
+        device=plan.device,
+    )
     speed = measure_speed(blocks)
     return Hosted(blocks, cache, reason, speed, _digests(plan.checkpoint, span, check))
 

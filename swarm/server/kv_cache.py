@@ -15,6 +15,7 @@ import torch
 
 from swarm.errors import CacheFullError, SessionFullError, SessionLostError, StepRejectedError
 from swarm.models.packed_attention import PassRow
+from swarm.models.row_state import RowState
 from swarm.server.config import PAGE_TOKENS
 from swarm.spans import SessionId
 
@@ -30,6 +31,8 @@ class CacheRow:
     length: int = 0
     """Slots that are written."""
     contiguous: bool = True
+    state: RowState = field(default_factory=RowState)
+    """Of recurrent layers; a rewind is made good by the next pass."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +52,8 @@ class PagedCache:
 
     `kv_shapes` holds `(heads, k_dim, v_dim)` of each layer. The memory for `capacity_tokens`
     (rounded down to whole pages) is allocated here; the operating system hands it out when it is
-    first written. Keys of a layer lie as `[heads, slots, k_dim]`, values likewise.
+    first written. Keys of a layer lie as `[heads, slots, k_dim]`, values likewise. `row_bytes` is
+    what a row takes beside its slots (recurrent state); slots worth as much are reserved with it.
     """
 
     def __init__(
@@ -57,11 +61,15 @@ class PagedCache:
         kv_shapes: Sequence[tuple[int, int, int]],
         capacity_tokens: int,
         *,
+        row_bytes: int = 0,
         page_tokens: int = PAGE_TOKENS,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self.page_tokens = page_tokens
+        slot_bytes = dtype.itemsize * sum(heads * (k + v) for heads, k, v in kv_shapes)
+        self._row_tokens = -(-row_bytes // slot_bytes) if row_bytes else 0
+        """What a row's state is worth in slots."""
         self.total_pages = capacity_tokens // page_tokens
         if self.total_pages < 1:
             raise CacheFullError(
@@ -90,14 +98,18 @@ class PagedCache:
         return len(self._free_pages) * self.page_tokens
 
     def tokens_for(self, rows: int, length: int) -> int:
-        """What a reservation of `rows` x `length` costs: each row has whole pages."""
-        return rows * -(-length // self.page_tokens) * self.page_tokens
+        """What a reservation of `rows` x `length` costs: each row has whole pages, also for its
+        recurrent state."""
+        return rows * self._pages_per_row(length) * self.page_tokens
+
+    def _pages_per_row(self, length: int) -> int:
+        return -(-(length + self._row_tokens) // self.page_tokens)
 
     def reserve(self, session: SessionId, rows: int, length: int) -> None:
         """Set room for `rows` x `length` slots aside. Raises `CacheFullError`."""
         if session in self._sessions:
             raise StepRejectedError("the session is open already", session=session)
-        pages_per_row = -(-length // self.page_tokens)
+        pages_per_row = self._pages_per_row(length)
         if rows * pages_per_row > len(self._free_pages):
             raise CacheFullError(
                 f"{rows} x {length} tokens need {self.tokens_for(rows, length)} of cache, "
@@ -147,6 +159,9 @@ class PagedCache:
             )
         return rows[row]
 
+    def state(self, row: CacheRow) -> RowState:
+        return row.state
+
     def held(self, session: SessionId) -> tuple[int, ...]:
         """Written slots of each reserved row."""
         return tuple(row.length for row in self._known(session).rows)
@@ -180,15 +195,18 @@ class PagedCache:
 
     def _fork(self, known: _Session, parents: Sequence[int]) -> None:
         old = [(list(row.pages), row.length, row.contiguous) for row in known.rows]
+        states = [row.state for row in known.rows]
         for pages, _, _ in (old[parent] for parent in parents):
             for page in pages:
                 known.users[page] += 1
         for row in known.rows:
             self._drop_pages(row, 0)
-            row.length, row.contiguous = 0, True
-        for row, parent in zip(known.rows, parents, strict=False):
+            row.length, row.contiguous, row.state = 0, True, RowState()
+        for index, (row, parent) in enumerate(zip(known.rows, parents, strict=False)):
             pages, row.length, row.contiguous = old[parent]
             row.pages = list(pages)
+            first = parent not in parents[:index]
+            row.state = states[parent] if first else states[parent].copy()
 
     def _cut(self, row: CacheRow, length: int) -> None:
         row.length = length

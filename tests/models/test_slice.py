@@ -279,12 +279,6 @@ def test_missing_and_misshapen_tensors_are_refused(tmp_path: Path) -> None:
         BlockSlice.from_tensors(model.config, misshapen, Span(0, 2))
 
 
-def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path) -> None:
-    save_tiny("bloom", tmp_path)
-    with pytest.raises(NotServedError, match="not serve"):
-        BlockSlice.load(open_checkpoint(str(tmp_path)), Span(0, 2))
-
-
 def test_a_layer_that_depends_on_its_index_in_an_unknown_way_is_found(tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path)
     span = Span(1, 3)
