@@ -6,13 +6,17 @@ if TYPE_CHECKING:
     from swarm.client.model import AutoModelForCausalLM
     from swarm.client.settings import ClientSettings
     from swarm.client.tokenizer import AutoTokenizer
+    from swarm.server.config import ServerConfig
+    from swarm.server.server import Server
 
-__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "ClientSettings"]
+__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "ClientSettings", "Server", "ServerConfig"]
 
 _HOMES = {
     "AutoModelForCausalLM": "swarm.client.model",
     "AutoTokenizer": "swarm.client.tokenizer",
     "ClientSettings": "swarm.client.settings",
+    "Server": "swarm.server.server",
+    "ServerConfig": "swarm.server.config",
 }
 
 

@@ -131,3 +131,14 @@ def three_servers() -> Iterator[list[ServerProgram]]:
     """
     with running_servers(["0:10", "10:20", "20:30"]) as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of 4 blocks and 96 tokens."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "models"))
+    from tiny_models import save_tiny
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    save_tiny("llama", folder)
+    return folder

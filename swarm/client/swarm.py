@@ -18,10 +18,9 @@ from swarm.wire.identity import Identity
 from swarm.wire.links import Links
 
 if TYPE_CHECKING:
-    from swarm.dht.directory import Directory, ModelEntry
-    from swarm.dht.node import DhtNode
+    from swarm.dht.directory import Directory, DirectoryNode, ModelEntry
     from swarm.dht.records import ServerRecord
-    from swarm.wire.libp2p import Libp2pNetwork
+    from swarm.wire.network import SwarmNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +48,12 @@ class _Snapshot:
 class Swarm:
     """Everything here runs in the client's event loop. Make one with `join`."""
 
-    def __init__(self, network: "Libp2pNetwork", settings: ClientSettings) -> None:
+    def __init__(self, network: "SwarmNetwork", settings: ClientSettings) -> None:
         self.identity: Identity = network.identity
         self.settings = settings
         self._network = network
         self._links = Links(network, self, grace_s=settings.link_grace_s)
-        self._node: DhtNode | None = None
+        self._node: DirectoryNode | None = None
         self._directory: Directory | None = None
         self._loop = asyncio.get_running_loop()
         self._listeners: dict[bytes, Listener] = {}
@@ -74,10 +73,10 @@ class Swarm:
     ) -> "Swarm":
         """Raises AddressError, UnreachablePeerError or DaemonError."""
         from swarm.dht.directory import Directory
-        from swarm.dht.node import DhtNode
-        from swarm.wire.libp2p import Libp2pNetwork
+        from swarm.dht.joining import join_directory
+        from swarm.wire.entrance import enter
 
-        network = await Libp2pNetwork.create(
+        network = await enter(
             identity or Identity.create(),
             initial_peers=initial_peers,
             client_only=True,
@@ -86,7 +85,7 @@ class Swarm:
         swarm = cls(network, settings)
         try:
             await swarm._links.start()
-            swarm._node = await DhtNode.create(network)
+            swarm._node = await join_directory(network)
             swarm._directory = Directory(swarm._node)
         except BaseException:
             await swarm.close()

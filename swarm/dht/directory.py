@@ -5,11 +5,11 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from swarm.dht.node import DhtNode, Found
+from swarm.dht.node import Found
 from swarm.dht.records import (
     RECORD_LIFETIME_S,
     SHARDS,
@@ -22,6 +22,7 @@ from swarm.dht.records import (
 from swarm.errors import PeerError, RecordError
 from swarm.routing.view import ServerState
 from swarm.spans import PeerId
+from swarm.wire.network import SwarmNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,21 @@ class ModelEntry:
     servers: int
 
 
+class DirectoryNode(Protocol):
+    """A member of what keeps the records: `swarm.dht.node.DhtNode`, or one in memory."""
+
+    @property
+    def network(self) -> SwarmNetwork: ...
+
+    @property
+    def on_rebuilt(self) -> list[Callable[[], Awaitable[None]]]:
+        """Awaited when what we had stored may be gone."""
+
+    async def store(self, values: dict[str, bytes], expiration: float) -> bool: ...
+    async def get_many(self, keys: Collection[str]) -> dict[str, Found]: ...
+    async def close(self) -> None: ...
+
+
 class Directory:
     """The swarm's directory as one peer sees it.
 
@@ -52,7 +68,7 @@ class Directory:
     and again at once after our libp2p daemon was rebuilt.
     """
 
-    def __init__(self, node: DhtNode, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, node: DirectoryNode, *, clock: Callable[[], float] = time.time) -> None:
         """`clock`: Unix time in seconds."""
         self._node = node
         self._clock = clock

@@ -26,6 +26,8 @@ class Reach(IntEnum):
 def reach_of(address: str) -> Reach:
     """Raises `AddressError` for what is no address."""
     _, kind, host, *_ = check_address(address).split("/")
+    if kind == "memory":
+        return Reach.THIS_MACHINE
     if not kind.startswith("ip"):
         return Reach.ANYBODY
     ip = ipaddress.ip_address(host)

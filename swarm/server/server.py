@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from swarm.dht.directory import Directory
-from swarm.dht.node import DhtNode
+from swarm.dht.joining import join_directory
 from swarm.dht.records import MAX_ADDRESSES, ServerRecord
 from swarm.errors import SwarmError
 from swarm.models.checkpoint import open_checkpoint
@@ -33,9 +33,10 @@ from swarm.server.status import LoopLag, process_fields
 from swarm.server.threads import pick_threads, raise_file_limit
 from swarm.sessions.admission import Admission
 from swarm.spans import PeerId, Span
+from swarm.wire.entrance import enter
 from swarm.wire.frames import PROTOCOL_VERSION
-from swarm.wire.libp2p import Libp2pNetwork
 from swarm.wire.links import Links
+from swarm.wire.network import SwarmNetwork
 from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger("swarm.server")
@@ -68,7 +69,7 @@ class Server:
         self._plan: Plan | None = None
         self._span: Span | None = None
         self._hosted: Hosted | None = None
-        self._network: Libp2pNetwork | None = None
+        self._network: SwarmNetwork | None = None
         self._directory: Directory | None = None
         self._neighbourhood: Neighbourhood | None = None
         self._service: Service | None = None
@@ -148,7 +149,7 @@ class Server:
             if claimed.sibling > 1:
                 self._tell(telling.sibling_event(claimed.sibling - 1, str(claimed.path)))
             await self._make_plan()
-            self._network = await Libp2pNetwork.create(
+            self._network = await enter(
                 claimed.identity,
                 listen=self.config.listen,
                 initial_peers=self.config.peers,
@@ -192,7 +193,7 @@ class Server:
         check_memory(config, plan.checkpoint, plan.needs, self._budget())
 
     async def _join(self) -> None:
-        node = await DhtNode.create(_made(self._network))
+        node = await join_directory(_made(self._network))
         self._stack.push_async_callback(node.close)
         self._directory = Directory(node)
         self._stack.push_async_callback(self._withdraw)

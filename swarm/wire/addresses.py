@@ -1,6 +1,7 @@
 """Multiaddresses such as `/ip4/1.2.3.4/tcp/31330/p2p/12D3KooW...`: checking and taking apart.
 
 libp2p has the final word; these checks exist so that a mistake is answered with one clear line.
+`/memory/1` is the first network of this process that is no real one (`swarm.wire.memory`).
 """
 
 import ipaddress
@@ -13,7 +14,7 @@ from swarm.spans import PeerId
 from swarm.wire.identity import is_peer_id
 
 _ADDRESS = re.compile(
-    r"/(?P<kind>ip4|ip6|dns|dns4|dns6|dnsaddr)/(?P<host>[^/]+)"
+    r"/(?P<kind>ip4|ip6|dns|dns4|dns6|dnsaddr|memory)/(?P<host>[^/]+)"
     r"(?:/(?P<transport>tcp|udp)/(?P<port>\d{1,5})(?P<rest>(?:/[a-z0-9-]+)*?))?"
     r"(?P<circuit>(?:/p2p/[^/]+)?/p2p-circuit)?"
     r"(?:/p2p/(?P<peer>[^/]+))?"
@@ -50,6 +51,11 @@ def split_peer(address: str) -> tuple[str, PeerId]:
             "(it ends with /p2p/ and the peer's id)"
         )
     return address.removesuffix(f"/p2p/{match['peer']}"), PeerId(match["peer"])
+
+
+def is_in_memory(address: str) -> bool:
+    """Whether the address is one of a network within this process."""
+    return address.startswith("/memory/")
 
 
 def is_relayed(address: str) -> bool:

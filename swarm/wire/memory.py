@@ -1,7 +1,8 @@
 """A network in memory, with settable delay, bandwidth, loss, partitions and resets.
 
-It is public: code that runs on a swarm can be tested on it without sockets, best in virtual time
-(`swarm.wire.virtual_time`). All its networks belong to one event loop.
+It is public: code that runs on a swarm can be tested on it without sockets, whole servers and
+clients by `swarm.testing`, single peers in virtual time (`swarm.wire.virtual_time`). All its
+networks belong to one event loop.
 """
 
 import asyncio
@@ -9,7 +10,9 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 from swarm.errors import UnreachablePeerError
 from swarm.spans import PeerId
@@ -36,25 +39,46 @@ class Path:
     """Cut what arrives at random into pieces of at least so many bytes; None: leave it whole."""
 
 
+_hubs: "WeakValueDictionary[str, MemoryNetworkHub]" = WeakValueDictionary()
+_hub_numbers = count(1)
+
+
+def hub_at(address: str) -> "MemoryNetworkHub | None":
+    """The hub of this process with this `address`; None if it is gone."""
+    return _hubs.get(address)
+
+
 class MemoryNetworkHub:
     """All peers of one in-memory network, and what lies between them."""
 
     def __init__(self, seed: int = 0, path: Path | None = None) -> None:
+        self.address = f"/memory/{next(_hub_numbers)}"
+        """Names the network within this process; a peer's address adds `/p2p/` and its id."""
+        _hubs[self.address] = self
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The one that whole servers and clients share; set by the first of them."""
         self.random = random.Random(seed)
         self._default_path = path or Path()
         self._paths: dict[frozenset[PeerId], Path] = {}
         self._networks: dict[PeerId, MemoryNetwork] = {}
         self._held: set[tuple[PeerId, PeerId]] = set()
         """Directions in which nothing arrives."""
+        self._isolated: set[PeerId] = set()
+        """Peers that nothing reaches, and that reach nobody."""
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
         self._streams: set[MemoryStream] = set()
 
     def network(self, peer_id: PeerId, *, listens: bool = True) -> "MemoryNetwork":
         """A new peer. `listens=False`: a client, which nobody can dial."""
-        if peer_id in self._networks:
-            raise ValueError(f"{peer_id} is in the network already; close that one first")
-        network = self._networks[peer_id] = MemoryNetwork(self, peer_id, listens)
+        network = MemoryNetwork(self, peer_id, listens)
+        self.enter(network)
         return network
+
+    def enter(self, network: "MemoryNetwork") -> None:
+        """Takes in a peer. Raises ValueError if there is one with its id."""
+        if network.peer_id in self._networks:
+            raise ValueError(f"{network.peer_id} is in the network already; close that one first")
+        self._networks[network.peer_id] = network
 
     def path(self, a: PeerId, b: PeerId) -> Path:
         return self._paths.get(frozenset((a, b)), self._default_path)
@@ -62,6 +86,27 @@ class MemoryNetworkHub:
     def set_path(self, a: PeerId, b: PeerId, **changes: Any) -> None:
         """Changes fields of `Path` between `a` and `b`, from now on."""
         self._paths[frozenset((a, b))] = replace(self.path(a, b), **changes)
+
+    def set_default_path(self, **changes: Any) -> None:
+        """Changes fields of `Path` between all pairs without a path of their own."""
+        self._default_path = replace(self._default_path, **changes)
+
+    def isolate(self, peer: PeerId) -> None:
+        """A partition between `peer` and everybody else, until `rejoin`."""
+        self._isolated.add(peer)
+
+    def rejoin(self, peer: PeerId) -> None:
+        """What was written meanwhile arrives now, in order."""
+        self._isolated.discard(peer)
+        for stream in list(self._streams):
+            if peer in (stream.owner, stream.peer):
+                stream.resume()
+
+    def vanish(self, peer: PeerId) -> None:
+        """As if the peer's process was killed; its streams end. Unknown peers are fine."""
+        network = self._networks.get(peer)
+        if network is not None:
+            network.leave()
 
     def partition(self, a: PeerId, b: PeerId) -> None:
         """Silently: nothing arrives any more, in either direction, until `heal`."""
@@ -91,7 +136,15 @@ class MemoryNetworkHub:
     # ---- for the networks and streams
 
     def is_held(self, sender: PeerId, reader: PeerId) -> bool:
-        return (sender, reader) in self._held
+        isolated = not self._isolated.isdisjoint((sender, reader))
+        return isolated or (sender, reader) in self._held
+
+    def is_isolated(self, peer: PeerId) -> bool:
+        return peer in self._isolated
+
+    @property
+    def default_path(self) -> Path:
+        return self._default_path
 
     def listener(self, peer: PeerId) -> "MemoryNetwork | None":
         network = self._networks.get(peer)
@@ -132,7 +185,7 @@ class MemoryNetwork:
         self.on_stream: Callable[[ByteStream], None] | None = None
         self._hub = hub
         self._peer_id = peer_id
-        self._addresses = [f"/memory/{peer_id}"] if listens else []
+        self._addresses = [f"{hub.address}/p2p/{peer_id}"] if listens else []
         self._closed = False
 
     @property
@@ -170,9 +223,20 @@ class MemoryNetwork:
             raise
         return ours
 
-    async def close(self) -> None:
+    @property
+    def hub(self) -> MemoryNetworkHub:
+        return self._hub
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def leave(self) -> None:
         self._closed = True
         self._hub.leave(self)
+
+    async def close(self) -> None:
+        self.leave()
 
 
 class MemoryStream:

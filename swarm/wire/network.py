@@ -6,10 +6,11 @@ rather than of coroutines, so that a small message crosses it without a task swi
 Everything here is called in the event loop's thread.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from swarm.spans import PeerId
+from swarm.wire.identity import Identity
 
 
 class StreamReceiver(Protocol):
@@ -73,3 +74,18 @@ class Network(Protocol):
 
     async def close(self) -> None:
         """Closes all streams; may be called any number of times."""
+
+
+class SwarmNetwork(Network, Protocol):
+    """What whole servers and clients need of a network, besides streams."""
+
+    @property
+    def identity(self) -> Identity:
+        """The key of `peer_id`."""
+
+    @property
+    def client_only(self) -> bool:
+        """Whether nobody can dial us."""
+
+    def add_addresses(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Where `peer` may be found, for later dials; from others, so never an error."""

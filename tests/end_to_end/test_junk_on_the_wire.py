@@ -11,19 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_swarm import (
-    TinySwarm,
-    client_model,
+from tiny_pairs import (
     greedy,
     plain_model,
-    save_tiny,
     some_ids,
-    tiny_swarm,
 )
 
 from swarm.scheduling.classes import ServiceClass
 from swarm.server.server import Server
 from swarm.sessions.messages import Close, encode
+from swarm.testing import LocalSwarm
 from swarm.wire.frames import (
     HEADER,
     PRELUDE,
@@ -44,21 +41,14 @@ TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_tiny("llama", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def swarm(folder: Path) -> Iterator[TinySwarm]:
-    with tiny_swarm(folder, "0:2", "2:4") as swarm:
+def swarm(tiny_llama: Path) -> Iterator[LocalSwarm]:
+    with LocalSwarm(tiny_llama, "0:2", "2:4", loopback=True) as swarm:
         yield swarm
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path, swarm: TinySwarm) -> Iterator[Any]:
-    with client_model(folder, swarm.address) as model:
+def model(swarm: LocalSwarm) -> Iterator[Any]:
+    with swarm.client() as model:
         yield model
 
 
@@ -122,7 +112,7 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def stranger(swarm: TinySwarm) -> Iterator[Stranger]:
+def stranger(swarm: LocalSwarm) -> Iterator[Stranger]:
     async def start() -> Libp2pNetwork:
         peers = [server.address for server in swarm.servers]
         return await Libp2pNetwork.create(Identity.create(), initial_peers=peers, client_only=True)
@@ -239,10 +229,10 @@ def generating(model: Any, expected: torch.Tensor, ids: torch.Tensor) -> Iterato
 
 
 def test_others_generate_while_strangers_write_junk(
-    folder: Path, swarm: TinySwarm, model: Any, stranger: Stranger
+    tiny_llama: Path, swarm: LocalSwarm, model: Any, stranger: Stranger
 ) -> None:
     ids = some_ids(9)
-    expected = greedy(plain_model(folder), ids, TOKENS)
+    expected = greedy(plain_model(tiny_llama), ids, TOKENS)
     assert torch.equal(greedy(model, ids, TOKENS), expected)
     before = [status["streams"] for status in swarm.statuses()]
     not_closed = []

@@ -11,33 +11,23 @@ import pytest
 import torch
 from conftest import StartServer
 from processes import ServerProgram
-from tiny_swarm import (
-    TinySwarm,
-    client_model,
+from tiny_pairs import (
     greedy,
     plain_model,
-    save_tiny,
     some_ids,
-    tiny_swarm,
 )
 from transformers import StoppingCriteria
 
 from swarm.errors import MissingBlocksError, PeerError, SessionLostError
+from swarm.testing import LocalSwarm
 
 SOON = {"missing_timeout_s": 1.0, "link_grace_s": 1.0, "connect_timeout_s": 2.0}
 """`ClientSettings` that give up early."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_tiny("llama", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> torch.Tensor:
-    return greedy(plain_model(folder), some_ids(5), 6)
+def expected(tiny_llama: Path) -> torch.Tensor:
+    return greedy(plain_model(tiny_llama), some_ids(5), 6)
 
 
 class CallAt(StoppingCriteria):  # type: ignore[misc]
@@ -66,7 +56,7 @@ def generate_and(model: Any, action: Callable[[], None]) -> torch.Tensor:
     return found
 
 
-def start_process(start_server: StartServer, swarm: TinySwarm, span: str) -> ServerProgram:
+def start_process(start_server: StartServer, swarm: LocalSwarm, span: str) -> ServerProgram:
     """A server that can be killed."""
     options = ["--cache-tokens", "1024"]
     server = start_server(span, model=str(swarm.model), peers=[swarm.address], options=options)
@@ -79,12 +69,12 @@ def kill(server: ServerProgram) -> None:
     server.process.wait(10)
 
 
-def check_missing(model: Any, swarm: TinySwarm, expected: torch.Tensor) -> None:
+def check_missing(model: Any, swarm: LocalSwarm, expected: torch.Tensor) -> None:
     """2:3 is missing for this client and for another one, until it is served again."""
     with pytest.raises(MissingBlocksError, match="2:3") as missing:
         greedy(model, some_ids(5), 6)
     assert missing.value.blocks == ("2:3",)
-    with client_model(swarm.model, swarm.servers[1].address, **SOON) as other:
+    with swarm.client(by=swarm.servers[1], **SOON) as other:
         with pytest.raises(MissingBlocksError) as missing:
             greedy(other, some_ids(5), 6)
         assert missing.value.blocks == ("2:3",)
@@ -94,11 +84,11 @@ def check_missing(model: Any, swarm: TinySwarm, expected: torch.Tensor) -> None:
 
 
 def test_the_only_server_of_a_span_stops_in_mid_generation(
-    folder: Path, expected: torch.Tensor
+    tiny_llama: Path, expected: torch.Tensor
 ) -> None:
     with (
-        tiny_swarm(folder, "0:2", "3:4", "2:3") as swarm,
-        client_model(folder, swarm.address, **SOON) as model,
+        LocalSwarm(tiny_llama, "0:2", "3:4", "2:3") as swarm,
+        swarm.client(**SOON) as model,
     ):
         assert torch.equal(greedy(model, some_ids(5), 6), expected)
         with pytest.raises((SessionLostError, PeerError), match="2:3"):
@@ -107,11 +97,11 @@ def test_the_only_server_of_a_span_stops_in_mid_generation(
 
 
 def test_the_only_server_of_a_span_is_killed_in_mid_generation(
-    folder: Path, expected: torch.Tensor, start_server: StartServer
+    tiny_llama: Path, expected: torch.Tensor, start_server: StartServer
 ) -> None:
     with (
-        tiny_swarm(folder, "0:2", "3:4") as swarm,
-        client_model(folder, swarm.address, **SOON) as model,
+        LocalSwarm(tiny_llama, "0:2", "3:4", loopback=True) as swarm,
+        swarm.client(**SOON) as model,
     ):
         server = start_process(start_server, swarm, "2:3")
         assert torch.equal(greedy(model, some_ids(5), 6), expected)
@@ -123,10 +113,10 @@ def test_the_only_server_of_a_span_is_killed_in_mid_generation(
         swarm.wait_until_free()
 
 
-def test_all_runs_that_are_missing_are_named(folder: Path, expected: torch.Tensor) -> None:
+def test_all_runs_that_are_missing_are_named(tiny_llama: Path, expected: torch.Tensor) -> None:
     with (
-        tiny_swarm(folder, "1:2", "0:1", "2:4") as swarm,
-        client_model(folder, swarm.address, **SOON) as model,
+        LocalSwarm(tiny_llama, "1:2", "0:1", "2:4") as swarm,
+        swarm.client(**SOON) as model,
     ):
         greedy(model, some_ids(5), 2)
         for server in swarm.servers[1:]:
@@ -136,11 +126,11 @@ def test_all_runs_that_are_missing_are_named(folder: Path, expected: torch.Tenso
         assert missing.value.blocks == ("0:1", "2:4")
 
 
-def test_a_stopped_replica_is_not_missed(folder: Path, expected: torch.Tensor) -> None:
+def test_a_stopped_replica_is_not_missed(tiny_llama: Path, expected: torch.Tensor) -> None:
     """Two servers for each span: the one that was used goes, the next generation works at once."""
     with (
-        tiny_swarm(folder, "0:2", "2:4", "0:2", "2:4") as swarm,
-        client_model(folder, swarm.address, missing_timeout_s=0.1) as model,
+        LocalSwarm(tiny_llama, "0:2", "2:4", "0:2", "2:4") as swarm,
+        swarm.client(missing_timeout_s=0.1) as model,
     ):
         assert torch.equal(greedy(model, some_ids(5), 6), expected)
         used = {hop.peer for hop in model.route}
@@ -153,11 +143,11 @@ def test_a_stopped_replica_is_not_missed(folder: Path, expected: torch.Tensor) -
 
 
 def test_a_killed_replica_is_not_missed(
-    folder: Path, expected: torch.Tensor, start_server: StartServer
+    tiny_llama: Path, expected: torch.Tensor, start_server: StartServer
 ) -> None:
     with (
-        tiny_swarm(folder, "0:2") as swarm,
-        client_model(folder, swarm.address, missing_timeout_s=0.1) as model,
+        LocalSwarm(tiny_llama, "0:2", loopback=True) as swarm,
+        swarm.client(missing_timeout_s=0.1) as model,
     ):
         server = start_process(start_server, swarm, "2:4")
         assert torch.equal(greedy(model, some_ids(5), 6), expected)

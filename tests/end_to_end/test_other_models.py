@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_swarm import (
+from tiny_pairs import (
     LOGITS_TOLERANCE,
-    TinySwarm,
-    client_model,
     greedy,
     plain_model,
     save_tiny,
     some_ids,
-    tiny_swarm,
 )
 from transformers import set_seed
 
 from swarm.errors import SessionFullError
+from swarm.testing import LocalSwarm
 
 SWARMS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "llama": ("llama", {}, ("0:1", "1:4")),
@@ -38,7 +36,7 @@ class Pair:
 
     plain: Any
     remote: Any
-    swarm: TinySwarm
+    swarm: LocalSwarm
     folder: Path
 
 
@@ -49,7 +47,7 @@ def pair(
     architecture, save, spans = SWARMS[request.param]
     folder = tmp_path_factory.mktemp("models") / request.param
     save_tiny(architecture, folder, **save)
-    with tiny_swarm(folder, *spans) as swarm, client_model(folder, swarm.address) as remote:
+    with LocalSwarm(folder, *spans) as swarm, swarm.client() as remote:
         yield Pair(plain_model(folder), remote, swarm, folder)
 
 

@@ -10,48 +10,39 @@ import pytest
 import torch
 from conftest import StartServer
 from processes import ServerProgram
-from tiny_swarm import (
-    TinySwarm,
-    client_model,
+from tiny_pairs import (
     greedy,
+    joined_by,
     plain_model,
-    save_tiny,
     some_ids,
-    tiny_swarm,
 )
 
 from swarm.errors import CacheFullError
+from swarm.testing import LocalSwarm
 
 ROOM = 128
 """Cache tokens of each server here: two pages of 64."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_tiny("llama", folder)
-    return folder
+def expected(tiny_llama: Path) -> torch.Tensor:
+    return greedy(plain_model(tiny_llama), some_ids(8), 12)
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> torch.Tensor:
-    return greedy(plain_model(folder), some_ids(8), 12)
-
-
-@pytest.fixture(scope="module")
-def swarm(folder: Path) -> Iterator[TinySwarm]:
-    with tiny_swarm(folder, "0:2", "2:4", cache_tokens=ROOM) as swarm:
+def swarm(tiny_llama: Path) -> Iterator[LocalSwarm]:
+    with LocalSwarm(tiny_llama, "0:2", "2:4", cache_tokens=ROOM) as swarm:
         yield swarm
 
 
-def in_line(swarm: TinySwarm) -> int:
+def in_line(swarm: LocalSwarm) -> int:
     return sum(server.status()["sessions_in_line"] for server in swarm.servers)
 
 
 def test_who_finds_no_room_waits_until_there_is_some(
-    folder: Path, swarm: TinySwarm, expected: torch.Tensor
+    swarm: LocalSwarm, expected: torch.Tensor
 ) -> None:
-    with client_model(folder, swarm.address) as model, ThreadPoolExecutor(1) as pool:
+    with swarm.client() as model, ThreadPoolExecutor(1) as pool:
         with model.session(max_length=ROOM):
             greedy(model, some_ids(8), 2)
             assert [status["cache_tokens_free"] for status in swarm.statuses()] == [0, 0]
@@ -62,10 +53,12 @@ def test_who_finds_no_room_waits_until_there_is_some(
         swarm.wait_until_free()
 
 
-def test_who_waits_too_long_is_told(folder: Path, swarm: TinySwarm, expected: torch.Tensor) -> None:
+def test_who_waits_too_long_is_told(
+    tiny_llama: Path, swarm: LocalSwarm, expected: torch.Tensor
+) -> None:
     with (
-        client_model(folder, swarm.address) as model,
-        client_model(folder, swarm.address, open_timeout_s=1.0) as hasty,
+        swarm.client() as model,
+        swarm.client(open_timeout_s=1.0) as hasty,
     ):
         with model.session(max_length=ROOM):
             told = greedy(model, some_ids(8), 2)
@@ -80,23 +73,23 @@ def test_who_waits_too_long_is_told(folder: Path, swarm: TinySwarm, expected: to
         assert all(status["sessions_in_line"] == 0 for status in swarm.statuses())
 
 
-def test_more_than_there_ever_is(folder: Path, swarm: TinySwarm) -> None:
+def test_more_than_there_ever_is(swarm: LocalSwarm) -> None:
     with (
-        client_model(folder, swarm.address, open_timeout_s=1.0) as model,
+        swarm.client(open_timeout_s=1.0) as model,
         pytest.raises(CacheFullError, match="fewer tokens"),
     ):
         greedy(model, some_ids(8), ROOM)
 
 
 def test_clients_that_open_against_each_other_all_finish(
-    folder: Path, swarm: TinySwarm, expected: torch.Tensor
+    swarm: LocalSwarm, expected: torch.Tensor
 ) -> None:
     """Each needs all the room of both servers, again and again, at the same time."""
     barrier = threading.Barrier(3)
 
     def work(number: int) -> list[torch.Tensor]:
         # Settings of its own, so that it is a client of its own.
-        with client_model(folder, swarm.address, open_timeout_s=60.0 + number) as model:
+        with swarm.client(open_timeout_s=60.0 + number) as model:
             barrier.wait()
             found = []
             for _ in range(5):
@@ -148,11 +141,11 @@ def back_at(server: ServerProgram, before: Counts) -> None:
 
 
 def test_twenty_generations_leave_no_task_and_no_open_file(
-    folder: Path, start_server: StartServer, expected: torch.Tensor
+    tiny_llama: Path, start_server: StartServer, expected: torch.Tensor
 ) -> None:
     options = ["--stats", "0.3", "--cache-tokens", "512"]
-    first = start_server("0:2", model=str(folder), options=options)
-    second = start_server("2:4", model=str(folder), peers=[first.address()], options=options)
+    first = start_server("0:2", model=str(tiny_llama), options=options)
+    second = start_server("2:4", model=str(tiny_llama), peers=[first.address()], options=options)
     servers = [first, second]
     for server in servers:
         server.wait_online()
@@ -166,13 +159,13 @@ def test_twenty_generations_leave_no_task_and_no_open_file(
         model.generate(some_ids(8), max_new_tokens=2, session=session)
 
     # The first client makes the servers meet each other.
-    with client_model(folder, first.address()) as model:
+    with joined_by(first.address(), tiny_llama) as model:
         use(model, 1)
     before = [calm(server) for server in servers]
-    with client_model(folder, first.address()) as model:
+    with joined_by(first.address(), tiny_llama) as model:
         use(model, 10)
     for _ in range(2):
-        with client_model(folder, second.address()) as model:
+        with joined_by(second.address(), tiny_llama) as model:
             use(model, 5)
             leave_half_way(model)
     for server, counted in zip(servers, before, strict=True):

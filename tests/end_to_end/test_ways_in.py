@@ -11,14 +11,11 @@ import psutil
 import pytest
 import torch
 from processes import Program, command_line
-from tiny_swarm import (
-    TinySwarm,
-    client_model,
+from tiny_pairs import (
     greedy,
+    joined_by,
     plain_model,
-    save_tiny,
     some_ids,
-    tiny_swarm,
 )
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -27,31 +24,25 @@ from transformers import PreTrainedTokenizerFast, StoppingCriteria, pipeline
 
 from swarm import AutoModelForCausalLM
 from swarm.errors import PeerError, SessionError
+from swarm.testing import LocalSwarm
 
 TOKENS = 16
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_tiny("llama", folder)
-    return folder
+def plain(tiny_llama: Path) -> Any:
+    return plain_model(tiny_llama)
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> Any:
-    return plain_model(folder)
-
-
-@pytest.fixture(scope="module")
-def swarm(folder: Path) -> Iterator[TinySwarm]:
-    with tiny_swarm(folder, "0:1", "1:4") as swarm:
+def swarm(tiny_llama: Path) -> Iterator[LocalSwarm]:
+    with LocalSwarm(tiny_llama, "0:1", "1:4", loopback=True) as swarm:
         yield swarm
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path, swarm: TinySwarm) -> Iterator[Any]:
-    with client_model(folder, swarm.address) as model:
+def model(swarm: LocalSwarm) -> Iterator[Any]:
+    with swarm.client() as model:
         yield model
 
 
@@ -62,7 +53,7 @@ def daemons() -> dict[int, psutil.Process]:
 
 
 def test_by_a_bootstrap_peer_without_blocks(
-    folder: Path,
+    tiny_llama: Path,
     plain: Any,
     start_program: Callable[[str, list[str]], Program],
     tmp_path: Path,
@@ -71,19 +62,19 @@ def test_by_a_bootstrap_peer_without_blocks(
     bootstrap = start_program("dht", [*command, "--identity", str(tmp_path / "key")])
     address = str(bootstrap.wait_for("listening")["address"])
     with (
-        tiny_swarm(folder, "0:3", "3:4", peers=(address,)),
-        client_model(folder, address) as model,
+        LocalSwarm(tiny_llama, "0:3", "3:4", loopback=True, peers=(address,)),
+        joined_by(address, tiny_llama) as model,
     ):
         expected = greedy(plain, some_ids(7), TOKENS)
         assert torch.equal(greedy(model, some_ids(7), TOKENS), expected)
 
 
-def test_all_of_it_inside_a_running_loop(folder: Path, swarm: TinySwarm, plain: Any) -> None:
+def test_all_of_it_inside_a_running_loop(tiny_llama: Path, swarm: LocalSwarm, plain: Any) -> None:
     """As in a notebook, where the loop runs while a cell does."""
 
     async def cells() -> torch.Tensor:
         ticking = asyncio.create_task(asyncio.sleep(3600))
-        model = AutoModelForCausalLM.from_pretrained(folder, initial_peers=[swarm.address])
+        model = AutoModelForCausalLM.from_pretrained(tiny_llama, initial_peers=[swarm.address])
         try:
             with model.session(max_length=64):
                 greedy(model, some_ids(7), 4)
@@ -95,11 +86,13 @@ def test_all_of_it_inside_a_running_loop(folder: Path, swarm: TinySwarm, plain: 
     assert torch.equal(asyncio.run(cells()), greedy(plain, some_ids(7), TOKENS))
 
 
-def test_two_threads_with_models_of_their_own(folder: Path, swarm: TinySwarm, plain: Any) -> None:
+def test_two_threads_with_models_of_their_own(
+    tiny_llama: Path, swarm: LocalSwarm, plain: Any
+) -> None:
     found: dict[int, torch.Tensor] = {}
 
     def work(seed: int) -> None:
-        with client_model(folder, swarm.address) as model:
+        with swarm.client() as model:
             found[seed] = greedy(model, some_ids(9, seed=seed), TOKENS)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
@@ -161,11 +154,11 @@ class KillAt(StoppingCriteria):  # type: ignore[misc]
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
 
-def test_the_clients_own_daemon_is_killed(folder: Path, plain: Any) -> None:
+def test_the_clients_own_daemon_is_killed(tiny_llama: Path, plain: Any) -> None:
     expected = greedy(plain, some_ids(7), 40)
-    with tiny_swarm(folder, "0:2", "2:4") as swarm:
+    with LocalSwarm(tiny_llama, "0:2", "2:4", loopback=True) as swarm:
         before = daemons()
-        with client_model(folder, swarm.address) as model:
+        with swarm.client() as model:
             assert torch.equal(greedy(model, some_ids(7), 40), expected)
             [first] = daemons().keys() - before.keys()
             psutil.Process(first).kill()
