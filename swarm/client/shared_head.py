@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from swarm.client.packed_head import PackedHead
+
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 MOST_TOKENS = 16
@@ -101,4 +103,4 @@ def share_head(model: nn.Module) -> None:
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if get_head is not None else None
     if isinstance(head, nn.Linear) and head.weight.device.type == "cpu":
-        head.forward = SharedHead(head.forward)  # type: ignore[method-assign, assignment]
+        head.forward = SharedHead(PackedHead(head))  # type: ignore[method-assign, assignment]
