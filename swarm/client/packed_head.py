@@ -20,7 +20,8 @@ MOST_BYTES = 1 << 30
 class PackedHead:
     """Computes what `head` computes, up to rounding.
 
-    The copy follows changes of the weights, except through `weight.data`, which torch does not count.
+    The copy follows changes of the weights, except through `weight.data`, which torch does not
+    count.
     """
 
     def __init__(self, head: nn.Linear) -> None:
