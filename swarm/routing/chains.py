@@ -1,0 +1,80 @@
+"""Chains with room of their own: how much of the caches each gets, and what the queue before them
+does to requests. Sun, He, Hou, arXiv 2604.14993."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from swarm.errors import UsageError
+from swarm.routing.hop_graph import HopCosts, cheapest_hops
+from swarm.routing.layer_graph import Chain
+
+
+def allocate_greedily(
+    costs: HopCosts, free: Sequence[int], needed: Sequence[Sequence[int]]
+) -> list[tuple[Chain, int]]:
+    """GCA: again and again the cheapest chain, with as many sessions as its caches still take.
+
+    `free`: cache of each server; `needed`: of a session, for each number of blocks used. Arcs
+    without room for one session are dropped. Returns chains with their capacities, cheapest first.
+    """
+    room = np.array(free, dtype=np.float64)
+    want = np.array(needed, dtype=np.float64)
+    chains: list[tuple[Chain, int]] = []
+    while True:
+        closed = np.where(want <= room[:, None], 0.0, np.inf)
+        found = cheapest_hops(replace(costs, wait_s=closed), add_waits=False, most_wait_s=0.0)
+        if found is None:
+            return chains
+        uses = [
+            (part.server, want[part.server, part.end - part.start]) for part in found.chain.parts
+        ]
+        capacity = min(
+            (int(room[server] / use + 1e-9) for server, use in uses if use > 0), default=1 << 20
+        )
+        for server, use in uses:
+            room[server] -= capacity * use
+        chains.append((found.chain, capacity))
+        if capacity == 1 << 20:
+            return chains
+
+
+def disjoint_chains(costs: HopCosts) -> list[Chain]:
+    """Again and again the cheapest chain over servers that are in no other one."""
+    usable = costs.usable.copy()
+    chains: list[Chain] = []
+    while (found := cheapest_hops(replace(costs, usable=usable))) is not None:
+        chains.append(found.chain)
+        usable[[part.server for part in found.chain.parts]] = False
+    return chains
+
+
+def mean_response_s(
+    chains: Sequence[tuple[float, int]], rate_per_s: float, *, fastest_first: bool = True
+) -> float:
+    """Theorem 4: a bound of the mean response under JFFC, from a birth-death chain.
+
+    `chains`: service time in seconds and capacity of each. With `n` requests there, deaths happen
+    as if they were packed on the fastest chains (the lower bound), or on the slowest (the upper).
+    Infinite when requests come faster than all slots together serve them.
+    """
+    if rate_per_s <= 0:
+        raise UsageError(f"requests come at {rate_per_s} a second; give a positive rate")
+    slots = [
+        1.0 / service_s
+        for service_s, capacity in sorted(chains, reverse=not fastest_first)
+        for _ in range(capacity)
+    ]
+    deaths = np.cumsum(slots)
+    if not len(deaths) or rate_per_s >= deaths[-1]:
+        return float("inf")
+    # Logarithms: with thousands of slots the products leave the range of floats.
+    weights = np.concatenate([[0.0], np.cumsum(np.log(rate_per_s / deaths))])
+    weights = np.exp(weights - weights.max())
+    states = np.arange(len(weights))
+    ratio = rate_per_s / float(deaths[-1])
+    tail = float(weights[-1]) * ratio / (1 - ratio)
+    beyond = float(weights[-1]) * ratio * (states[-1] / (1 - ratio) + 1 / (1 - ratio) ** 2)
+    jobs = (float((weights * states).sum()) + beyond) / (float(weights.sum()) + tail)
+    return float(jobs / rate_per_s)

@@ -1,0 +1,148 @@
+"""The graph of whole hops: every server is used from where it is entered to the end of its span.
+
+Sun et al., arXiv 2512.21884, Lemma 1: server `j` can follow `i` iff `a_j <= a_i + m_i <= a_j +
+m_j - 1`, and the hop runs `k_ij = (a_j + m_j) - (a_i + m_i)` blocks. The ends of the hops of a
+chain grow, so the servers in the order of their ends are a graph without cycles, and no server
+comes twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swarm.routing.layer_graph import Chain, Part
+from swarm.routing.network import Floats, Indices
+from swarm.routing.server_index import Candidates
+
+_SOURCE = -1
+
+
+@dataclass(frozen=True)
+class HopCosts:
+    """What hops cost; `[n]` arrays over the servers, seconds."""
+
+    num_blocks: int
+    start: Indices
+    end: Indices
+    usable: NDArray[np.bool_]
+    enter_s: Floats
+    leave_s: Floats
+    fixed_s: Floats
+    block_s: Floats
+    between_s: Floats
+    """`[n, n]`."""
+    wait_s: Floats
+    """`[n, most blocks + 1]`: until there is room for that many blocks; infinite: never."""
+
+    @classmethod
+    def of(cls, candidates: Candidates, wait_s: Floats | None = None) -> "HopCosts":
+        """Without waits if none are given."""
+        count = len(candidates.start)
+        everyone = np.arange(count)
+        if wait_s is None:
+            wait_s = np.zeros((count, candidates.num_blocks + 1))
+        return cls(
+            candidates.num_blocks,
+            candidates.start,
+            candidates.end,
+            candidates.usable,
+            candidates.enter_s,
+            candidates.leave_s,
+            candidates.fixed_s,
+            candidates.block_s,
+            candidates.between_s(everyone, everyone),
+            wait_s,
+        )
+
+
+@dataclass(frozen=True)
+class HopChain:
+    """A chain over whole hops."""
+
+    chain: Chain
+    """Its cost is without waits."""
+    wait_s: float
+    """Until every hop has room: the longest of its waits."""
+    summed_wait_s: float
+
+
+def cheapest_hops(
+    costs: HopCosts, *, add_waits: bool = True, most_wait_s: float = np.inf
+) -> HopChain | None:
+    """The chain with the least cost (with the sum of its waits, if `add_waits`), among those with
+    no wait longer than `most_wait_s`. O(n^2) over arrays; None if there is none."""
+    usable = np.flatnonzero(costs.usable)
+    order = usable[np.argsort(costs.end[usable], kind="stable")]
+    ends = costs.end[order]
+    total = np.full(len(order), np.inf)
+    source = np.full(len(order), _SOURCE, dtype=np.intp)
+    for position, server in enumerate(order.tolist()):
+        begin, end = int(costs.start[server]), int(costs.end[server])
+        low, high = np.searchsorted(ends, [begin, end])
+        previous = order[low:high]
+        used = end - costs.end[previous]
+        waits = costs.wait_s[server, used]
+        found = total[low:high] + costs.between_s[previous, server] + costs.block_s[server] * used
+        found = np.where(waits <= most_wait_s, found + (waits if add_waits else 0.0), np.inf)
+        best, at = np.inf, _SOURCE
+        if len(found):
+            at = low + int(found.argmin())
+            best = float(found[at - low])
+        wait = costs.wait_s[server, end]
+        if begin == 0 and wait <= most_wait_s:
+            direct = costs.enter_s[server] + costs.block_s[server] * end
+            direct += wait if add_waits else 0.0
+            if direct < best:
+                best, at = float(direct), _SOURCE
+        total[position] = best + costs.fixed_s[server]
+        source[position] = at
+    last = np.flatnonzero((ends == costs.num_blocks) & np.isfinite(total))
+    if not len(last):
+        return None
+    closing = total[last] + costs.leave_s[order[last]]
+    return _chain(
+        costs, order, source, int(last[closing.argmin()]), float(closing.min()), add_waits
+    )
+
+
+def _chain(
+    costs: HopCosts,
+    order: Indices,
+    source: Indices,
+    position: int,
+    total_s: float,
+    add_waits: bool,
+) -> HopChain:
+    parts: list[Part] = []
+    waits: list[float] = []
+    while position != _SOURCE:
+        server, before = int(order[position]), int(source[position])
+        start = 0 if before == _SOURCE else int(costs.end[order[before]])
+        end = int(costs.end[server])
+        parts.append(Part(server, start, end))
+        waits.append(float(costs.wait_s[server, end - start]))
+        position = before
+    cost_s = total_s - (sum(waits) if add_waits else 0.0)
+    return HopChain(Chain(cost_s, tuple(reversed(parts))), max(waits), sum(waits))
+
+
+def waits(
+    free: Sequence[int],
+    releases: Sequence[Sequence[tuple[float, int]]],
+    needed: Sequence[Sequence[int]],
+) -> Floats:
+    """`[n, most blocks + 1]`: how long a session waits for room for so many blocks.
+
+    `free`: cache now; `releases`: (after seconds, cache) in any order; `needed`: for each number of
+    blocks. Sessions are taken to end in order until there is room (section III-D of the paper).
+    """
+    table = np.zeros((len(free), max((len(row) for row in needed), default=1)))
+    for server, (room, coming, wanted) in enumerate(zip(free, releases, needed, strict=True)):
+        ordered = sorted(coming)
+        times = np.array([0.0, *(after for after, _ in ordered), np.inf])
+        rooms = room + np.cumsum([0, *(tokens for _, tokens in ordered)])
+        table[server] = np.inf
+        table[server, : len(wanted)] = times[np.searchsorted(rooms, wanted)]
+    return table

@@ -1,0 +1,170 @@
+"""CG-BP: conservative greedy block placement (Sun et al., arXiv 2512.21884, section III)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from swarm.errors import MemoryShortError
+from swarm.routing.inventory import Inventory, Tables, Workload, tables
+from swarm.routing.layout import Layout
+from swarm.routing.network import Floats, Indices
+from swarm.spans import Span
+
+
+@dataclass(frozen=True)
+class ConservativeSizes:
+    """What every machine hosts so that it could carry all sessions over all its blocks."""
+
+    blocks: Indices
+    """`[n]`: `m_j = min(floor(M_j / (s_m + s_c R)), L)`."""
+    block_s: Floats
+    """`[n]`: `tau_j + max_c t_cj / m_j`; infinite where nothing fits."""
+    sessions: Indices
+    """`[n]`: what it could carry beside its blocks."""
+
+
+def conservative_sizes(inventory: Inventory, figures: Tables, sessions: int) -> ConservativeSizes:
+    """Step 1 and 2 of CG-BP for `R = sessions`."""
+    each = figures.block_bytes + figures.cache_bytes * sessions
+    limit = np.array(
+        [
+            inventory.model.num_blocks
+            if machine.max_blocks is None
+            else min(inventory.model.num_blocks, machine.max_blocks)
+            for machine in inventory.machines
+        ]
+    )
+    blocks = np.minimum(np.floor(figures.memory / each + 1e-9), limit).astype(np.intp)
+    hop_s = figures.decode_hop_s.max(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        block_s = figures.decode_block_s + np.where(blocks > 0, hop_s / blocks, np.inf)
+        left = figures.memory - figures.block_bytes * blocks
+        room = np.where(blocks > 0, left / np.maximum(figures.cache_bytes * blocks, 1e-300), 0.0)
+    return ConservativeSizes(blocks, block_s, np.minimum(room + 1e-9, 1 << 30).astype(np.intp))
+
+
+def most_sessions(inventory: Inventory, figures: Tables) -> int:
+    """The largest `R` for which CG-BP's sizes can hold the model (0: not even for none).
+
+    `sum_j min(floor(M_j / (s_m + s_c R)), L) >= L`, by bisection: the paper's closed form is a
+    sufficient choice only.
+    """
+
+    def holds(sessions: int) -> bool:
+        blocks = conservative_sizes(inventory, figures, sessions).blocks
+        return int(blocks.sum()) >= inventory.model.num_blocks
+
+    if not holds(1):
+        return 0
+    low, high = 1, 2
+    while holds(high) and high < 1 << 24:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def bound_s(sizes: ConservativeSizes, figures: Tables, num_blocks: int) -> float:
+    """Theorem 2: an upper bound of the mean time per token while at most `R` sessions are active.
+
+    `sum_{j<=K} tt_j m_j - tau_K (sum_{j<=K} m_j - L)`, machines by increasing `tt`, `K` the least
+    number of them that holds all blocks. Not a ratio to the optimum: that has no bound.
+    """
+    total, held = 0.0, 0
+    for index in np.argsort(sizes.block_s, kind="stable").tolist():
+        total += float(sizes.block_s[index]) * int(sizes.blocks[index])
+        held += int(sizes.blocks[index])
+        if held >= num_blocks:
+            return total - float(figures.decode_block_s[index]) * (held - num_blocks)
+    return math.inf
+
+
+class ConservativePlacement:
+    """CG-BP with `R` = the workload's sessions, lowered if the machines cannot hold so many.
+
+    In a push chain a machine's delay is that of `tables`: half from the client, half from its
+    nearest others.
+    """
+
+    def place(self, inventory: Inventory, workload: Workload) -> Layout:
+        """Raises MemoryShortError when the blocks do not fit beside the cache of one session."""
+        figures = tables(inventory, workload)
+        sessions = min(workload.sessions, most_sessions(inventory, figures))
+        inventory.check_memory(workload, max(1, sessions))
+        while sessions > 0:
+            sizes = conservative_sizes(inventory, figures, sessions)
+            starts = _place(sizes, inventory.model.num_blocks, sessions)
+            if starts is not None:
+                break
+            sessions = int(sessions * 0.9) if sessions > 9 else sessions - 1
+        else:
+            raise MemoryShortError(
+                f"CG-BP finds no cover of the {inventory.model.num_blocks} blocks of "
+                f"{inventory.model.name} even for one session; add machines"
+            )
+        spans = {
+            machine.peer: Span(start, start + int(count))
+            for machine, start, count in zip(inventory.machines, starts, sizes.blocks, strict=True)
+            if count > 0
+        }
+        layout = Layout(inventory.model.num_blocks, spans)
+        notes = {
+            "sessions": float(sessions),
+            "bound_s": bound_s(sizes, figures, inventory.model.num_blocks),
+        }
+        return replace(layout, notes=notes)
+
+
+def _place(sizes: ConservativeSizes, num_blocks: int, sessions: int) -> list[int] | None:
+    """Step 3: the start of each machine; None if some block then carries fewer than `sessions`."""
+    slowest_s = float(sizes.block_s[sizes.blocks > 0].max()) + 1.0
+    carried = np.zeros(num_blocks)
+    time_s = np.full(num_blocks, sessions * slowest_s)
+    starts = [0] * len(sizes.blocks)
+    for index in np.argsort(sizes.block_s, kind="stable").tolist():
+        count, room = int(sizes.blocks[index]), int(sizes.sessions[index])
+        if count < 1:
+            continue
+        start = _start(carried, time_s, count, sessions)
+        starts[index] = start
+        window = slice(start, start + count)
+        lacking = np.maximum(sessions - carried[window], 0)
+        time_s[window] -= (slowest_s - float(sizes.block_s[index])) * np.minimum(lacking, room)
+        carried[window] += room
+    return starts if (carried >= sessions).all() else None
+
+
+def _start(carried: Floats, time_s: Floats, count: int, sessions: int) -> int:
+    lacking = carried < sessions
+    starts = range(len(carried) - count + 1)
+    if lacking.any():
+        sums = np.concatenate([[0.0], np.cumsum(time_s)])
+        helped = np.concatenate([[0], np.cumsum(lacking)])
+        size = len(carried) - count + 1
+        window_s = sums[count : count + size] - sums[:size]
+        useful = (helped[count : count + size] - helped[:size]) > 0
+        best = float(window_s[useful].max())
+        # Sums of the same figures in another order differ in their last bits.
+        return int(np.flatnonzero(useful & (window_s >= best - 1e-9 * abs(best)))[0])
+    return min(starts, key=lambda start: (sorted(carried[start : start + count]), start))
+
+
+def choose_sessions(rate_per_s: float, request_s: Callable[[int], float], most: int) -> int:
+    """The choice of `R`: `round(lambda T + sqrt(lambda T))`, requests that are there at once plus
+    one standard deviation of a Poisson variable, at most `most`.
+
+    `request_s`: how long a request holds its cache when the placement is for `R` sessions. The
+    paper takes `T` of a placement for one session; with the holding time of the placement itself
+    the choice is repeated until it no longer changes.
+    """
+    sessions = 1
+    for _ in range(20):
+        active = rate_per_s * request_s(sessions)
+        wanted = max(1, min(most, round(active + math.sqrt(active))))
+        if wanted == sessions:
+            break
+        sessions = wanted
+    return sessions

@@ -1,0 +1,140 @@
+"""Routers over the graph of (block, server): the cheapest chain, and one among near-equals."""
+
+import random
+
+import numpy as np
+
+from swarm.routing.layer_graph import Chain, Part, chain_cost_s, cheapest_chain
+from swarm.routing.network import Floats, Network
+from swarm.routing.router import Route, RouteCosts, RouteRequest, missing_error
+from swarm.routing.routes import route_over
+from swarm.routing.server_index import Candidates, ServerIndex
+from swarm.routing.view import ServerView, SwarmView
+from swarm.spans import PeerId, SessionId
+
+EXACT_UP_TO = 150
+"""Servers; with more of them a router follows only the cheapest exits."""
+PRUNE_WIDTH = 8
+
+
+class LayerRouter:
+    """Parallax' phase 2 (arXiv 2509.26182) with partial spans and its load in the unit of time.
+
+    The load is the wait that servers announce, and what the rows of this client's own sessions add
+    to a pass that the announcement cannot contain yet. A session ends: its load is subtracted.
+    """
+
+    def __init__(self, costs: RouteCosts, *, width: int | None = PRUNE_WIDTH) -> None:
+        """`width`: exits that are followed at a boundary in a large swarm; None: always all."""
+        self._costs = costs
+        self._width = width
+        self._index = ServerIndex(costs)
+        self._announced: dict[PeerId, ServerView] = {}
+        self._sessions: dict[SessionId, tuple[tuple[PeerId, ServerView], ...]] = {}
+        """Over which servers, and what each had announced when the session was opened."""
+
+    def route(self, view: SwarmView, network: Network, request: RouteRequest) -> Route:
+        """Raises MissingBlocksError."""
+        found = self._index.candidates(view, network, request, extra_s=self._extra_s(view))
+        exact = self._width is None or len(view.servers) <= EXACT_UP_TO
+        chain = cheapest_chain(found, None if exact else self._width)
+        if chain is None:
+            raise missing_error(view, request.avoid)
+        chain = self._among_equals(found, chain)
+        route = route_over(chain, view.servers, network, request, self._costs)
+        self._announced = {
+            view.servers[part.server].peer: view.servers[part.server] for part in chain.parts
+        }
+        return route
+
+    def _among_equals(self, found: Candidates, chain: Chain) -> Chain:
+        return chain
+
+    def opened(self, session: SessionId, route: Route) -> None:
+        """The session's rows count at its servers until these announce anew."""
+        self._sessions[session] = tuple(
+            (PeerId(hop.peer), self._announced[PeerId(hop.peer)])
+            for hop in route.hops
+            if hop.peer in self._announced
+        )
+
+    def closed(self, session: SessionId) -> None:
+        """Its load is gone."""
+        self._sessions.pop(session, None)
+
+    def _extra_s(self, view: SwarmView) -> Floats | None:
+        """`[n]`: by which our own sessions lengthen a decode step at each server."""
+        if not self._sessions:
+            return None
+        rows: dict[PeerId, list[ServerView]] = {}
+        for servers in self._sessions.values():
+            for peer, announced in servers:
+                rows.setdefault(peer, []).append(announced)
+        extra = np.zeros(len(view.servers))
+        row_s = self._index.row_s_of(view)
+        for number, server in enumerate(view.servers):
+            for announced in rows.get(server.peer, ()):
+                if announced == server:
+                    extra[number] += row_s[number]
+        return extra
+
+
+class TwoChoicesRouter(LayerRouter):
+    """The cheapest chain, then for each hop the less loaded of two servers drawn from those that
+    would serve it nearly as well.
+
+    Clients with equal views would all take the same chain until its servers announce their load;
+    two random choices spread them (Mitzenmacher, "The power of two choices in randomized load
+    balancing", 1996) without asking anybody. A chain is at most `near_equal` worse than the
+    cheapest.
+    """
+
+    def __init__(
+        self,
+        costs: RouteCosts,
+        rng: random.Random,
+        *,
+        near_equal: float = 0.05,
+        width: int | None = PRUNE_WIDTH,
+    ) -> None:
+        super().__init__(costs, width=width)
+        self._rng = rng
+        self._near_equal = near_equal
+
+    def _among_equals(self, found: Candidates, chain: Chain) -> Chain:
+        parts = list(chain.parts)
+        budget_s = self._near_equal * chain.cost_s
+        for position, part in enumerate(parts):
+            others = [other.server for other in parts if other is not part]
+            equals = self._equals(found, parts, position, budget_s / len(parts), others)
+            choices = self._rng.sample(equals, min(2, len(equals)))
+            # `fixed_s` holds the waits; what is nearer or computes faster is no load.
+            server = min(choices, key=lambda one: found.load_s[one])
+            parts[position] = Part(server, part.start, part.end)
+        return Chain(chain_cost_s(found, parts), tuple(parts))
+
+    def _equals(
+        self,
+        found: Candidates,
+        parts: list[Part],
+        position: int,
+        budget_s: float,
+        others: list[int],
+    ) -> list[int]:
+        """The servers (this hop's own among them) that cost at most `budget_s` more there."""
+        part = parts[position]
+        able = found.usable & (found.start <= part.start) & (part.end <= found.end)
+        able &= found.group == found.group[part.server]
+        able[others] = False
+        servers = np.flatnonzero(able)
+        cost = found.fixed_s[servers] + found.block_s[servers] * (part.end - part.start)
+        if position == 0:
+            cost = cost + found.enter_s[servers]
+        else:
+            cost = cost + found.between_s(np.array([parts[position - 1].server]), servers)[0]
+        if position == len(parts) - 1:
+            cost = cost + found.leave_s[servers]
+        else:
+            cost = cost + found.between_s(servers, np.array([parts[position + 1].server]))[:, 0]
+        own = float(cost[servers == part.server][0])
+        return [int(server) for server in servers[cost <= own + budget_s]]

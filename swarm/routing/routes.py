@@ -1,0 +1,35 @@
+"""From a chain of numbered servers to the route that a client opens."""
+
+from collections.abc import Sequence
+
+from swarm.routing.layer_graph import Chain
+from swarm.routing.network import Network
+from swarm.routing.router import Route, RouteCosts, RouteRequest, cost_of
+from swarm.routing.view import ServerView, SwarmView
+from swarm.sessions.messages import Hop
+
+
+def route_over(
+    chain: Chain,
+    servers: Sequence[ServerView],
+    network: Network,
+    request: RouteRequest,
+    costs: RouteCosts,
+    wait_s: float = 0.0,
+) -> Route:
+    """The route over `chain`, with its predicted times."""
+    hops = tuple(Hop(servers[part.server].peer, part.start, part.end) for part in chain.parts)
+    used = [servers[part.server] for part in chain.parts]
+    cost = cost_of(hops, used, network, request, costs)
+    return Route(hops, wait_s, cost.ttft_s, cost.tpot_s)
+
+
+def cache_needs(view: SwarmView, request: RouteRequest) -> list[list[int]]:
+    """For each server, what a session reserves there for each number of blocks that it uses."""
+    return [
+        [
+            view.cache_needed(server, request.cache_tokens, used) if used else 0
+            for used in range(view.num_blocks + 1)
+        ]
+        for server in view.servers
+    ]
