@@ -79,10 +79,12 @@ class Workload:
     prompt_tokens: int
     output_tokens: int
     """Most that a request generates; the cache is reserved for them."""
-    sessions: int = 1
-    """`R`: requests at once that placements make room for."""
+    sessions: int = 0
+    """`R`: requests at once that placements make room for; 0: by the rate, if it is known."""
     rate_per_s: float = 0.0
     """Arriving requests; 0: not known."""
+    held_s: float = 0.0
+    """How long a session holds its cache beside computing: opening it, idle between turns."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 0 or self.output_tokens < 1:
@@ -90,10 +92,16 @@ class Workload:
                 f"{self.prompt_tokens} tokens in, {self.output_tokens} out; a request has a prompt "
                 "and at least one token out"
             )
-        if self.sessions < 1 or self.rate_per_s < 0:
+        if self.sessions < 0 or self.rate_per_s < 0 or self.held_s < 0:
             raise UsageError(
-                f"{self.sessions} sessions at {self.rate_per_s:g} requests/s; there is at least one"
+                f"{self.sessions} sessions, {self.rate_per_s:g} requests/s, held {self.held_s:g} s;"
+                " none of them can be negative"
             )
+
+    @property
+    def at_once(self) -> int:
+        """Sessions that there are at least."""
+        return max(1, self.sessions)
 
     @property
     def session_tokens(self) -> int:

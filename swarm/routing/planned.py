@@ -14,6 +14,7 @@ from swarm.routing.layout import Layout, PlannedChain, view_of
 from swarm.routing.router import Route, RouteCosts, RouteRequest, missing_error
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import ServerIndex
+from swarm.spans import PeerId
 
 
 def route_costs(inventory: Inventory) -> RouteCosts:
@@ -38,11 +39,15 @@ def best_routes(inventory: Inventory, layout: Layout, workload: Workload) -> lis
     return routes
 
 
-def planned_chains(inventory: Inventory, layout: Layout, workload: Workload) -> list[PlannedChain]:
-    """GCA over a layout, as its first client sees it: the fastest chains first."""
+def planned_chains(
+    inventory: Inventory, layout: Layout, workload: Workload, client: PeerId | None = None
+) -> list[PlannedChain]:
+    """GCA over a layout, as one client (the first) sees it: the fastest chains first."""
     costs = route_costs(inventory)
     view = view_of(inventory, layout, workload.prompt_tokens)
-    request = RouteRequest(inventory.clients[0], workload.prompt_tokens, workload.output_tokens)
+    request = RouteRequest(
+        client or inventory.clients[0], workload.prompt_tokens, workload.output_tokens
+    )
     found = ServerIndex(costs).candidates(view, inventory.network, request, cache_penalties=False)
     room = [server.cache_tokens_free for server in view.servers]
     planned: list[PlannedChain] = []

@@ -1,48 +1,168 @@
-"""Our own placement: the anchors' as seeds, the best of them by what clients would see."""
+"""Our own placement: many seeds, the best of them by what clients would see, then improved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+
+import numpy as np
 
 from swarm.errors import SwarmError
 from swarm.routing.chains import mean_response_s
-from swarm.routing.inventory import Inventory, Workload
-from swarm.routing.layout import Layout, Placement
-from swarm.routing.placements.chains import ChainsPlacement
-from swarm.routing.placements.conservative import ConservativePlacement
+from swarm.routing.inventory import Inventory, Tables, Workload, tables
+from swarm.routing.layout import Layout
+from swarm.routing.network import Floats, Indices
+from swarm.routing.placements.chains import capacities, place_chains
+from swarm.routing.placements.conservative import (
+    conservative_sizes,
+    most_sessions,
+    place_conservatively,
+)
+from swarm.routing.placements.petals import weakest_start
 from swarm.routing.planned import planned_chains
+from swarm.spans import PeerId, Span
+
+MOST_CLIENTS = 4
+"""By whose chains a placement is judged."""
 
 
 class BestPlacement:
-    """Of several placements the one whose chains serve the workload best."""
+    """Placements for every capacity `c`, each judged by the mean time of a request.
+
+    For each `c` three candidates: CG-BP with `R = c`; GBP-CR; and the same chains cut by dynamic
+    programming instead of greedily (`cheapest_members`), again and again from the machines that are
+    left. Machines that are in no chain go where the model is weakest. The judge: chains with room
+    (GCA), and the mean response of the queue before them if the rate is known, else the mean time
+    of the workload's sessions, packed on the fastest chains.
+    """
 
     def place(self, inventory: Inventory, workload: Workload) -> Layout:
-        """Raises MemoryShortError."""
-        seeds: Sequence[Placement] = (ConservativePlacement(), ChainsPlacement())
-        layouts: list[Layout] = []
-        failures: list[SwarmError] = []
-        for seed in seeds:
+        """Raises MemoryShortError when the blocks do not fit beside the cache of one session."""
+        figures = tables(inventory, workload)
+        inventory.check_memory(workload, 1)
+        best: Layout | None = None
+        for layout in self._candidates(inventory, figures, workload):
+            response = response_s(inventory, layout, workload)
+            # Of equals the one with more room, which is seen later.
+            if best is None or response <= best.notes["response_s"] * (1 + 1e-9):
+                best = replace(layout, notes={**layout.notes, "response_s": response})
+        if best is None:
+            return place_conservatively(inventory, figures, 1)
+        return best
+
+    def _candidates(
+        self, inventory: Inventory, figures: Tables, workload: Workload
+    ) -> Iterator[Layout]:
+        most = max(1, most_sessions(inventory, figures))
+        if workload.rate_per_s <= 0:
+            most = min(most, workload.at_once)
+        for capacity in capacities(most):
             try:
-                layouts.append(seed.place(inventory, workload))
-            except SwarmError as error:
-                failures.append(error)
-        if not layouts:
-            raise failures[0]
-        scored = [
-            replace(one, notes={**one.notes, "response_s": response_s(inventory, one, workload)})
-            for one in layouts
-        ]
-        return min(scored, key=lambda one: one.notes["response_s"])
+                yield place_conservatively(inventory, figures, capacity)
+            except SwarmError:
+                continue
+            greedy = place_chains(inventory, figures, workload, capacity)
+            optimal = place_optimal_chains(inventory, figures, workload, capacity)
+            for spans in (greedy, optimal):
+                layout = _completed(inventory, figures, capacity, spans)
+                if not layout.missing():
+                    yield layout
 
 
 def response_s(inventory: Inventory, layout: Layout, workload: Workload) -> float:
-    """Mean time of a request over the layout's chains, with waiting if the rate is known; else with
-    all sessions there at once, packed on the fastest chains."""
-    chains = [(one.service_s, one.capacity) for one in planned_chains(inventory, layout, workload)]
+    """Mean time of a request over the layout's chains, as (a few of) its clients see them; infinite
+    when they cannot carry the load."""
+    step = -(-len(inventory.clients) // MOST_CLIENTS)
+    clients = inventory.clients[::step]
+    return sum(_response_s(inventory, layout, workload, one) for one in clients) / len(clients)
+
+
+def _response_s(inventory: Inventory, layout: Layout, workload: Workload, client: PeerId) -> float:
+    chains = [
+        (one.service_s + workload.held_s, one.capacity)
+        for one in planned_chains(inventory, layout, workload, client)
+    ]
     if workload.rate_per_s > 0:
         return mean_response_s(chains, workload.rate_per_s)
-    left, total = workload.sessions, 0.0
+    left, total = workload.at_once, 0.0
     for service_s, capacity in sorted(chains):
         taken = min(left, capacity)
         total += taken * service_s
         left -= taken
-    return total / workload.sessions if left == 0 else float("inf")
+    return total / workload.at_once if left == 0 else float("inf")
+
+
+def place_optimal_chains(
+    inventory: Inventory, figures: Tables, workload: Workload, capacity: int
+) -> dict[PeerId, Span]:
+    """Disjoint chains of `capacity` requests, each the cheapest over the machines left."""
+    count = conservative_sizes(inventory, figures, capacity).blocks
+    hop_s = figures.request_hop_s(workload.output_tokens).mean(axis=0)
+    block_s = figures.request_block_s(workload.output_tokens)
+    num_blocks = inventory.model.num_blocks
+    free = np.flatnonzero(count > 0)
+    spans: dict[PeerId, Span] = {}
+    while int(count[free].sum()) >= num_blocks:
+        members = cheapest_members(num_blocks, hop_s[free], block_s[free], count[free])
+        reached = 0
+        for member in members:
+            number = int(free[member])
+            start = min(reached, num_blocks - int(count[number]))
+            spans[inventory.machines[number].peer] = Span(start, start + int(count[number]))
+            reached = start + int(count[number])
+        free = np.delete(free, members)
+    return spans
+
+
+def cheapest_members(
+    num_blocks: int, hop_s: Floats, block_s: Floats, most_blocks: Indices
+) -> list[int]:
+    """The machines of the cheapest chain over all blocks, the fastest of them first.
+
+    In a relay chain a chain's cost is `sum(hop + block * used)` with `sum(used) = num_blocks` and
+    `used <= most`, whatever the order: a knapsack, solved by a dynamic programme over machines in
+    the order of their time per block (then only the last one chosen is used in part), O(n L).
+    """
+    order = np.argsort(block_s, kind="stable").tolist()
+    cost = np.full(num_blocks, np.inf)
+    """Of having covered so many blocks with machines that are used in full."""
+    cost[0] = 0.0
+    taken = np.zeros((len(order), num_blocks), dtype=np.bool_)
+    best, closing = np.inf, (0, 0)
+    for position, number in enumerate(order):
+        most = min(int(most_blocks[number]), num_blocks)
+        first = num_blocks - most
+        lacking = num_blocks - np.arange(first, num_blocks)
+        closed = cost[first:] + hop_s[number] + block_s[number] * lacking
+        if closed.min() < best:
+            best, closing = float(closed.min()), (position, first + int(closed.argmin()))
+        full = np.full(num_blocks, np.inf)
+        full[most:] = cost[:first] + hop_s[number] + block_s[number] * most
+        taken[position] = full < cost
+        cost = np.minimum(cost, full)
+    position, covered = closing
+    members = [order[position]]
+    for earlier in range(position - 1, -1, -1):
+        if covered > 0 and taken[earlier, covered]:
+            members.append(order[earlier])
+            covered -= int(most_blocks[order[earlier]])
+    return members[::-1]
+
+
+def _completed(
+    inventory: Inventory, figures: Tables, capacity: int, spans: dict[PeerId, Span]
+) -> Layout:
+    """The machines without a chain go where the fewest sessions fit, the fastest first."""
+    num_blocks = inventory.model.num_blocks
+    sizes = conservative_sizes(inventory, figures, capacity)
+    rooms = np.zeros(num_blocks)
+    by_peer = {machine.peer: number for number, machine in enumerate(inventory.machines)}
+    for peer, span in spans.items():
+        rooms[span.start : span.end] += sizes.sessions[by_peer[peer]]
+    completed = dict(spans)
+    for number in np.argsort(sizes.block_s, kind="stable").tolist():
+        peer, count = inventory.machines[number].peer, int(sizes.blocks[number])
+        if peer in spans or count < 1:
+            continue
+        start = weakest_start(rooms.tolist(), count)
+        completed[peer] = Span(start, start + count)
+        rooms[start : start + count] += sizes.sessions[number]
+    return Layout(num_blocks, completed, notes={"capacity": float(capacity)})

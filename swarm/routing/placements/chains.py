@@ -61,9 +61,9 @@ class ChainsPlacement:
         most = most_sessions(inventory, figures)
         inventory.check_memory(workload, 1)
         if workload.rate_per_s <= 0:
-            candidates = [max(1, min(most, workload.sessions))]
+            candidates = [max(1, min(most, workload.at_once))]
         else:
-            candidates = _geometric(max(1, most))
+            candidates = capacities(max(1, most))
         best: Layout | None = None
         for capacity in candidates:
             spans = place_chains(inventory, figures, workload, capacity)
@@ -74,7 +74,8 @@ class ChainsPlacement:
             bound = 0.0
             if workload.rate_per_s > 0:
                 bound = mean_response_s(
-                    [(chain.service_s, chain.capacity) for chain in chains], workload.rate_per_s
+                    [(chain.service_s + workload.held_s, chain.capacity) for chain in chains],
+                    workload.rate_per_s,
                 )
             notes = {"capacity": float(capacity), "response_bound_s": bound}
             layout = replace(layout, chains=tuple(chains), notes=notes)
@@ -88,8 +89,8 @@ class ChainsPlacement:
         return best
 
 
-def _geometric(most: int) -> list[int]:
-    """1, 2, 3 ... in steps of about a tenth, up to `most`."""
+def capacities(most: int) -> list[int]:
+    """The `c` to try: 1, 2, 3 ... in steps of about a tenth, up to `most`."""
     values: list[int] = []
     value = 1
     while value < most:

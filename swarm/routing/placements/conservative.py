@@ -1,8 +1,7 @@
 """CG-BP: conservative greedy block placement (Sun et al., arXiv 2512.21884, section III)."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from swarm.errors import MemoryShortError
 from swarm.routing.inventory import Inventory, Tables, Workload, tables
 from swarm.routing.layout import Layout
 from swarm.routing.network import Floats, Indices
+from swarm.routing.planned import best_routes
 from swarm.spans import Span
 
 
@@ -85,41 +85,55 @@ def bound_s(sizes: ConservativeSizes, figures: Tables, num_blocks: int) -> float
 class ConservativePlacement:
     """CG-BP with `R` = the workload's sessions, lowered if the machines cannot hold so many.
 
-    In a push chain a machine's delay is that of `tables`: half from the client, half from its
-    nearest others.
+    Without sessions, `R` comes from the rate as in the paper (`choose_sessions`, with the time of
+    one request over the placement for `R = 1`). In a push chain a machine's delay is that of
+    `tables`: half from the client, half from its nearest others.
     """
 
     def place(self, inventory: Inventory, workload: Workload) -> Layout:
         """Raises MemoryShortError when the blocks do not fit beside the cache of one session."""
         figures = tables(inventory, workload)
-        sessions = min(workload.sessions, most_sessions(inventory, figures))
-        inventory.check_memory(workload, max(1, sessions))
-        while sessions > 0:
-            sizes = conservative_sizes(inventory, figures, sessions)
-            starts = _place(sizes, inventory.model.num_blocks, sessions)
-            if starts is not None:
-                break
-            sessions = int(sessions * 0.9) if sessions > 9 else sessions - 1
-        else:
-            raise MemoryShortError(
-                f"CG-BP finds no cover of the {inventory.model.num_blocks} blocks of "
-                f"{inventory.model.name} even for one session; add machines"
-            )
-        spans = {
-            machine.peer: Span(start, start + int(count))
-            for machine, start, count in zip(inventory.machines, starts, sizes.blocks, strict=True)
-            if count > 0
-        }
-        layout = Layout(inventory.model.num_blocks, spans)
-        notes = {
-            "sessions": float(sessions),
-            "bound_s": bound_s(sizes, figures, inventory.model.num_blocks),
-        }
-        return replace(layout, notes=notes)
+        most = most_sessions(inventory, figures)
+        inventory.check_memory(workload, 1)
+        wanted = workload.at_once
+        if workload.sessions == 0 and workload.rate_per_s > 0:
+            alone = place_conservatively(inventory, figures, 1)
+            routes = best_routes(inventory, alone, workload)
+            request_s = max(route.request_s(workload.output_tokens) for route in routes)
+            wanted = choose_sessions(workload.rate_per_s, request_s)
+        return place_conservatively(inventory, figures, min(wanted, most))
+
+
+def place_conservatively(inventory: Inventory, figures: Tables, sessions: int) -> Layout:
+    """CG-BP for `R = sessions`, or the next smaller `R` that it finds a cover for.
+
+    Raises MemoryShortError if there is none. `notes`: `sessions`, and `bound_s` of Theorem 2.
+    """
+    num_blocks = inventory.model.num_blocks
+    while sessions > 0:
+        sizes = conservative_sizes(inventory, figures, sessions)
+        starts = _place(sizes, num_blocks, sessions)
+        if starts is not None:
+            spans = {
+                machine.peer: Span(start, start + int(count))
+                for machine, start, count in zip(
+                    inventory.machines, starts, sizes.blocks, strict=True
+                )
+                if count > 0
+            }
+            bound = bound_s(sizes, figures, num_blocks)
+            return Layout(num_blocks, spans, notes={"sessions": float(sessions), "bound_s": bound})
+        sessions = min(sessions - 1, int(sessions * 0.9))
+    raise MemoryShortError(
+        f"CG-BP finds no cover of the {num_blocks} blocks of {inventory.model.name} even for one "
+        "session; add machines"
+    )
 
 
 def _place(sizes: ConservativeSizes, num_blocks: int, sessions: int) -> list[int] | None:
     """Step 3: the start of each machine; None if some block then carries fewer than `sessions`."""
+    if not (sizes.blocks > 0).any():
+        return None
     slowest_s = float(sizes.block_s[sizes.blocks > 0].max()) + 1.0
     carried = np.zeros(num_blocks)
     time_s = np.full(num_blocks, sessions * slowest_s)
@@ -152,19 +166,8 @@ def _start(carried: Floats, time_s: Floats, count: int, sessions: int) -> int:
     return min(starts, key=lambda start: (sorted(carried[start : start + count]), start))
 
 
-def choose_sessions(rate_per_s: float, request_s: Callable[[int], float], most: int) -> int:
-    """The choice of `R`: `round(lambda T + sqrt(lambda T))`, requests that are there at once plus
-    one standard deviation of a Poisson variable, at most `most`.
-
-    `request_s`: how long a request holds its cache when the placement is for `R` sessions. The
-    paper takes `T` of a placement for one session; with the holding time of the placement itself
-    the choice is repeated until it no longer changes.
-    """
-    sessions = 1
-    for _ in range(20):
-        active = rate_per_s * request_s(sessions)
-        wanted = max(1, min(most, round(active + math.sqrt(active))))
-        if wanted == sessions:
-            break
-        sessions = wanted
-    return sessions
+def choose_sessions(rate_per_s: float, held_s: float) -> int:
+    """`round(lambda T + sqrt(lambda T))`: the requests that are there at once, and one standard
+    deviation of a Poisson variable; `held_s` = `T`: how long each holds its cache."""
+    active = rate_per_s * held_s
+    return max(1, round(active + math.sqrt(active)))

@@ -31,7 +31,7 @@ def flow_problem(inventory: Inventory, workload: Workload) -> FlowProblem:
         cache_bytes=figures.cache_bytes,
         hop_s=hop_s,
         block_s=figures.decode_block_s,
-        requests=[workload.sessions / len(hop_s)] * len(hop_s),
+        requests=[workload.at_once / len(hop_s)] * len(hop_s),
     )
 
 
@@ -69,7 +69,7 @@ class OptimalPlacement:
     def place(self, inventory: Inventory, workload: Workload) -> Layout:
         """Raises MemoryShortError."""
         figures = tables(inventory, workload)
-        sessions = min(workload.sessions, most_sessions(inventory, figures))
+        sessions = min(workload.at_once, most_sessions(inventory, figures))
         inventory.check_memory(workload, max(1, sessions))
         workload = replace(workload, sessions=sessions)
         found = solve(

@@ -3,6 +3,7 @@
 `server/block_selection.py` of Petals, as Sun et al. (arXiv 2512.21884) model it.
 """
 
+import math
 import random
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -119,13 +120,16 @@ class PetalsPlacement:
         reserve_bytes: float = 0.0,
         fastest_first: bool = False,
         rebalance: bool = True,
+        measured_rps: Mapping[PeerId, tuple[float, float]] | None = None,
     ) -> None:
-        """`reserve_bytes`: kept free on each machine (Petals: 2 GiB for a hidden size of 14336)."""
+        """`reserve_bytes`: kept free on each machine (Petals: 2 GiB for a hidden size of 14336);
+        `measured_rps`: tokens/s of one block and of the network, where they were measured."""
         self._rng = rng
         self._cache_tokens = cache_tokens
         self._reserve_bytes = reserve_bytes
         self._fastest_first = fastest_first
         self._rebalance = rebalance
+        self._measured_rps = measured_rps or {}
 
     def place(self, inventory: Inventory, workload: Workload) -> Layout:
         """Raises MemoryShortError when too few blocks fit."""
@@ -139,7 +143,8 @@ class PetalsPlacement:
             count = self.num_blocks(inventory, machine)
             if count < 1:
                 continue
-            throughput = petals_throughput(inventory, machine, count)
+            rates = self._measured_rps.get(machine.peer) or _rates(inventory, machine)
+            throughput = petals_throughput(machine, count, *rates)
             span = _best_span(block_throughputs(servers, num_blocks), count)
             servers[machine.peer] = PetalsServer(span, throughput)
         if self._rebalance:
@@ -181,15 +186,21 @@ class PetalsPlacement:
                 return
 
 
-def petals_throughput(inventory: Inventory, machine: Machine, num_blocks: int) -> float:
+def petals_throughput(
+    machine: Machine, num_blocks: int, forward_rps: float, network_rps: float
+) -> float:
     """`min(forward_rps / ((blocks + 1) / 2), network_rps)`, tokens/s."""
+    share = RELAY_SHARE if machine.relayed else 1.0
+    return min(forward_rps / ((num_blocks + 1) / 2), network_rps * share)
+
+
+def _rates(inventory: Inventory, machine: Machine) -> tuple[float, float]:
+    """What Petals would measure: tokens/s of a prompt in one block, and over the network."""
     forward_s = machine.speed.prefill_s(1, _FORWARD_TOKENS) / _FORWARD_TOKENS
-    if forward_s <= 0:
-        forward_s = machine.speed.decode_s(1)
-    activation = inventory.model.activation_bytes
+    forward_s = forward_s or machine.speed.decode_s(1)
     per_byte = inventory.network.seconds_per_byte(machine.peer) or 1 / _DEFAULT_BYTES_PER_S
-    network = 1 / (per_byte * activation) if activation > 0 else float("inf")
-    compute = 1 / forward_s if forward_s > 0 else float("inf")
-    return min(
-        compute / ((num_blocks + 1) / 2), network * (RELAY_SHARE if machine.relayed else 1.0)
+    network_s = per_byte * inventory.model.activation_bytes
+    return (
+        1 / forward_s if forward_s > 0 else math.inf,
+        1 / network_s if network_s > 0 else math.inf,
     )
