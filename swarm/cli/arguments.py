@@ -13,6 +13,7 @@ Peers: TypeAlias = Annotated[
         help="Addresses of members of the swarm to join. Default: a new swarm begins here.",
         metavar="ADDR...",
         show_default=False,
+        rich_help_panel="Network",
     ),
 ]
 Listen: TypeAlias = Annotated[
@@ -21,6 +22,7 @@ Listen: TypeAlias = Annotated[
         help="Addresses to listen on. Default: /ip4/0.0.0.0/tcp/0, a free port.",
         metavar="ADDR...",
         show_default=False,
+        rich_help_panel="Network",
     ),
 ]
 Announce: TypeAlias = Annotated[
@@ -29,6 +31,7 @@ Announce: TypeAlias = Annotated[
         help="Addresses to tell others, if they differ (port forwarding).",
         metavar="ADDR...",
         show_default=False,
+        rich_help_panel="Network",
     ),
 ]
 

@@ -1,6 +1,5 @@
 """`swarm-dht`: a bootstrap peer without blocks."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ import typer
 from swarm.cli.arguments import Announce, Listen, Peers, repeat_address_options, split_addresses
 from swarm.cli.errors import run, run_program
 from swarm.cli.events import EventPrinter
+from swarm.cli.logs import log_to_stderr
 from swarm.cli.serving import Serving, serve
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -61,5 +61,5 @@ def dht(
 
 def main() -> None:
     """Entry point of the program."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     run_program(app, "swarm-dht", repeat_address_options(sys.argv[1:]))

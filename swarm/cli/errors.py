@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from swarm.errors import SwarmError, UsageError
+from swarm.printable import printable
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -18,8 +19,8 @@ DEBUG_VARIABLE = "SWARM_DEBUG"
 
 
 def one_line(error: BaseException | str) -> str:
-    """The error's message on one line; never empty."""
-    text = " ".join(str(error).split())
+    """The error's message on one line, without what could drive a terminal; never empty."""
+    text = printable(" ".join(str(error).split()))
     return text or type(error).__name__
 
 

@@ -1,5 +1,6 @@
-"""A server's events on the terminal: lines for people, or one JSON object a line."""
+"""A server's events on the terminal: lines and tables for people, or one JSON object a line."""
 
+import io
 import json
 import sys
 import time
@@ -7,6 +8,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import typer
+
+from swarm.printable import printable
+
+TABLE_COLUMNS = 100
+"""Of a table that goes into a file or another program."""
 
 
 class Event(Protocol):
@@ -20,12 +26,29 @@ class Event(Protocol):
     def fields(self) -> Mapping[str, Any]: ...
 
 
+class Printer(Protocol):
+    """What shows the events of a program that serves."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def error(self, message: str) -> None:
+        """The last word of a command that fails."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
 class EventPrinter:
     """Writes each event at once, so that a program that reads the lines need not wait."""
 
-    def __init__(self, json_lines: bool) -> None:
+    def __init__(self, json_lines: bool, *, tables: bool = True) -> None:
+        """`tables`: what the server does is shown as a table, else in one line."""
         self._json_lines = json_lines
+        self._tables = tables
         self._progress_shown = False
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal cannot show must not end the server.
+            sys.stdout.reconfigure(errors="replace")
 
     def __call__(self, event: Event) -> None:
         if self._json_lines:
@@ -36,7 +59,10 @@ class EventPrinter:
         live = event.event == "loading" and sys.stdout.isatty()
         if self._progress_shown:
             typer.echo("\r\x1b[K", nl=False)
-        typer.echo(event.text, nl=not live)
+        if event.event == "stats" and self._tables:
+            _print_table(event.fields)
+        else:
+            typer.echo(printable(event.text), nl=not live)
         self._progress_shown = live
         sys.stdout.flush()
 
@@ -46,3 +72,15 @@ class EventPrinter:
             line = {"event": "error", "time": round(time.time(), 3), "message": message}
             typer.echo(json.dumps(line, separators=(",", ":")))
         typer.echo(f"error: {message}", err=True)
+
+    def close(self) -> None:
+        """Nothing is kept back."""
+
+
+def _print_table(fields: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    from swarm.cli.server_table import report_table
+
+    width = None if sys.stdout.isatty() else TABLE_COLUMNS
+    Console(width=width, highlight=False).print(report_table(fields))

@@ -1,6 +1,5 @@
 """`swarm-server`: host blocks of a model for everybody."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,16 +8,29 @@ import typer
 
 from swarm.cli.arguments import Announce, Listen, Peers, repeat_address_options, split_addresses
 from swarm.cli.errors import run, run_program
-from swarm.cli.events import EventPrinter
+from swarm.cli.events import EventPrinter, Printer
+from swarm.cli.logs import log_to_stderr
 from swarm.cli.serving import Serving, serve
+from swarm.errors import UsageError
 
 if TYPE_CHECKING:
     from swarm.server.config import ServerConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+_MODEL, _MEMORY, _LIMITS = "What is hosted", "Memory and computing", "What users may take"
+_NETWORK, _REPORTS = "Network", "What it tells"
+_EXIT_CODES = (
+    "Exit codes: 0 after Ctrl-C or SIGTERM, 1 when something failed, 2 when an option is wrong."
+    " SIGUSR1 prints the table at once. More: docs/volunteers.md"
+)
+WATCH_S = 1.0
+"""How often the live table is drawn anew."""
+WATCH_LINES_S = 60.0
+"""How often `--watch` writes a line where it cannot draw."""
 
-@app.command()
+
+@app.command(epilog=_EXIT_CODES)
 def server(
     model: Annotated[
         str | None,
@@ -34,6 +46,7 @@ def server(
             " else the least covered run.",
             metavar="START:END",
             show_default=False,
+            rich_help_panel=_MODEL,
         ),
     ] = None,
     peers: Peers = None,
@@ -45,62 +58,128 @@ def server(
             help="Key file of this server's peer id; made if absent. Default: one in your data"
             " folder, a further one for each further server that runs here.",
             show_default=False,
+            rich_help_panel=_NETWORK,
         ),
     ] = None,
     dtype: Annotated[
         str,
-        typer.Option(help="auto, float32, bfloat16 or float16. auto: float32 on a CPU."),
+        typer.Option(
+            help="auto, float32, bfloat16 or float16. auto: float32 on a CPU.",
+            rich_help_panel=_MODEL,
+        ),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit of a Hugging Face name.",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for blocks and cache together, such as 8GiB or 500MB. Default: as much as"
+            " is free, containers' limits counted.",
+            metavar="SIZE",
+            show_default=False,
+            rich_help_panel=_MEMORY,
+        ),
+    ] = None,
     cache_tokens: Annotated[
         int | None,
         typer.Option(
             help="Tokens of K/V cache for all sessions together: 64 or more, rounded up to whole"
             " pages of 64. Default: a share of the free memory.",
             show_default=False,
+            rich_help_panel=_MEMORY,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=_MEMORY)
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads to compute with. Default: one a core.",
+            show_default=False,
+            rich_help_panel=_MEMORY,
+        ),
+    ] = None,
+    max_upload_mbit: Annotated[
+        float | None,
+        typer.Option(
+            help="Mbit/s that may be sent to all peers together, 0.1 or more. Default: no limit.",
+            metavar="MBIT",
+            show_default=False,
+            rich_help_panel=_NETWORK,
         ),
     ] = None,
     sessions_per_client: Annotated[
-        int, typer.Option(help="Sessions that one client may have, open or in line.")
+        int,
+        typer.Option(
+            help="Sessions that one client may have, open or in line.", rich_help_panel=_LIMITS
+        ),
     ] = 256,
     tokens_per_client: Annotated[
         int | None,
         typer.Option(
             help="Tokens of K/V cache that one client may have. Default: as many as there are.",
             show_default=False,
+            rich_help_panel=_LIMITS,
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="CPU threads to compute with. Default: one a core.", show_default=False),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit of a Hugging Face name.", show_default=False),
-    ] = None,
-    name: Annotated[str, typer.Option(help="A name that people see in the status.")] = "",
-    json_logs: Annotated[
-        bool, typer.Option("--json-logs", help="One JSON object a line on standard output.")
+    drain_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that running sessions get when the server stops.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 5.0,
+    name: Annotated[
+        str,
+        typer.Option(
+            help="A name that others see in `swarm-client status`, at most 60 bytes.",
+            show_default=False,
+            rich_help_panel=_REPORTS,
+        ),
+    ] = "",
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="A live table of what the server does; lines if this is no terminal.",
+            rich_help_panel=_REPORTS,
+        ),
     ] = False,
     stats: Annotated[
         float | None,
         typer.Option(
-            help="Seconds between two reports of load and speed. Default: none.",
+            help="Seconds between two reports of load and speed. Default: one when the server is"
+            " online, then at SIGUSR1.",
             metavar="SECONDS",
             show_default=False,
+            rich_help_panel=_REPORTS,
         ),
     ] = None,
-    drain_timeout: Annotated[
-        float, typer.Option(help="Seconds that running sessions get when the server stops.")
-    ] = 5.0,
+    json_logs: Annotated[
+        bool,
+        typer.Option(
+            "--json-logs",
+            help="One JSON object a line on standard output.",
+            rich_help_panel=_REPORTS,
+        ),
+    ] = False,
 ) -> None:
     """Host blocks of a language model in a swarm, until Ctrl-C.
 
     Without --peers it begins a new swarm and prints the address to join with.
     """
-    printer = EventPrinter(json_logs)
+    printer = _printer(json_logs, watch)
 
     def command() -> None:
+        if watch and json_logs:
+            raise UsageError("--watch is for people and --json-logs for programs; choose one")
         from swarm.server.config import ServerConfig, make_config
 
         values: dict[str, object] = {
@@ -111,23 +190,45 @@ def server(
             "identity": identity,
             "dtype": dtype,
             "device": device,
+            "max_memory": max_memory,
+            "max_upload_mbit": max_upload_mbit,
             "cache_tokens": cache_tokens,
             "sessions_per_client": sessions_per_client,
             "tokens_per_client": tokens_per_client,
             "threads": threads,
             "revision": revision,
             "name": name,
-            "stats_s": stats,
+            "stats_s": _report_interval_s(stats, watch),
             "drain_timeout_s": drain_timeout,
         }
         if listen:
             values["listen"] = split_addresses(listen)
-        _serve(make_config(ServerConfig, **values), printer)
+        config = make_config(ServerConfig, **values)
+        try:
+            _serve(config, printer, tell_first=not (json_logs or watch))
+        finally:
+            printer.close()
 
     run(command, printer.error)
 
 
-def _serve(config: "ServerConfig", printer: EventPrinter) -> None:
+def _printer(json_logs: bool, watch: bool) -> Printer:
+    if not watch or json_logs:
+        return EventPrinter(json_logs)
+    if not sys.stdout.isatty():
+        return EventPrinter(False, tables=False)
+    from swarm.cli.watching import WatchScreen
+
+    return WatchScreen()
+
+
+def _report_interval_s(asked: float | None, watch: bool) -> float | None:
+    if asked is not None or not watch:
+        return asked
+    return WATCH_S if sys.stdout.isatty() else WATCH_LINES_S
+
+
+def _serve(config: "ServerConfig", printer: Printer, *, tell_first: bool) -> None:
     from swarm.server.threads import limit_threads, pick_threads
 
     limit_threads(pick_threads(config.threads))
@@ -137,10 +238,10 @@ def _serve(config: "ServerConfig", printer: EventPrinter) -> None:
 
         return Server(config, on_event=printer)
 
-    serve(make)
+    serve(make, tell_first=tell_first)
 
 
 def main() -> None:
     """Entry point of the program."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     run_program(app, "swarm-server", repeat_address_options(sys.argv[1:]))

@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from swarm.cli.signals import Signals
 
 
 class Serving(Protocol):
@@ -21,49 +20,32 @@ class Serving(Protocol):
     async def failed(self) -> None:
         """Waits while it can go on; raises `SwarmError` when it cannot."""
 
+    def tell_now(self) -> None:
+        """Tells what it does now, as far as there is something to tell."""
 
-def serve(make: Callable[[], Serving]) -> None:
+
+def serve(make: Callable[[], Serving], *, tell_first: bool = False) -> None:
     """Runs what `make` makes until Ctrl-C or SIGTERM; a second signal ends it without draining.
 
-    `make` may take seconds, for imports; signals count from the beginning. Returns after a clean
-    end, raises what `start` and `failed` raise.
+    SIGUSR1 lets it tell what it does, and so does `tell_first` once when it serves. `make` may
+    take seconds, for imports; signals count from the beginning. Returns after a clean end, raises
+    what `start` and `failed` raise.
     """
-    asyncio.run(_serve(make))
+    asyncio.run(_serve(make, tell_first))
 
 
-class _StopSignals:
-    """Ctrl-C and SIGTERM: the first one sets `asked`, the next one `insisted`."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.asked: asyncio.Future[None] = self._loop.create_future()
-        self.insisted: asyncio.Future[None] = self._loop.create_future()
-
-    def __enter__(self) -> Self:
-        for number in _SIGNALS:
-            self._loop.add_signal_handler(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number in _SIGNALS:
-            self._loop.remove_signal_handler(number)
-
-    def _on_signal(self) -> None:
-        for future in (self.asked, self.insisted):
-            if not future.done():
-                future.set_result(None)
-                return
-
-
-async def _serve(make: Callable[[], Serving]) -> None:
-    with _StopSignals() as signals:
+async def _serve(make: Callable[[], Serving], tell_first: bool) -> None:
+    with Signals() as signals:
         serving = await asyncio.to_thread(make)
+        signals.on_tell = serving.tell_now
         if not signals.asked.done():
-            await _run(serving, signals)
+            await _run(serving, signals, tell_first)
 
 
-async def _run(serving: Serving, signals: _StopSignals) -> None:
+async def _run(serving: Serving, signals: Signals, tell_first: bool) -> None:
     if await _until(serving.start(), signals.asked):
+        if tell_first:
+            serving.tell_now()
         drain = False
         try:
             await _until(serving.failed(), signals.asked)

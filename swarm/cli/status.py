@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from swarm.cli.logs import log_to_stderr
 from swarm.client.membership import Membership
 from swarm.client.settings import ClientSettings
 from swarm.client.status import best_status
@@ -25,7 +25,7 @@ ANSWER_S = 60.0
 
 def show_status(peers: Sequence[str], model: str | None, timeout_s: float, as_json: bool) -> None:
     """Print the table, or one JSON object."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     membership = Membership(peers, ClientSettings())
     try:
         runtime, swarm = membership.get()
@@ -68,6 +68,7 @@ def _identity(model: str) -> str | None:
 def _print_table(found: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     if found["model"] is None:
@@ -77,8 +78,9 @@ def _print_table(found: Mapping[str, Any]) -> None:
     blocks = f"{found['blocks_total']} blocks, " + (
         f"missing: {missing}" if missing else "all served"
     )
-    table = Table(title=f"{found['model']}: {blocks}", title_justify="left")
-    for heading in ("blocks", "state", "peer", "dtype"):
+    # As Text: what strangers call themselves is no markup.
+    table = Table(title=Text(f"{found['model']}: {blocks}"), title_justify="left")
+    for heading in ("blocks", "state", "peer", "name", "dtype"):
         table.add_column(heading, no_wrap=True)
     for heading in ("ms/block", "prefill/s", "cache free", "sessions", "wait ms"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -87,7 +89,8 @@ def _print_table(found: Mapping[str, Any]) -> None:
             server["blocks"],
             server["state"],
             f"..{server['peer'][-6:]}",
-            server["dtype"],
+            Text(server["name"]),
+            Text(server["dtype"]),
             f"{server['decode_ms_per_block']:.2f}",
             f"{server['prefill_tokens_per_s']:.0f}",
             f"{server['cache_tokens_free']}/{server['cache_tokens_total']}",

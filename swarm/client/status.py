@@ -25,11 +25,21 @@ _LIVE_FIELDS = {
     "cache_tokens_total": int,
     "sessions": int,
     "queue_wait_ms": float,
+}
+"""What a server's own answer replaces, and the type that it must have."""
+_ONLY_LIVE_FIELDS = {
+    "uptime_s": float,
+    "sessions_in_line": int,
+    "decode_tokens": int,
+    "prefill_tokens": int,
+    "recent_decode_tokens_per_s": float,
+    "recent_prefill_tokens_per_s": float,
+    "max_upload_mbit": float,
     "streams": int,
     "tasks": int,
     "open_files": int,
 }
-"""What a server's own answer replaces, and the type that it must have."""
+"""Likewise; None where a server does not say."""
 
 
 async def swarm_status(
@@ -74,6 +84,7 @@ def _servers_online(status: Mapping[str, Any]) -> int:
 async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[str, Any]:
     row: dict[str, Any] = {
         "peer": record.peer,
+        "name": record.public_name,
         "blocks": str(record.span),
         "state": str(record.state),
         "dtype": record.numerics.dtype,
@@ -83,9 +94,7 @@ async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[s
         "cache_tokens_total": record.cache_tokens_total,
         "sessions": record.sessions,
         "queue_wait_ms": record.queue_wait_ms,
-        "streams": None,
-        "tasks": None,
-        "open_files": None,
+        **dict.fromkeys(_ONLY_LIVE_FIELDS),
     }
     try:
         live = await swarm.ask_status(record, timeout_s)
@@ -99,7 +108,7 @@ async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[s
 def _checked(live: Mapping[str, Any]) -> dict[str, Any]:
     """Of a stranger's answer, what is known and has the right type."""
     checked: dict[str, Any] = {}
-    for name, kind in _LIVE_FIELDS.items():
+    for name, kind in (_LIVE_FIELDS | _ONLY_LIVE_FIELDS).items():
         value = live.get(name)
         if kind is float and type(value) is int:
             value = float(value)

@@ -3,6 +3,7 @@
 A record is a msgpack map with short keys, signed as `swarm.dht.signing` says. Unknown keys are
 ignored, so that minor versions can add fields. Readers check the schema strictly and the
 plausibility of every value; a record that fails is a RecordError, and only that record is skipped.
+Texts are made printable: they reach terminals.
 """
 
 import hashlib
@@ -10,10 +11,19 @@ import math
 from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from swarm.dht.signing import body_of, check, dht_key_id, seal
 from swarm.errors import BadSpanError, RecordError
+from swarm.printable import printable
 from swarm.routing.view import Numerics, ServerState, ServerView
 from swarm.spans import PeerId, Span
 from swarm.wire.identity import Identity, is_peer_id
@@ -60,7 +70,9 @@ def _numerics(value: object) -> object:
     if isinstance(value, list) and len(value) == 3:
         if not all(isinstance(part, str) and 0 < len(part) <= 24 for part in value):
             raise ValueError("numerics are three names of at most 24 characters")
-        return Numerics(*value)
+        return Numerics(*map(printable, value))
+    if isinstance(value, Numerics):
+        return Numerics(*map(printable, (value.dtype, value.quantisation, value.kernel_class)))
     return value
 
 
@@ -72,7 +84,7 @@ def _float(value: object) -> object:
     return float(value) if type(value) is int else value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=80)]
+Name = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(printable)]
 Checkpoint = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 Blocks = Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
 Milliseconds = Annotated[
@@ -193,14 +205,14 @@ class ServerRecord(_Record):
     cache_tokens_total: Tokens = 0
     queue_wait_ms: Milliseconds = 0.0
     sessions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    public_name: Annotated[str, Field(max_length=60)] = ""
+    public_name: Annotated[str, Field(max_length=60), AfterValidator(printable)] = ""
     addresses: Annotated[
         tuple[Annotated[str, Field(max_length=120, pattern=r"^/[\x21-\x7e]+$")], ...],
         BeforeValidator(_tuple),
         Field(max_length=MAX_ADDRESSES),
     ] = ()
     """Multiaddresses without the `/p2p/` part, best first."""
-    version: Annotated[str, Field(min_length=1, max_length=24)]
+    version: Annotated[str, Field(min_length=1, max_length=24), AfterValidator(printable)]
     """Of the program."""
     protocol: Annotated[int, Field(ge=1, le=65535)]
     """Of the link; peers with another one cannot talk to it."""

@@ -37,7 +37,7 @@ class BootstrapPeer:
             self._stack.callback(claimed.release)
             if claimed.sibling > 1:
                 self._tell(telling.sibling_event(claimed.sibling - 1, str(claimed.path)))
-            self._network = network = await Libp2pNetwork.create(
+            network = await Libp2pNetwork.create(
                 claimed.identity,
                 listen=self.config.listen,
                 initial_peers=self.config.peers,
@@ -46,11 +46,18 @@ class BootstrapPeer:
             self._stack.push_async_callback(network.close)
             node = await DhtNode.create(network)
             self._stack.push_async_callback(node.close)
+            self._network = network
         except BaseException:
             await self._stack.aclose()
             raise
-        command = f"swarm-server --peers {self.addresses[0]}"
-        self._tell(telling.listening_event(self.addresses, network.peer_id, command))
+        self.tell_now()
+
+    def tell_now(self) -> None:
+        """Tells where others join, once it runs."""
+        if self._network is not None:
+            command = f"swarm-server --peers {self.addresses[0]}"
+            peer = self._network.peer_id
+            self._tell(telling.listening_event(self.addresses, peer, command))
 
     async def stop(self, *, drain: bool = True) -> None:
         """Leaves; nobody is served, so there is nothing to drain. May be called again."""

@@ -6,22 +6,25 @@ import logging
 from swarm.dht.directory import Directory
 from swarm.dht.records import DIGEST_BYTES, ServerRecord
 from swarm.errors import CheckpointError, SwarmError
+from swarm.printable import printable
 from swarm.routing.view import SwarmView
 from swarm.server.hosted import Plan
 from swarm.server.lifecycle import EventSink, ServerEvent
 from swarm.server.telling import counted
-from swarm.spans import Span
+from swarm.spans import PeerId, Span
 from swarm.wire.versions import check_versions
 
 logger = logging.getLogger("swarm.server")
 
+MOST_NAME_BYTES = 80
 LOOK_ROUND_S = 20.0
 """How often the directory is read."""
 
 
 def short_name(name: str) -> str:
-    """How a model is called in the directory."""
-    return name.rstrip("/").rpartition("/")[2][:80] or "model"
+    """How a model is called in the directory: at most 80 bytes."""
+    short = printable(name.rstrip("/").rpartition("/")[2])
+    return short.encode()[:MOST_NAME_BYTES].decode(errors="ignore") or "model"
 
 
 class Neighbourhood:
@@ -33,10 +36,13 @@ class Neighbourhood:
         self._plan = plan
         self._tell = tell
         self._missing: list[str] | None = None
+        self.names: dict[PeerId, str] = {}
+        """The servers of our checkpoint when they were last looked at, with their public names."""
 
     async def view(self) -> SwarmView:
         """The servers of our checkpoint now. Raises `PeerTimeoutError`."""
         records = await self._directory.snapshot(self._plan.identity)
+        self.names = {record.peer: record.public_name for record in records}
         servers = tuple(record.view() for record in records)
         return SwarmView(self._plan.identity, self._plan.checkpoint.num_blocks, servers)
 

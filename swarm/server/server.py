@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -28,8 +27,9 @@ from swarm.server.memory import Budget
 from swarm.server.neighbourhood import Neighbourhood, short_name
 from swarm.server.reachability import join_addresses
 from swarm.server.reception import Quotas
+from swarm.server.reporting import Reporter, Serving
 from swarm.server.service import Hosting, Service
-from swarm.server.status import LoopLag, process_fields
+from swarm.server.status import LoopLag, program_version
 from swarm.server.threads import pick_threads, raise_file_limit
 from swarm.sessions.admission import Admission
 from swarm.spans import PeerId, Span
@@ -74,7 +74,7 @@ class Server:
         self._neighbourhood: Neighbourhood | None = None
         self._service: Service | None = None
         self._engine: Engine | None = None
-        self._links: Links | None = None
+        self._reporter: Reporter | None = None
 
     # ---- what others may look at
 
@@ -105,20 +105,12 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """The fields of `swarm-client status --json` for this server."""
-        plan, service = _made(self._plan), _made(self._service)
-        return {
-            "peer": self.peer_id,
-            "name": self.config.name,
-            "model": plan.checkpoint.name,
-            "blocks": str(self.span),
-            "dtype": plan.numerics.dtype,
-            "device": str(plan.device),
-            "state": str(self.state),
-            "sessions_in_line": service.waiting_count,
-            "version": program_version(),
-            **self._measured(),
-            **process_fields(len(_made(self._links).peers()), self._lag),
-        }
+        return _made(self._reporter).status(self.state)
+
+    def tell_now(self) -> None:
+        """Tells a `stats` event, with `Reporter.report`; nothing before the server is online."""
+        if self._reporter is not None:
+            self._tell(telling.stats_event(self._reporter.report(self.state)))
 
     # ---- lifecycle
 
@@ -254,7 +246,21 @@ class Server:
         if limit is not None:
             upload = UploadLimit(limit * 1e6 / 8, loop)
         links = Links(network, service, upload=upload)
-        self._engine, self._service, self._links = engine, service, links
+        self._engine, self._service = engine, service
+        self._reporter = reporter = Reporter(
+            Serving(
+                network.peer_id,
+                self.config,
+                plan,
+                self.span,
+                hosted,
+                service,
+                engine,
+                links,
+                neighbourhood,
+            ),
+            self._lag,
+        )
         engine.start()
         self._stack.push_async_callback(self._stop_engine)
         service.start(links)
@@ -265,6 +271,7 @@ class Server:
         await self._change_state(ServerState.ONLINE)
         self._tell(telling.online_event(plan, self.span, hosted, self.address, network.peer_id))
         self._run("loop lag", self._lag.watch())
+        self._run("rates", reporter.watch())
         self._run("neighbourhood", neighbourhood.watch())
         self._run("engine", _watch_engine(engine))
         if self.config.stats_s is not None:
@@ -327,7 +334,7 @@ class Server:
     def _record(self) -> ServerRecord:
         """What the directory says of us now; asked again for each refresh."""
         plan, suffix = _made(self._plan), f"/p2p/{self.peer_id}"
-        measured = self._measured() if self._service is not None else {}
+        measured = {} if self._reporter is None else self._reporter.measured()
         return ServerRecord(
             peer=self.peer_id,
             span=self.span,
@@ -344,23 +351,10 @@ class Server:
             **measured,
         )
 
-    def _measured(self) -> dict[str, Any]:
-        """Speed and load, as in the record and in the status."""
-        speed, service = _made(self._hosted).speed, _made(self._service)
-        return {
-            "decode_ms_per_block": round(speed.decode_ms_per_block, 4),
-            "prefill_tokens_per_s": round(speed.prefill_tokens_per_s, 1),
-            "cache_tokens_free": service.admission.free_tokens,
-            "cache_tokens_total": service.admission.capacity_tokens,
-            "sessions": service.session_count,
-            "queue_wait_ms": round(_made(self._engine).stats().recent_queue_ms, 3),
-        }
-
     async def _report_stats(self, interval_s: float) -> None:
         while True:
             await asyncio.sleep(interval_s)
-            engine = _made(self._engine).stats()
-            self._tell(telling.stats_event(self.status(), engine, self.bytes_read))
+            self.tell_now()
 
     # ---- small helpers
 
@@ -375,14 +369,6 @@ async def _watch_engine(engine: Engine) -> None:
     """Returns when the engine's thread has ended: nothing can be computed any more."""
     while engine.alive:  # noqa: ASYNC110 (the end of a thread has no event)
         await asyncio.sleep(ENGINE_WATCH_S)
-
-
-def program_version() -> str:
-    """Of this package; `source` when it is run without being installed."""
-    try:
-        return importlib.metadata.version("swarm")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
 
 
 def _plan_for(config: ServerConfig) -> Plan:

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write and read them."""
+"""Amounts of memory and rates as people write and read them."""
 
 import re
 
@@ -21,3 +21,8 @@ def in_words(count: float) -> str:
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.0f} MB"
+
+
+def mbit(bytes_per_s: float) -> str:
+    """In Mbit/s, without the unit."""
+    return f"{8e-6 * bytes_per_s:.2f}"

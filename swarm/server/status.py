@@ -1,6 +1,7 @@
 """What a server tells of itself to whoever asks: the fields of `swarm-client status`."""
 
 import asyncio
+import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -40,6 +41,14 @@ class StatusCache:
         if self._made is None or now - self._made[0] >= STATUS_AGE_S:
             self._made = (now, json.dumps(dict(self._fields())).encode())
         return self._made[1]
+
+
+def program_version() -> str:
+    """Of this package; `source` when it is run without being installed."""
+    try:
+        return importlib.metadata.version("swarm")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
 
 
 def open_file_count() -> int:

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from swarm.server.config import ServerConfig
-from swarm.server.engine_jobs import EngineStats
 from swarm.server.hosted import Hosted, Plan
 from swarm.server.lifecycle import ServerEvent
 from swarm.server.memory import Budget, cache_tokens
 from swarm.server.reachability import reach_of
-from swarm.server.sizes import in_words
+from swarm.server.sizes import in_words, mbit
 from swarm.spans import Span
 
 
@@ -107,23 +106,16 @@ def draining_event(sessions: int, timeout_s: float) -> ServerEvent:
     return ServerEvent("draining", text, {"sessions": sessions})
 
 
-def stats_event(status: Mapping[str, Any], engine: EngineStats, bytes_read: int) -> ServerEvent:
-    """Counters since the start, beside the fields of the status."""
+def stats_event(report: Mapping[str, Any]) -> ServerEvent:
+    """`report`: of `Reporter.report`; the text is its short form."""
     return ServerEvent(
         "stats",
-        f"{counted(status['sessions'], 'session')}, {engine.decode_tokens:,} tokens decoded,"
-        f" {engine.prefill_tokens:,} of prompts, busy {engine.busy_s:.1f} s,"
-        f" {status['cache_tokens_free']:,} of {status['cache_tokens_total']:,} cached tokens free",
-        {
-            **status,
-            "passes": engine.passes,
-            "jobs": engine.jobs,
-            "failed_jobs": engine.failed_jobs,
-            "decode_tokens": engine.decode_tokens,
-            "prefill_tokens": engine.prefill_tokens,
-            "busy_s": round(engine.busy_s, 6),
-            "queue_s": round(engine.queue_s, 6),
-            "waiting_tokens": engine.waiting_tokens,
-            "bytes_read": bytes_read,
-        },
+        f"{counted(report['sessions'], 'session')}; decode"
+        f" {report['recent_decode_tokens_per_s']:,.1f} tokens/s, prefill"
+        f" {report['recent_prefill_tokens_per_s']:,.0f}; served"
+        f" {report['decode_tokens'] + report['prefill_tokens']:,} tokens;"
+        f" {report['cache_tokens_free']:,} of {report['cache_tokens_total']:,} cached tokens free;"
+        f" {counted(len(report['peers']), 'peer')}, up {mbit(report['up_bytes_per_s'])}, down"
+        f" {mbit(report['down_bytes_per_s'])} Mbit/s",
+        dict(report),
     )

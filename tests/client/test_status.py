@@ -17,7 +17,8 @@ from swarm.spans import Span
 def _record(peer: str, span: str) -> Any:
     numerics = SimpleNamespace(dtype="float32")
     return SimpleNamespace(
-        peer=peer, span=Span.parse(span), state="online", numerics=numerics, sessions=0,
+        peer=peer, public_name="", span=Span.parse(span), state="online", numerics=numerics,
+        sessions=0,
         decode_ms_per_block=1.0, prefill_tokens_per_s=100.0, cache_tokens_free=64,
         cache_tokens_total=64, queue_wait_ms=0.0,
     )  # fmt: skip
@@ -44,11 +45,12 @@ def test_lies_are_left_out_and_silence_is_shown() -> None:
                 "state": "on\x1b[31mline",
                 "decode_ms_per_block": math.nan,
                 "sessions": "many",
+                "uptime_s": math.inf,
                 "tasks": 5,
                 "surprise": 1,
             },
             "gone": PeerError("no answer", "gone"),
-            "honest": {"state": "online", "sessions": 3, "queue_wait_ms": 2},
+            "honest": {"state": "online", "sessions": 3, "queue_wait_ms": 2, "uptime_s": 60},
         }
     )
     entry: Any = SimpleNamespace(checkpoint="c", model="m", num_blocks=4)
@@ -57,6 +59,7 @@ def test_lies_are_left_out_and_silence_is_shown() -> None:
     assert (liar["state"], liar["decode_ms_per_block"], liar["sessions"]) == ("online", 1.0, 0)
     assert liar["tasks"] == 5 and "surprise" not in liar
     assert gone["state"] == "unreachable" and gone["open_files"] is None
+    assert (liar["uptime_s"], honest["uptime_s"], honest["max_upload_mbit"]) == (None, 60.0, None)
     assert (honest["sessions"], honest["queue_wait_ms"]) == (3, 2.0)
     assert found["missing"] == ["2:3"]
 

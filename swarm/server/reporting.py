@@ -1,0 +1,148 @@
+"""What a running server does now: every figure that it tells, in one place.
+
+Counters belong to who counts (engine, links, admission); here they are read, and nowhere twice.
+"""
+
+import asyncio
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from swarm.routing.view import ServerState
+from swarm.server.config import ServerConfig
+from swarm.server.engine import Engine
+from swarm.server.hosted import Hosted, Plan
+from swarm.server.neighbourhood import Neighbourhood
+from swarm.server.rates import SAMPLE_S, Rates
+from swarm.server.service import Service
+from swarm.server.status import LoopLag, process_fields, program_version
+from swarm.spans import PeerId, Span
+from swarm.wire.links import Links
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The parts of a server that is online."""
+
+    peer: PeerId
+    config: ServerConfig
+    plan: Plan
+    span: Span
+    hosted: Hosted
+    service: Service
+    engine: Engine
+    links: Links
+    neighbourhood: Neighbourhood
+
+
+class Reporter:
+    """Reads the parts of a server; `watch` makes rates of their counters."""
+
+    def __init__(self, serving: Serving, lag: LoopLag) -> None:
+        self._serving = serving
+        self._lag = lag
+        self._rates = Rates()
+        self._began = time.monotonic()
+        self._sample()
+
+    async def watch(self) -> None:
+        """Samples until it is cancelled."""
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            self._sample()
+
+    def measured(self) -> dict[str, Any]:
+        """Speed and load: the part of the status that is also in the directory's record."""
+        speed, service = self._serving.hosted.speed, self._serving.service
+        return {
+            "decode_ms_per_block": round(speed.decode_ms_per_block, 4),
+            "prefill_tokens_per_s": round(speed.prefill_tokens_per_s, 1),
+            "cache_tokens_free": service.admission.free_tokens,
+            "cache_tokens_total": service.admission.capacity_tokens,
+            "sessions": service.session_count,
+            "queue_wait_ms": round(self._serving.engine.stats().recent_queue_ms, 3),
+        }
+
+    def status(self, state: ServerState) -> dict[str, Any]:
+        """For whoever asks: nothing of it says who our peers are."""
+        serving, rates = self._serving, self._rates
+        engine = serving.engine.stats()
+        return {
+            "peer": serving.peer,
+            "name": serving.config.name,
+            "model": serving.plan.checkpoint.name,
+            "blocks": str(serving.span),
+            "blocks_total": serving.plan.checkpoint.num_blocks,
+            "dtype": serving.plan.numerics.dtype,
+            "device": str(serving.plan.device),
+            "state": str(state),
+            "uptime_s": round(time.monotonic() - self._began, 1),
+            "sessions_in_line": serving.service.waiting_count,
+            "version": program_version(),
+            **self.measured(),
+            "decode_tokens": engine.decode_tokens,
+            "prefill_tokens": engine.prefill_tokens,
+            "recent_decode_tokens_per_s": round(rates.per_s("decode_tokens"), 2),
+            "recent_prefill_tokens_per_s": round(rates.per_s("prefill_tokens"), 2),
+            "max_upload_mbit": serving.config.max_upload_mbit,
+            **process_fields(len(serving.links.peers()), self._lag),
+        }
+
+    def report(self, state: ServerState) -> dict[str, Any]:
+        """For the server's operator: the status, all counters since the start, and the peers."""
+        serving, rates = self._serving, self._rates
+        engine = serving.engine.stats()
+        peers = sorted(self._peers(), key=lambda one: (-one["sent"] - one["received"], one["peer"]))
+        return {
+            **self.status(state),
+            "passes": engine.passes,
+            "jobs": engine.jobs,
+            "failed_jobs": engine.failed_jobs,
+            "busy_s": round(engine.busy_s, 6),
+            "queue_s": round(engine.queue_s, 6),
+            "busy_share": round(min(1.0, rates.per_s("busy_s")), 3),
+            "waiting_jobs": engine.waiting_jobs,
+            "waiting_tokens": engine.waiting_tokens,
+            "bytes_read": serving.plan.checkpoint.bytes_read,
+            "cache_token_bytes": serving.hosted.blocks.bytes_per_token,
+            "up_bytes_per_s": sum(one["up_bytes_per_s"] for one in peers),
+            "down_bytes_per_s": sum(one["down_bytes_per_s"] for one in peers),
+            "peers": peers,
+        }
+
+    def _sample(self) -> None:
+        engine = self._serving.engine.stats()
+        counters: dict[Hashable, float] = {
+            "decode_tokens": engine.decode_tokens,
+            "prefill_tokens": engine.prefill_tokens,
+            "busy_s": engine.busy_s,
+        }
+        for peer, sent, received, _ in self._linked():
+            counters[peer, "sent"] = sent
+            counters[peer, "received"] = received
+        self._rates.sample(time.monotonic(), counters)
+
+    def _linked(self) -> Iterator[tuple[PeerId, int, int, float | None]]:
+        """Each peer, the bytes sent to it and received from it, and the round trip in seconds."""
+        links = self._serving.links
+        for peer in links.peers():
+            link = links.stats(peer)
+            if link is not None:
+                yield peer, link.bytes_sent, link.bytes_received, link.rtt_s
+
+    def _peers(self) -> list[dict[str, Any]]:
+        names = self._serving.neighbourhood.names
+        return [
+            {
+                "peer": peer,
+                "kind": "server" if peer in names else "client",
+                "name": names.get(peer, ""),
+                "up_bytes_per_s": round(self._rates.per_s((peer, "sent"))),
+                "down_bytes_per_s": round(self._rates.per_s((peer, "received"))),
+                "sent": sent,
+                "received": received,
+                "rtt_ms": None if rtt_s is None else round(1e3 * rtt_s, 2),
+            }
+            for peer, sent, received, rtt_s in self._linked()
+        ]
