@@ -11,9 +11,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from swarm.client.chain import Chain, OnPrefill
 from swarm.client.generation import Remote, attach
 from swarm.client.membership import Membership
-from swarm.client.opening import Target, open_session
+from swarm.client.opening import open_session
 from swarm.client.settings import ClientSettings
 from swarm.client.swarm_blocks import SwarmBlocks
+from swarm.client.target import Target
 from swarm.errors import NotServedError, UsageError
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.dtypes import auto_dtype

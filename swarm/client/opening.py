@@ -5,13 +5,14 @@ import logging
 import random
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swarm.client.chain import OnPrefill
+from swarm.client.opening_run import OpeningRun
 from swarm.client.remote_session import RemoteSession
 from swarm.client.runtime import Runtime
 from swarm.client.swarm import Swarm
+from swarm.client.target import Target
 from swarm.errors import (
     CacheFullError,
     CheckpointError,
@@ -22,18 +23,8 @@ from swarm.errors import (
 )
 from swarm.routing.shortest import ShortestRouter
 from swarm.routing.view import SwarmView
-from swarm.sessions.events import (
-    Event,
-    Forward,
-    Instruction,
-    Opened,
-    PeerLost,
-    Raise,
-    Received,
-    Tick,
-)
 from swarm.sessions.grants import GRANT_CONTEXT
-from swarm.sessions.messages import Grant, Hop, Message, SignedGrant, encode
+from swarm.sessions.messages import Grant, Hop, SignedGrant, encode
 from swarm.sessions.opening import Opening
 from swarm.spans import PeerId
 from swarm.wire.frames import PROTOCOL_VERSION
@@ -48,18 +39,6 @@ MAX_PROBED = 8
 """Servers that are connected to measure their round trip, where there is a choice."""
 PROBE_TIMEOUT_S = 1.0
 LOOK_AGAIN_S = 0.5
-
-
-@dataclass(frozen=True)
-class Target:
-    """The model that a session is for."""
-
-    name: str
-    checkpoint: str
-    num_blocks: int
-    hidden_size: int
-    dtype: str
-    """Of the activations on the wire."""
 
 
 async def open_session(
@@ -165,21 +144,25 @@ class _Search:
             tuple(record.view() for record in records),
         )
         full = () if self._may_wait else self._full
-        avoid = [
+        avoid = {
             record.peer
             for record in records
             if record.peer in full
             or record.sequence <= self._avoid.get(record.peer, -1)
             or record.protocol != PROTOCOL_VERSION
-        ]
-        online = [server.peer for server in view.online(avoid)]
+        }
+        in_trouble = self._swarm.in_trouble()
+        online = [server.peer for server in view.online(avoid | in_trouble)]
         await self._measure([record for record in records if record.peer in online], view)
-        return self._router.route(
-            view,
-            rtt_s=self._swarm.rtt_s(online),
-            tokens_needed=self._rows * self._length,
-            avoid=avoid,
-        )
+        tokens = self._rows * self._length
+        rtt_s = self._swarm.rtt_s(online)
+        try:
+            return self._router.route(
+                view, rtt_s=rtt_s, tokens_needed=tokens, avoid=avoid | in_trouble
+            )
+        except MissingBlocksError:
+            # Better a server that failed lately than none.
+            return self._router.route(view, rtt_s=rtt_s, tokens_needed=tokens, avoid=avoid)
 
     async def _measure(self, records: "Sequence[ServerRecord]", view: SwarmView) -> None:
         """Measure round trips, if blocks are served more than once and there is a choice."""
@@ -223,6 +206,7 @@ class _Search:
     def _avoid_peer(self, record: "ServerRecord", error: SwarmError) -> None:
         logger.info("another route is looked for: %s", error)
         self._avoid[record.peer] = record.sequence
+        self._swarm.troubles.failed(record.peer, self._swarm.time)
         self._last_error = error
 
     async def _open(self, hops: tuple[Hop, ...]) -> RemoteSession:
@@ -241,78 +225,24 @@ class _Search:
         packed = encode(grant)
         signed = SignedGrant(packed, self._swarm.identity.sign(GRANT_CONTEXT + packed))
         opening = Opening(grant, signed, deadline_s=left_s, may_wait=self._may_wait)
-        return await _OpeningRun(self, grant, opening).run()
+        opened: list[RemoteSession] = []
 
-    def opened(self, grant: Grant) -> RemoteSession:
-        hidden_size = self._target.hidden_size
-        session = RemoteSession(self._runtime, self._swarm, grant, hidden_size, self._on_prefill)
-        self._swarm.attach(grant.session, session)
-        return session
+        def on_opened() -> None:
+            session = RemoteSession(
+                self._runtime, self._swarm, self._target, self._router, grant, self._on_prefill
+            )
+            self._swarm.attach(grant.session, session)
+            opened.append(session)
 
-    @property
-    def swarm(self) -> Swarm:
-        return self._swarm
-
-
-class _OpeningRun:
-    """Drives one `Opening`; a `Listener`."""
-
-    def __init__(self, search: _Search, grant: Grant, opening: Opening) -> None:
-        self._search = search
-        self._swarm = search.swarm
-        self._grant = grant
-        self._opening = opening
-        self._opened: RemoteSession | None = None
-        self._result: asyncio.Future[RemoteSession] = asyncio.get_running_loop().create_future()
-
-    async def run(self) -> RemoteSession:
-        self._swarm.attach(self._grant.session, self)
+        run = OpeningRun(self._swarm, opening, on_opened)
+        self._swarm.attach(grant.session, run)
         try:
-            self._apply(self._opening.start(self._swarm.time))
-            await asyncio.wait([self._result])
-            return self._result.result()
+            await run.run()
         except BaseException:
-            self._apply(self._opening.cancel())
-            if self._opened is not None:
-                self._opened.close()
-            self._swarm.detach(self._grant.session)
+            self._swarm.detach(grant.session)
+            for session in opened:
+                session.close()
             raise
-
-    def received(self, sender: PeerId, message: Message, payload: memoryview) -> None:
-        self._handle(Received(sender, message))
-
-    def peer_lost(self, peer: PeerId, reason: str) -> None:
-        if peer == self._swarm.identity.peer_id:
-            self._fail(SwarmError(reason))
-        else:
-            self._handle(PeerLost(peer, reason))
-
-    def tick(self, now: float) -> None:
-        self._handle(Tick())
-
-    def _handle(self, event: Event) -> None:
-        self._apply(self._opening.handle(event, self._swarm.time))
-
-    def _apply(self, instructions: Sequence[Instruction]) -> None:
-        for instruction in instructions:
-            match instruction:
-                case Forward(to=peer, message=message):
-                    self._send(peer, message)
-                case Opened() if not self._result.done():
-                    # At once, so that no message falls between the opening and the session.
-                    self._opened = self._search.opened(self._grant)
-                    self._result.set_result(self._opened)
-                case Raise(error):
-                    self._fail(error)
-                case _:
-                    logger.error("an instruction that no opening knows: %r", instruction)
-
-    def _send(self, peer: PeerId, message: Message) -> None:
-        try:
-            self._swarm.send(peer, message, session=self._grant.session)
-        except PeerError as error:
-            self._handle(PeerLost(peer, str(error)))
-
-    def _fail(self, error: SwarmError) -> None:
-        if not self._result.done():
-            self._result.set_exception(error)
+        for hop in hops:
+            self._swarm.troubles.served(PeerId(hop.peer))
+        return opened[0]

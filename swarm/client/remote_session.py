@@ -1,18 +1,22 @@
-"""A session over the servers of one route: steps out, answers back."""
+"""A session over the servers of one route: steps out, answers back, other servers for lost ones."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import msgspec
 import torch
 
 from swarm.client.chain import ChainStep, OnPrefill
+from swarm.client.encoding import Answer, Encoded, decode_answer, encode_piece, joined
+from swarm.client.hop_watch import HopWatch
+from swarm.client.mending import Mending
 from swarm.client.pieces import Piece, cut
 from swarm.client.runtime import Runtime
 from swarm.client.swarm import Swarm
+from swarm.client.target import Target
 from swarm.errors import (
     PeerError,
     PeerTimeoutError,
@@ -20,49 +24,39 @@ from swarm.errors import (
     StepRejectedError,
     SwarmError,
 )
+from swarm.routing.shortest import ShortestRouter
 from swarm.sessions.client import ClientSession
 from swarm.sessions.events import (
     Deliver,
     Event,
     Forward,
     Instruction,
+    NeedsRoute,
     PeerLost,
     Raise,
     Received,
     Tick,
 )
 from swarm.sessions.messages import (
+    Close,
     Grant,
     Hop,
     Message,
-    Output,
     RowOperation,
+    SignedGrant,
     Step,
-    TensorSpec,
     Want,
 )
 from swarm.spans import PeerId
-from swarm.wire.codecs import DTYPES, pack_tensors, unpack_tensors
+from swarm.wire.codecs import DTYPES
 
 logger = logging.getLogger(__name__)
-
-Answer = tuple[Output, memoryview]
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One piece with its bytes, ready to be sent."""
-
-    piece: Piece
-    position_ids: tuple[int, ...]
-    specs: tuple[TensorSpec, ...]
-    buffers: list[memoryview]
 
 
 class _Call:
     """One `step()` that waits for its answers."""
 
-    def __init__(self, pieces: Sequence[_Encoded], operation: RowOperation | None) -> None:
+    def __init__(self, pieces: Sequence[Encoded], operation: RowOperation | None) -> None:
         self.pieces = pieces
         self.operation = operation
         self.tickets: dict[int, int] = {}
@@ -76,25 +70,42 @@ class RemoteSession:
 
     The other methods run in the loop. Between the two threads a step costs one wake-up each way:
     bytes are packed and unpacked in the caller's thread.
+
+    When a hop is lost, others are looked for, and the session goes on there: `step` only takes
+    longer. It raises when nothing was found within `repair_timeout_s`.
     """
 
     def __init__(
         self,
         runtime: Runtime,
         swarm: Swarm,
+        target: Target,
+        router: ShortestRouter,
         grant: Grant,
-        hidden_size: int,
         on_prefill: OnPrefill | None = None,
     ) -> None:
         self._runtime = runtime
         self._swarm = swarm
-        self._settings = swarm.settings
-        self._hidden_size = hidden_size
+        self._settings = settings = swarm.settings
+        self._target = target
+        self._router = router
         self._on_prefill = on_prefill
         self._dtype = DTYPES[grant.dtype]
         self._client = ClientSession(
-            grant, window=swarm.settings.window, deadline_s=swarm.settings.step_timeout_s
+            grant,
+            window=settings.window,
+            deadline_s=settings.step_timeout_s,
+            # What looks for a new route gives up first, and knows why.
+            rest_s=settings.repair_timeout_s + 10.0,
+            can_reroute=True,
         )
+        self._watch = HopWatch()
+        self._lost: set[PeerId] = set()
+        """Hops that do not have the session any more."""
+        self._in_trouble_since: float | None = None
+        """Nothing was answered since a hop was lost."""
+        self._mending: Mending | None = None
+        self._mending_task: asyncio.Task[None] | None = None
         self._session = grant.session
         self._route = grant.hops
         self._length = grant.length
@@ -113,18 +124,20 @@ class RemoteSession:
         return self._length
 
     def step(self, step: ChainStep) -> torch.Tensor:
-        """Raises SessionError and PeerError as `swarm.errors` says; the session is over then."""
+        """Raises SessionError, MissingBlocksError and PeerError; the session is over then."""
         if self._pid != os.getpid():
             raise SessionClosedError(
                 "the session belongs to the process that this one was forked from; open a new one",
                 session=self._session,
             )
         pieces = cut(step.counts, step.keep, self._settings.prefill_chunk_tokens)
-        call = _Call([self._encode(piece, step) for piece in pieces], step.operation)
+        encoded = [encode_piece(piece, step, self._dtype) for piece in pieces]
+        call = _Call(encoded, step.operation)
         self._runtime.call_soon(self._begin, call)
+        patience_s = self._settings.step_timeout_s + self._settings.repair_timeout_s
         try:
             # The session has deadlines of its own; this one is for a loop that has died.
-            answers = call.done.result(self._settings.step_timeout_s * (1 + len(pieces)))
+            answers = call.done.result(patience_s * (1 + len(pieces)))
         except TimeoutError as error:
             if isinstance(error, SwarmError):
                 raise
@@ -142,21 +155,14 @@ class RemoteSession:
     def close(self) -> None:
         self._runtime.call_soon(self._close)
 
-    def _encode(self, piece: Piece, step: ChainStep) -> _Encoded:
-        hidden = step.hidden[piece.start : piece.end].to(self._dtype)
-        specs, buffers = pack_tensors({"hidden": hidden})
-        return _Encoded(piece, tuple(step.position_ids[piece.start : piece.end]), specs, buffers)
-
     def _decode(self, piece: Piece, answer: Answer | None) -> torch.Tensor:
         assert answer is not None
-        output, payload = answer
-        hidden = unpack_tensors(output.tensors, payload).get("hidden")
-        expected = [sum(output.counts), self._hidden_size]
-        if hidden is None or list(hidden.shape) != expected or hidden.dtype is not self._dtype:
+        hidden = decode_answer(answer, self._target.hidden_size, self._dtype)
+        if hidden is None:
             last = self._route[-1]
             raise StepRejectedError(
-                f"{last.peer} answered {output.tensors} where {expected} of {self._dtype} was "
-                "asked for; open a new session",
+                f"{last.peer} answered {answer[0].tensors} where {list(answer[0].counts)} tokens "
+                f"of {self._dtype} were asked for; open a new session",
                 session=self._session,
                 peer=last.peer,
                 blocks=f"{last.start}:{last.end}",
@@ -168,18 +174,25 @@ class RemoteSession:
     # ---- in the loop
 
     def received(self, sender: PeerId, message: Message, payload: memoryview) -> None:
+        if self._mending is not None:
+            self._mending.received(sender, message, payload)
         self._handle(Received(sender, message, payload))
 
     def peer_lost(self, peer: PeerId, reason: str) -> None:
         if peer == self._swarm.identity.peer_id:
             self._close(reason)
-        else:
-            self._handle(PeerLost(peer, reason))
+            return
+        if self._mending is not None:
+            self._mending.peer_lost(peer, reason)
+        self._handle(PeerLost(peer, reason))
 
     def tick(self, now: float) -> None:
+        if self._mending is not None:
+            self._mending.tick(now)
         deadline = self._client.deadline
         if deadline is not None and now >= deadline:
             self._handle(Tick())
+        self._look_at_links(now)
 
     def _begin(self, call: _Call) -> None:
         try:
@@ -194,6 +207,7 @@ class RemoteSession:
                     encoded,
                     now=self._swarm.time,
                     operation=call.operation if index == 0 else None,
+                    size_bytes=encoded.size_bytes,
                 )
                 call.tickets[ticket] = index
                 self._apply(instructions)
@@ -212,6 +226,8 @@ class RemoteSession:
                     self._send(instruction)
                 case Deliver(ticket, outputs):
                     self._deliver(ticket, outputs[-1])
+                case NeedsRoute(peer, error):
+                    self._on_lost(peer, error)
                 case Raise(error):
                     self._fail(error)
                 case _:
@@ -220,16 +236,20 @@ class RemoteSession:
     def _send(self, forward: Forward) -> None:
         message, buffers = forward.message, []
         if isinstance(message, Step):
-            encoded: _Encoded = forward.payload
-            message = msgspec.structs.replace(message, tensors=encoded.specs)
-            buffers = encoded.buffers
+            if forward.parts is None:
+                encoded: Encoded = forward.payload
+                specs, buffers = encoded.specs, encoded.buffers
+            else:
+                specs, buffers = joined(forward.parts)
+            message = msgspec.structs.replace(message, tensors=specs)
         try:
             self._swarm.send(forward.to, message, buffers, forward.service_class, self._session)
         except PeerError as error:
-            if isinstance(message, Step):
+            if not isinstance(message, Close):
                 self._handle(PeerLost(forward.to, str(error)))
 
     def _deliver(self, ticket: int, answer: Answer) -> None:
+        self._in_trouble_since = None
         call = self._call
         if call is None or ticket not in call.tickets:
             return
@@ -252,6 +272,79 @@ class RemoteSession:
         except Exception:
             logger.exception("what shows the progress of a prompt failed")
 
+    # ---- other servers
+
+    def _on_lost(self, peer: PeerId, error: SwarmError) -> None:
+        """The hop does not have the session any more, or cannot be reached."""
+        if peer not in self._lost:
+            logger.info("another server is looked for: %s", error)
+            self._lost.add(peer)
+            self._swarm.troubles.failed(peer, self._swarm.time)
+        self._mend()
+
+    def _look_at_links(self, now: float) -> None:
+        """A link that is down may come back; meanwhile another way is prepared."""
+        hops = [PeerId(hop.peer) for hop in self._route]
+        self._watch.look(hops, self._swarm.up, now)
+        if self._watch.doubted and not self._client.idle:
+            self._mend()
+        elif not self._watch.doubted and not self._lost:
+            self._stop_mending()
+
+    def _mend(self) -> None:
+        if self._closed or self._mending is not None:
+            return
+        now = self._swarm.time
+        if self._in_trouble_since is None:
+            self._in_trouble_since = now
+        self._mending = Mending(
+            self._swarm,
+            self._target,
+            self._router,
+            self._client.grant,
+            lost=lambda: self._lost | self._watch.doubted,
+            barred=lambda: self._watch.doubted - self._lost,
+            ends=self._in_trouble_since + self._settings.repair_timeout_s,
+        )
+        self._mending_task = asyncio.get_running_loop().create_task(
+            self._run_mending(self._mending), name=f"mending {self._session.hex()[:8]}"
+        )
+
+    async def _run_mending(self, mending: Mending) -> None:
+        try:
+            grant, signed = await mending.run()
+        except SwarmError as error:
+            self._mending = self._mending_task = None
+            if self._lost:
+                self._fail(error)
+            else:
+                self._in_trouble_since = None
+                logger.info("the session stays where it is: %s", error)
+        except Exception as error:
+            self._mending = self._mending_task = None
+            logger.exception("looking for another route failed")
+            self._fail(error)
+        else:
+            self._mending = self._mending_task = None
+            self._reroute(grant, signed)
+
+    def _reroute(self, grant: Grant, signed: SignedGrant) -> None:
+        for peer in self._watch.doubted:
+            self._swarm.troubles.failed(peer, self._swarm.time)
+        self._lost.clear()
+        self._watch.forget()
+        self._route = grant.hops
+        self._apply(self._client.reroute(grant, signed, self._swarm.time))
+
+    def _stop_mending(self) -> None:
+        """Nobody needs another route, or the session is over."""
+        task, self._mending, self._mending_task = self._mending_task, None, None
+        if task is not None:
+            self._in_trouble_since = None
+            task.cancel()
+
+    # ---- the end
+
     def _fail(self, error: Exception) -> None:
         call, self._call = self._call, None
         if call is not None and not call.done.done():
@@ -262,6 +355,7 @@ class RemoteSession:
         if self._closed:
             return
         self._closed = True
+        self._stop_mending()
         self._apply(self._client.close())
         self._swarm.detach(self._session)
         call, self._call = self._call, None

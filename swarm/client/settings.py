@@ -20,6 +20,8 @@ class ClientSettings:
     """How long to look again when no server is online for some blocks."""
     step_timeout_s: float = 60.0
     """How long the servers may be silent while an answer is awaited."""
+    repair_timeout_s: float = 30.0
+    """How long other servers are looked for when a running session has lost some."""
     link_grace_s: float = 6.0
     """How long a broken link to a server is tried again before its sessions are lost."""
     directory_refresh_s: float = 10.0

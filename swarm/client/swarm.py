@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from swarm.client.settings import ClientSettings
+from swarm.client.troubles import Troubles
 from swarm.errors import PeerError, PeerTimeoutError
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import Message, StatusReply, StatusRequest
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 0.25
-"""How often sessions look at their deadlines."""
+TICK_S = 0.1
+"""How often sessions look at their deadlines and their links."""
 CLOSE_TIMEOUT_S = 5.0
 
 
@@ -51,6 +52,8 @@ class Swarm:
     def __init__(self, network: "SwarmNetwork", settings: ClientSettings) -> None:
         self.identity: Identity = network.identity
         self.settings = settings
+        self.troubles = Troubles()
+        """Of all sessions: which servers failed lately."""
         self._network = network
         self._links = Links(network, self, grace_s=settings.link_grace_s)
         self._node: DirectoryNode | None = None
@@ -178,6 +181,15 @@ class Swarm:
             elif isinstance(result, BaseException):
                 raise result
         return failed
+
+    def up(self, peer: PeerId) -> bool:
+        """Whether there is a link to the peer that works, as far as we know."""
+        link = self._links.stats(peer)
+        return link is not None and link.up
+
+    def in_trouble(self) -> set[PeerId]:
+        """The servers that failed lately, and those whose link is down: better try others."""
+        return self.troubles.left_out(self.time) | self._links.down()
 
     def rtt_s(self, peers: Collection[PeerId]) -> dict[PeerId, float]:
         """The measured round trips to those of `peers` that are connected."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from swarm.errors import StepRejectedError
 from swarm.scheduling.classes import ServiceClass
 from swarm.server.activations import chosen_rows, own_copy
+from swarm.server.backup_memory import BackupMemory
 from swarm.server.engine_jobs import EngineJob, EngineResult
 from swarm.server.outgoing import Outgoing
 from swarm.server.reception import Guest, Quotas, Reception
@@ -97,10 +98,11 @@ class Service:
         status: Callable[[], Mapping[str, Any]],
         locate: Callable[[], Awaitable[None]] | None = None,
         quotas: Quotas,
+        backup_bytes: int = 1 << 28,
     ) -> None:
         """`status`: the fields of a `StatusReply`; called for requests, but not often. `locate`:
         tells the network where the servers of this model are, before one without a link is
-        dialled."""
+        dialled. `backup_bytes`: most memory for the backups of all sessions."""
         self._hosting = hosting
         self._engine = engine
         self._status = StatusCache(status)
@@ -109,6 +111,7 @@ class Service:
         self._reception = Reception(
             hosting.me, hosting.checkpoint, hosting.span, admission, LEASE_S, quotas
         )
+        self.backups = BackupMemory(backup_bytes)
         self._outgoing: Outgoing | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -260,6 +263,7 @@ class Service:
             now,
             lease_s=max(LEASE_S, guest.lease_ends - now),
             grace_s=0.0,
+            keep_backup=self.backups.limit_bytes > 0,
             trim=lambda output, rows: own_copy(chosen_rows(output, rows)),
         )
         self._sessions[guest.session] = hop
@@ -302,6 +306,8 @@ class Service:
     def _handle(self, hop: HopSession, event: Event) -> None:
         try:
             self._perform(hop, hop.handle(event, self._now()), event)
+            if not hop.freed:
+                self.backups.changed(hop)
         except Exception:
             # One session's trouble must not reach the link, which serves others.
             logger.exception("session %s failed", hop.grant.session.hex()[:8])
@@ -357,6 +363,7 @@ class Service:
         session = SessionId(hop.grant.session)
         logger.debug("session %s: %s", session.hex()[:8], reason)
         del self._sessions[session]
+        self.backups.forget(hop)
         self._engine.release(session)
         self._let_in(self._reception.leave(session))
         if not self._sessions:

@@ -1,5 +1,6 @@
 """What a peer has pushed over one boundary of the chain, kept so that it can be pushed again."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,12 +8,14 @@ from swarm.sessions.events import Part
 from swarm.sessions.messages import RowOperation
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Piece:
     """One payload as it was made; shared by all rows that still need some of it."""
 
     payload: Any
     size_bytes: int
+    uses: int = 0
+    """Segments that have some of it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Backup:
 
     def __init__(self, *, keep: bool) -> None:
         self._rows: list[list[_Segment]] | None = [] if keep else None
+        self._size_bytes = 0
 
     @property
     def kept(self) -> bool:
@@ -52,11 +56,11 @@ class Backup:
 
     def evict(self) -> None:
         self._rows = None
+        self._size_bytes = 0
 
     def size_bytes(self) -> int:
-        """Bytes of all payloads of which some token is still needed."""
-        pieces = {id(s.piece): s.piece for row in self._rows or () for s in row}
-        return sum(piece.size_bytes for piece in pieces.values())
+        """Bytes of all payloads of which some token is still needed; known without counting."""
+        return self._size_bytes
 
     def append(
         self,
@@ -77,6 +81,7 @@ class Backup:
             if count:
                 positions = position_ids[first : first + count]
                 row.append(_Segment(piece, first, start, count, positions))
+                self._uses(piece, 1)
             first += count
 
     def apply(self, operation: RowOperation | None) -> None:
@@ -86,9 +91,14 @@ class Backup:
             parents = operation.parents
             old = self._rows or [[] for _ in range(max(parents) + 1)]
             self._rows = [list(old[parent]) for parent in parents]
+            children = Counter(parents)
+            for parent, row in enumerate(old):
+                if (more := children[parent] - 1) != 0:
+                    for segment in row:
+                        self._uses(segment.piece, more)
         if operation.truncate_to is not None and self._rows:
             for row, keep in zip(self._rows, operation.truncate_to, strict=True):
-                _truncate(row, keep)
+                self._truncate(row, keep)
 
     def begins(self, held: tuple[int, ...]) -> tuple[int, ...] | None:
         """From which slot on each row is whole up to `held`; None: nothing is kept."""
@@ -123,14 +133,24 @@ class Backup:
                 return None
         return tuple(positions), tuple(parts)
 
+    def _truncate(self, row: list[_Segment], keep: int) -> None:
+        """In place and from the end: rollbacks of a few slots are the common case."""
+        while row and row[-1].start + row[-1].count > keep:
+            dropped = row.pop()
+            part = dropped.between(0, keep)
+            if part is not None:
+                row.append(part)
+            else:
+                self._uses(dropped.piece, -1)
+
+    def _uses(self, piece: _Piece, more: int) -> None:
+        """So many more segments have some of the piece."""
+        if not piece.uses:
+            self._size_bytes += piece.size_bytes
+        piece.uses += more
+        if not piece.uses:
+            self._size_bytes -= piece.size_bytes
+
 
 def _cut(row: list[_Segment], low: int, high: int) -> list[_Segment]:
     return [part for segment in row if (part := segment.between(low, high)) is not None]
-
-
-def _truncate(row: list[_Segment], keep: int) -> None:
-    """In place and from the end: rollbacks of a few slots are the common case."""
-    while row and row[-1].start + row[-1].count > keep:
-        part = row.pop().between(0, keep)
-        if part is not None:
-            row.append(part)

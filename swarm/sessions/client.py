@@ -89,8 +89,11 @@ class ClientSession:
         *,
         window: int = 4,
         deadline_s: float = STEP_DEADLINE_S,
+        rest_s: float | None = None,
         can_reroute: bool = False,
     ) -> None:
+        """`deadline_s`: how long the chain may be silent; `rest_s`: how long the session may wait
+        for a new route (None: as long)."""
         self.grant = grant
         self.epoch = 0
         self.held: Lengths = ()
@@ -98,6 +101,7 @@ class ClientSession:
         self.error: SwarmError | None = None
         self._window = window
         self._deadline_s = deadline_s
+        self._rest_s = deadline_s if rest_s is None else rest_s
         self._closed = False
         self._next_seq = 0
         self._next_ticket = 0
@@ -121,7 +125,9 @@ class ClientSession:
     @property
     def deadline(self) -> float | None:
         """When a `Tick` will next do something."""
-        return None if self.idle or self._closed else self._quiet_since + self._deadline_s
+        if self.idle or self._closed:
+            return None
+        return self._quiet_since + (self._rest_s if self._resting else self._deadline_s)
 
     # ---- what the user does
 
@@ -388,8 +394,9 @@ class ClientSession:
             raise failures.rejected(self.grant, fault)
 
     def _timed_out(self) -> SwarmError:
-        waits_for = "a new route" if self._resting else "an answer"
-        return failures.timed_out(self.grant, self._deadline_s, waits_for)
+        if self._resting:
+            return failures.timed_out(self.grant, self._rest_s, "a new route")
+        return failures.timed_out(self.grant, self._deadline_s, "an answer")
 
     def _raise(self, error: SwarmError) -> list[Instruction]:
         closes = self.close()

@@ -82,18 +82,22 @@ class HopSession:
         keep_backup: bool = False,
         trim: Trim | None = None,
     ) -> None:
-        """`trim`: makes of a pass's output what goes on of it; None: who sends it does."""
+        """`trim`: makes of a pass's output what goes on of it; None: who sends it does.
+        `keep_backup`: of what is pushed to the next hop; the last hop has none."""
         self.grant = grant
         self.hop = hop
         self.epoch = 0
         self.held: Lengths = ()
         self.freed = False
         self._trim = trim
-        self.backup = Backup(keep=keep_backup)
+        self.backup = Backup(keep=keep_backup and hop + 1 < len(grant.hops))
         self._lifetime = Lifetime(now, grant.lifetime_s, lease_s, grace_s)
         self._next_seq = 0
         self._any_seq = False
         """A fence has begun the epoch: its first step here may have any number."""
+        self._fenced = grant.route == 0
+        """A hop that joins a running session takes no step before its first fence: what comes
+        earlier was meant for an older session of the same id here."""
         self._rows_epoch = 0
         self._passes: deque[_Pass] = deque()
         self._kept = KeptAnswers()
@@ -193,7 +197,7 @@ class HopSession:
     # ---- steps
 
     def _step(self, step: Step, payload: Any, sender: PeerId) -> list[Instruction]:
-        if step.epoch < self.epoch:
+        if step.epoch < self.epoch or not self._fenced:
             return []
         fault = shape_fault(step, self.grant)
         fault = fault or tensor_fault(step.tensors, sum(step.counts), self.grant.dtype)
@@ -314,6 +318,7 @@ class HopSession:
     def _fence(self, fence: Fence) -> list[Instruction]:
         if fence.epoch < self.epoch:
             return []
+        self._fenced = True
         if fence.epoch > self.epoch:
             if fence.operation is not None:
                 fault = operation_fault(fence.operation, len(self.held), self.grant.rows)

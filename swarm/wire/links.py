@@ -107,6 +107,10 @@ class Links:
         """Those whose link is up."""
         return [peer for peer, link in self._links.items() if link.connection is not None]
 
+    def down(self) -> set[PeerId]:
+        """Those whose link was up and broke; it is being restored, or its grace time runs."""
+        return {p for p, link in self._links.items() if link.connection is None and link.met}
+
     def stats(self, peer: PeerId) -> LinkStats | None:
         """None if there is no link, neither up nor in its grace time."""
         link = self._links.get(peer)

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from swarm.client.opening import Target, open_session
+from swarm.client.opening import open_session
 from swarm.client.settings import ClientSettings
+from swarm.client.target import Target
+from swarm.client.troubles import Troubles
 from swarm.dht.records import ServerRecord
 from swarm.errors import (
     CacheFullError,
@@ -76,6 +78,7 @@ class FakeSwarm:
         self.settings = SETTINGS
         self.all = {server.peer: server for server in servers}
         self.listeners = {}
+        self.troubles = Troubles()
         self._models = models
         self.lookups = 0
         self.on_lookup = lambda: None
@@ -103,6 +106,9 @@ class FakeSwarm:
 
     def rtt_s(self, peers):
         return {}
+
+    def in_trouble(self):
+        return self.troubles.left_out(self.time)
 
     def attach(self, session, listener):
         self.listeners[session] = listener

@@ -91,7 +91,7 @@ class RawClient:
     def grant(self, servers: Sequence[Host], **changes: Any) -> Grant:
         values: dict[str, Any] = {
             "session": next(_session_numbers).to_bytes(16),
-            "route": 1,
+            "route": 0,
             "checkpoint": self.checkpoint,
             "hops": tuple(Hop(one.peer, one.span.start, one.span.end) for one in servers),
             "client": self.peer,

@@ -1,0 +1,227 @@
+"""A running session is opened on other servers, in place of those that it has lost."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from swarm.client.opening_run import OpeningRun
+from swarm.client.replacement import replaced_route
+from swarm.client.target import Target
+from swarm.errors import (
+    CacheFullError,
+    CheckpointError,
+    MissingBlocksError,
+    PeerError,
+    RefusedError,
+    SwarmError,
+    UnreachablePeerError,
+)
+from swarm.routing.shortest import ShortestRouter
+from swarm.routing.view import SwarmView
+from swarm.sessions.grants import GRANT_CONTEXT
+from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant, encode
+from swarm.sessions.opening import Opening
+from swarm.spans import PeerId
+from swarm.wire.frames import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from swarm.client.swarm import Swarm
+    from swarm.dht.records import ServerRecord
+
+logger = logging.getLogger(__name__)
+
+CONNECT_S = 2.0
+"""How long a replacement may take to be reached before another is tried; it may win later."""
+BACKOFF_S = (0.1, 2.0)
+"""The shortest and the longest pause between two tries; each is stretched at random."""
+FRESH_S = 0.5
+"""How old the list of servers may be that a further try looks at."""
+
+
+_WORTH_ANOTHER_TRY = (MissingBlocksError, CacheFullError, RefusedError, PeerError, CheckpointError)
+
+
+class Mending:
+    """Looks for other servers until it has opened the session there, or its time is over.
+
+    A `Listener`, which hears what its session hears. The session itself may go on over its old
+    route meanwhile: nothing changes before the caller reroutes it.
+    """
+
+    def __init__(
+        self,
+        swarm: "Swarm",
+        target: Target,
+        router: ShortestRouter,
+        grant: Grant,
+        *,
+        lost: Callable[[], Collection[PeerId]],
+        barred: Callable[[], Collection[PeerId]],
+        ends: float,
+    ) -> None:
+        """`grant`: as it is now; the routes that are tried have higher numbers. `lost`: the hops
+        that are to be replaced; `barred`: servers that are no replacement; both are asked for at
+        each try. `ends`: when to give up (loop time)."""
+        self._swarm = swarm
+        self._target = target
+        self._router = router
+        self._old = grant
+        self._grant = grant
+        self._lost = lost
+        self._barred = barred
+        self._ends = ends
+        self._full: set[PeerId] = set()
+        self._may_wait = False
+        self._opening: OpeningRun | None = None
+        self._gone: set[PeerId] = set()
+        """Peers whose link was lost while we were at it."""
+
+    # ---- what the session hears
+
+    def received(self, sender: PeerId, message: Message, payload: memoryview) -> None:
+        if self._opening is not None:
+            self._opening.received(sender, message, payload)
+
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
+        self._gone.add(peer)
+        if self._opening is not None:
+            self._opening.peer_lost(peer, reason)
+
+    def tick(self, now: float) -> None:
+        if self._opening is not None:
+            self._opening.tick(now)
+
+    # ---- the search
+
+    async def run(self) -> tuple[Grant, SignedGrant]:
+        """The new grant, which every new hop has accepted; the others learn it by a fence.
+
+        Raises MissingBlocksError when no way was found in time.
+        """
+        pause_s, most_s = BACKOFF_S
+        max_age_s: float | None = None
+        while True:
+            try:
+                return await self._try(max_age_s)
+            except _WORTH_ANOTHER_TRY as error:
+                logger.info("%s: %s", self._name, error)
+                wait_s = pause_s * random.uniform(0.5, 1.5)
+                if self._swarm.time + wait_s >= self._ends:
+                    raise self._in_vain(error) from error
+            await asyncio.sleep(wait_s)
+            pause_s, max_age_s = min(most_s, 2 * pause_s), FRESH_S
+
+    @property
+    def _name(self) -> str:
+        return f"session {self._old.session.hex()[:8]} looks for another route"
+
+    def _in_vain(self, error: SwarmError) -> MissingBlocksError:
+        """Names the blocks that nobody serves, or else those that nobody took over."""
+        if isinstance(error, MissingBlocksError):
+            blocks = error.blocks
+        else:
+            lost = self._lost()
+            blocks = tuple(f"{h.start}:{h.end}" for h in self._old.hops if h.peer in lost)
+        return MissingBlocksError(
+            f"session {self._old.session.hex()[:8]} has lost its servers of blocks "
+            f"{', '.join(blocks)}, and no others took over within "
+            f"{self._swarm.settings.repair_timeout_s:g} s (last: {error}); start a server for them",
+            blocks,
+        )
+
+    async def _try(self, max_age_s: float | None) -> tuple[Grant, SignedGrant]:
+        records = await self._swarm.servers(self._target.checkpoint, max_age_s)
+        hops = self._choose(records)
+        lost = set(self._lost())
+        kept = {hop for hop in self._old.hops if hop.peer not in lost}
+        fresh = tuple(index for index, hop in enumerate(hops) if hop not in kept)
+        by_peer = {record.peer: record for record in records}
+        used = [by_peer[PeerId(hops[index].peer)] for index in fresh]
+        left_s = max(0.1, self._ends - self._swarm.time)
+        failed = await self._swarm.connect_all(used, min(CONNECT_S, left_s))
+        for peer, error in failed.items():
+            self._swarm.troubles.failed(peer, self._swarm.time)
+            raise error
+        return await self._open(hops, fresh)
+
+    def _choose(self, records: "Sequence[ServerRecord]") -> tuple[Hop, ...]:
+        view = SwarmView(
+            self._target.checkpoint,
+            self._target.num_blocks,
+            tuple(record.view() for record in records if record.protocol == PROTOCOL_VERSION),
+        )
+        full = set() if self._may_wait else self._full
+        # A server that is lost may be there again, with or without the session, but not at once.
+        avoid = self._swarm.troubles.left_out(self._swarm.time) | full | set(self._barred())
+        try:
+            return replaced_route(
+                view,
+                self._router,
+                self._old.hops,
+                self._lost(),
+                rtt_s=self._swarm.rtt_s([server.peer for server in view.servers]),
+                tokens_needed=self._old.rows * self._old.length,
+                avoid=avoid,
+                mix_numerics=self._swarm.settings.mix_numerics,
+            )
+        except MissingBlocksError:
+            if full:
+                self._may_wait = True
+            raise
+
+    async def _open(
+        self, hops: tuple[Hop, ...], fresh: tuple[int, ...]
+    ) -> tuple[Grant, SignedGrant]:
+        # A number of its own for each try, so that no answer is taken for another's.
+        self._grant = msgspec.structs.replace(self._old, route=self._grant.route + 1, hops=hops)
+        packed = encode(self._grant)
+        signed = SignedGrant(packed, self._swarm.identity.sign(GRANT_CONTEXT + packed))
+        self._gone.clear()
+        self._release_known(fresh)
+        left_s = max(0.0, self._ends - self._swarm.time)
+        opening = Opening(
+            self._grant, signed, deadline_s=left_s, hops=fresh, may_wait=self._may_wait
+        )
+        self._opening = OpeningRun(self._swarm, opening)
+        try:
+            await self._opening.run()
+        except asyncio.CancelledError:
+            # It may be open there by now.
+            self._close_all(fresh)
+            raise
+        except CacheFullError as error:
+            self._full.add(PeerId(error.peer or ""))
+            raise
+        except (RefusedError, PeerError) as error:
+            if error.peer:
+                self._swarm.troubles.failed(PeerId(error.peer), self._swarm.time)
+            raise
+        finally:
+            self._opening = None
+        used = [PeerId(hop.peer) for hop in hops]
+        kept = {peer for index, peer in enumerate(used) if index not in fresh}
+        doubted = (self._gone | set(self._barred())) & set(used) | set(self._lost()) & kept
+        if doubted:
+            self._close_all(fresh)
+            text = f"{min(doubted)} was lost while the session opened on its new route"
+            raise UnreachablePeerError(text, min(doubted))
+        for index in fresh:
+            self._swarm.troubles.served(PeerId(hops[index].peer))
+        return self._grant, signed
+
+    def _release_known(self, fresh: tuple[int, ...]) -> None:
+        """A hop that comes back with other blocks, or after it was lost, may still know us."""
+        known = {hop.peer for hop in self._old.hops}
+        self._close_all(index for index in fresh if self._grant.hops[index].peer in known)
+
+    def _close_all(self, hops: Iterable[int]) -> None:
+        for index in hops:
+            peer = PeerId(self._grant.hops[index].peer)
+            try:
+                self._swarm.send(peer, Close(self._old.session), session=self._old.session)
+            except PeerError as error:
+                logger.debug("%s: %s", self._name, error)

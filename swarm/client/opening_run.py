@@ -1,0 +1,90 @@
+"""Carrying out one `Opening`: its messages out, the answers in."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from swarm.errors import PeerError, SwarmError
+from swarm.sessions.events import (
+    Event,
+    Forward,
+    Instruction,
+    Opened,
+    PeerLost,
+    Raise,
+    Received,
+    Tick,
+)
+from swarm.sessions.messages import Message
+from swarm.sessions.opening import Opening
+from swarm.spans import PeerId
+
+if TYPE_CHECKING:
+    from swarm.client.swarm import Swarm
+
+logger = logging.getLogger(__name__)
+
+
+class OpeningRun:
+    """Drives one `Opening`; a `Listener`. Whoever runs it lets it hear what its session hears."""
+
+    def __init__(
+        self, swarm: "Swarm", opening: Opening, on_opened: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_opened` is called at once, so that no message falls between opening and session."""
+        self._swarm = swarm
+        self._opening = opening
+        self._on_opened = on_opened
+        self._result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Returns when every hop holds and knows that it is to keep it; raises as `Opening` says.
+
+        Cancelled, it releases what is held.
+        """
+        try:
+            self._apply(self._opening.start(self._swarm.time))
+            await asyncio.wait([self._result])
+            self._result.result()
+        except BaseException:
+            self._apply(self._opening.cancel())
+            raise
+
+    def received(self, sender: PeerId, message: Message, payload: memoryview) -> None:
+        self._handle(Received(sender, message))
+
+    def peer_lost(self, peer: PeerId, reason: str) -> None:
+        if peer == self._swarm.identity.peer_id:
+            self._fail(SwarmError(reason))
+        else:
+            self._handle(PeerLost(peer, reason))
+
+    def tick(self, now: float) -> None:
+        self._handle(Tick())
+
+    def _handle(self, event: Event) -> None:
+        self._apply(self._opening.handle(event, self._swarm.time))
+
+    def _apply(self, instructions: Sequence[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Forward(to=peer, message=message):
+                    self._send(peer, message)
+                case Opened() if not self._result.done():
+                    self._on_opened()
+                    self._result.set_result(None)
+                case Raise(error):
+                    self._fail(error)
+                case _:
+                    logger.error("an instruction that no opening knows: %r", instruction)
+
+    def _send(self, peer: PeerId, message: Message) -> None:
+        try:
+            self._swarm.send(peer, message, session=self._opening.grant.session)
+        except PeerError as error:
+            self._handle(PeerLost(peer, str(error)))
+
+    def _fail(self, error: SwarmError) -> None:
+        if not self._result.done():
+            self._result.set_exception(error)

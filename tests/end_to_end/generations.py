@@ -1,0 +1,34 @@
+"""What a generation gives without the swarm, and things that happen in the middle of one."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_pairs import greedy, plain_model
+from transformers import StoppingCriteria
+
+
+class AtTokens(StoppingCriteria):  # type: ignore[misc]
+    """Calls `events[n]` once n new tokens are there; stops nothing."""
+
+    def __init__(self, prompt_length: int, events: Mapping[int, Callable[[], object]]) -> None:
+        self._prompt_length = prompt_length
+        self._events = dict(events)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        event = self._events.pop(input_ids.shape[1] - self._prompt_length, None)
+        if event is not None:
+            event()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+
+
+@cache
+def _plain(folder: Path) -> Any:
+    return plain_model(folder)
+
+
+def plain_ids(folder: Path, ids: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The greedy ids of the same model in plain transformers."""
+    return greedy(_plain(folder), ids, tokens)
