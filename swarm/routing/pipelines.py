@@ -130,7 +130,8 @@ def _explore(sizes: Sequence[StageCapacity], layers: int) -> list[dict[_State, _
                     continue
                 cost = step.cost + (residual >= 0)
                 known = states.get(after)
-                if known is None or cost < known.cost:
+                # Of equals the one that was reached with larger machines: it skips this one.
+                if known is None or (cost, residual) < (known.cost, known.residual):
                     states[after] = _Step(cost, state, residual)
         if len(states) > MOST_STATES:
             return None
