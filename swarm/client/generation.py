@@ -112,6 +112,8 @@ class RemoteModel(Refusals):
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get("past_key_values") or self._generation_cache()
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        for name in _NOT_FOR_BLOCKS:
+            inputs.pop(name, None)
         if inputs.get("past_key_values") is None and cache is not None:
             # With use_cache=False, or dropped on purpose (Phi-3 at its long-context limit).
             cache.reset()
@@ -261,6 +263,10 @@ class RemoteModel(Refusals):
             if wanted:
                 raise NotServedError(f"{name}: {what} stay on the servers")
 
+
+_NOT_FOR_BLOCKS = ("tokenizer", "assistant_tokenizer")
+"""What transformers' `generate()` needs for stop strings and assistants, and passes on as if the
+model took it."""
 
 _UNSERVED = {
     "output_attentions": "attentions",
