@@ -6,7 +6,7 @@ apart by the `PackedPass` of the running thread, never by position ids.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,10 +25,12 @@ ATTENTION_NAME = "swarm_packed"
 class PassRow:
     """One row's part of a pass: `count` new tokens for its slots `start .. start + count - 1`."""
 
-    row: object
+    row: Any
     """Whatever the K/V store uses to name a row."""
     start: int
     count: int
+    horizon: int = 0
+    """The last position of the prompt that the tokens are a piece of, if that is beyond them."""
 
 
 class KVPass(Protocol):
@@ -54,33 +56,51 @@ class KVStore(Protocol):
         """What recurrent layers remember of a row, named as in `PassRow.row`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back the tokens of a layer look; what a model is given in place of a mask."""
+
+    size: int | None = None
+    """Slots, the token's own among them; None: all."""
+    chunks: bool = False
+    """The row is cut into chunks of `size`, and a token looks at its own chunk only."""
+
+    def first(self, slot: int) -> int:
+        """The first slot that the token at `slot` sees."""
+        if self.size is None:
+            return 0
+        return slot // self.size * self.size if self.chunks else max(0, slot - self.size + 1)
+
+
+_EVERYTHING = Reach()
+
+
 @dataclass(slots=True)
 class PackedPass:
     """What the attention function needs to know of the running pass."""
 
     rows: Sequence[PassRow]
     kv: KVPass
-    windows: dict[int, int | None] = field(default_factory=dict)
-    """The sliding window of each layer that has attended so far; None: it sees all slots."""
-    mask_windows: set[int] = field(default_factory=set)
-    """Windows and chunks of the masks that the model asked for."""
-    masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-    """Additive masks by (index of the row, window), made once for all layers."""
+    attended: set[int] = field(default_factory=set)
+    """Layers that have attended so far."""
+    masks: dict[tuple[int, "Reach"], torch.Tensor] = field(default_factory=dict)
+    """Additive masks by index of the row and reach, made once for all layers."""
 
-    def mask(self, index: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+    def mask(self, index: int, reach: "Reach", like: torch.Tensor) -> torch.Tensor:
         """0 where a new token of row `index` may look, else -inf: `[count, start + count]`."""
-        known = self.masks.get((index, window))
+        known = self.masks.get((index, reach))
         if known is None:
             row = self.rows[index]
             length = row.start + row.count
             slots = torch.arange(length, device=like.device)
             mine = slots[row.start :, None]
             hidden = slots > mine
-            if window is not None:
-                hidden |= slots <= mine - window
+            if reach.size is not None:
+                first = mine // reach.size * reach.size if reach.chunks else mine - reach.size + 1
+                hidden |= slots < first
             known = torch.zeros(row.count, length, dtype=like.dtype, device=like.device)
             known.masked_fill_(hidden, -torch.inf)
-            self.masks[index, window] = known
+            self.masks[index, reach] = known
         return known
 
 
@@ -123,7 +143,7 @@ def packed_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Reach | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -135,21 +155,22 @@ def packed_attention(
     """Causal attention of each row of the running pass over its own slots.
 
     `query` is `[1, heads, tokens, k_dim]`, `key` and `value` are `[1, kv_heads, tokens, dim]`; the
-    answer is `[1, tokens, heads, v_dim]`. Tokens beyond the pass's rows are padding: they store
-    nothing, and their answer repeats the last row's. Raises `NotServedError` for an argument
-    whose meaning is not known here.
+    answer is `[1, tokens, heads, v_dim]`. `attention_mask` is what `_reach` has given. Tokens
+    beyond the pass's rows are padding: they store nothing, and their answer repeats the last row's.
+    Raises `NotServedError` for an argument whose meaning is not known here.
     """
     packed = _RUNNING.current
     if packed is None:
         raise NotServedError("packed attention runs only inside a slice's forward pass")
     if arguments:
         _refuse_unknown(arguments)
-    if attention_mask is not None or dropout or is_causal is False:
-        raise NotServedError("packed passes serve causal attention without masks and dropout only")
+    if dropout or is_causal is False:
+        raise NotServedError("packed passes serve causal attention without dropout only")
+    reach = _agreed(attention_mask, sliding_window)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if layer in packed.windows:
+    if layer in packed.attended:
         raise NotServedError(f"layer {layer} attends twice in a pass; its K/V would be mixed up")
-    packed.windows[layer] = sliding_window
+    packed.attended.add(layer)
     heads, kv_heads = query.shape[1], key.shape[1]
     group = heads // kv_heads
     packed.kv.write(layer, key[0], value[0])
@@ -160,8 +181,8 @@ def packed_attention(
         keys, values = packed.kv.read(layer, index)
         end = first + row.count
         if row.count == 1 and softcap is None and s_aux is None:
-            if sliding_window is not None and keys.shape[1] > sliding_window:
-                keys, values = keys[:, -sliding_window:], values[:, -sliding_window:]
+            if (seen := reach.first(row.start)) > 0:
+                keys, values = keys[:, seen:], values[:, seen:]
             grouped = by_token[first].reshape(1, kv_heads, group, -1)
             answer = scaled_dot_product_attention(
                 grouped, keys.unsqueeze(0), values.unsqueeze(0), scale=scaling
@@ -170,7 +191,7 @@ def packed_attention(
         else:
             answer = _attend(
                 query[:, :, first:end], keys, values, packed, index,
-                scaling, sliding_window, softcap, s_aux,
+                scaling, reach, softcap, s_aux,
             )  # fmt: skip
             answers.append(answer.transpose(0, 1))
         first = end
@@ -187,20 +208,20 @@ def _attend(
     packed: PackedPass,
     index: int,
     scaling: float | None,
-    window: int | None,
+    reach: Reach,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """One row's `[1, heads, count, k_dim]` queries over its slots: `[heads, count, v_dim]`."""
     row = packed.rows[index]
-    whole = window is None or row.start + row.count <= window
+    whole = reach.first(row.start + row.count - 1) == 0
     if softcap is None and sinks is None:
         plain = whole and row.start == 0
         return scaled_dot_product_attention(
             query,
             keys.unsqueeze(0),
             values.unsqueeze(0),
-            attn_mask=None if plain else packed.mask(index, None if whole else window, query),
+            attn_mask=None if plain else packed.mask(index, _EVERYTHING if whole else reach, query),
             is_causal=plain,
             scale=scaling,
             enable_gqa=query.shape[1] != keys.shape[0],
@@ -213,7 +234,7 @@ def _attend(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if count > 1 or not whole:
-        scores = scores + packed.mask(index, None if whole else window, query)
+        scores = scores + packed.mask(index, _EVERYTHING if whole else reach, query)
     if sinks is not None:
         sink = sinks.to(scores.dtype).view(heads, 1, 1).expand(heads, count, 1)
         scores = torch.cat((scores, sink), -1)
@@ -222,15 +243,53 @@ def _attend(
     return torch.bmm(weights, values).view(heads, count, -1)
 
 
-def _no_mask(
-    *_arguments: Any, local_size: int | None = None, use_vmap: bool = False, **_named: Any
-) -> None:
-    """Packed attention makes its own masks, a row at a time; here the model asks for one."""
-    if use_vmap:
+def _agreed(mask: Reach | None, window: int | None) -> Reach:
+    """What a layer sees, of which it is told in two ways."""
+    if mask is None:
+        return _EVERYTHING if window is None else Reach(window)
+    if not isinstance(mask, Reach):
+        raise NotServedError("this model changes masks in a way that packed passes do not know")
+    if window is not None and mask != Reach(window):
+        raise NotServedError(f"a layer with a window of {window} and a mask of {mask}")
+    return mask
+
+
+def _reach(
+    *_arguments: Any,
+    mask_function: Callable[..., torch.Tensor],
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **_named: Any,
+) -> Reach | None:
+    """Packed attention makes its own masks, a row at a time; here the model asks for one.
+
+    It hands the answer to the layers that it is for.
+    """
+    parts = set(_parts_of(mask_function))
+    kinds = parts & {_CHUNK, _WINDOW}
+    if use_vmap or parts - kinds - _PLAIN or len(kinds) != (local_size is not None):
         raise NotServedError("this model masks attention in a way of its own")
-    if local_size is not None and _RUNNING.current is not None:
-        _RUNNING.current.mask_windows.add(local_size)
+    return None if local_size is None else Reach(local_size, chunks=_CHUNK in kinds)
+
+
+_WINDOW, _CHUNK = "sliding_window_overlay", "chunked_overlay"
+_PLAIN = {"causal_mask_function", "packed_sequence_mask_function"}
+"""What else transformers' masks are made of; sessions are kept apart here by other means."""
+
+
+def _parts_of(mask_function: Any) -> Iterator[str]:
+    """Names of the functions of which `mask_function` is the intersection."""
+    if isinstance(mask_function, tuple):
+        for part in mask_function:
+            yield from _parts_of(part)
+    elif callable(mask_function):
+        name = mask_function.__qualname__.partition(".")[0]
+        if name not in {"and_masks", "remap_positions_for_packed_sequence"}:
+            yield name
+            return
+        for cell in mask_function.__closure__ or ():
+            yield from _parts_of(cell.cell_contents)
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+AttentionMaskInterface.register(ATTENTION_NAME, _reach)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 
 from swarm.errors import NotServedError
@@ -39,6 +39,7 @@ _RECOMPUTED = {
     "position_ids",
     "use_cache",
     "alibi",
+    "position_bias",
     "position_embeddings",
     "position_embeddings_global",
     "position_embeddings_local",
@@ -49,7 +50,20 @@ _RECOMPUTED = {
 """Arguments that either travel or that a server computes again from those that do."""
 
 
-def _padding_mask(*, attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor | None:
+_ALWAYS_MASKS = frozenset({"mpt"})
+"""Architectures whose decoder works on its mask also when there is no padding."""
+
+
+def _padding_mask(
+    *,
+    batch_size: int,
+    kv_length: int,
+    config: PretrainedConfig,
+    attention_mask: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor | None:
+    if attention_mask is None and config.model_type in _ALWAYS_MASKS:
+        return torch.ones(batch_size, kv_length, dtype=torch.bool)
     return attention_mask
 
 
@@ -77,7 +91,19 @@ class RemoteBlocks(nn.Module):
         for name, value in vars(first_block).items():
             if isinstance(value, str | int | float) and not name.startswith("_"):
                 self.__dict__.setdefault(name, value)  # decoders read some, such as attention_type
+        self._take_buffers(first_block)
         self.remote: nn.Module | None = None
+
+    def _take_buffers(self, first_block: nn.Module) -> None:
+        """Decoders may set, when they are loaded, what their blocks hold beside stored tensors."""
+        for path, module in first_block.named_modules():
+            for name in module._non_persistent_buffers_set & module._buffers.keys():
+                holder: nn.Module = self
+                for step in filter(None, path.split(".")):
+                    if step not in holder._modules:
+                        holder.add_module(step, nn.Module())
+                    holder = holder.get_submodule(step)
+                holder.register_buffer(name, module._buffers[name], persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = self._signature.bind(*args, **kwargs).arguments

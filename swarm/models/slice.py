@@ -74,6 +74,7 @@ class BlockSlice:
         self._named = inspect.signature(model.forward).parameters.keys()
         self._rotary = RotaryState(model)
         self._find_ends()
+        self._looks_far = _looks_at_longest_position(model.config)
 
     def _find_ends(self) -> None:
         self._entering: torch.Tensor | None = None
@@ -174,7 +175,11 @@ class BlockSlice:
         kv: KVStore,
     ) -> torch.Tensor:
         tokens = hidden.shape[0]
-        missing = self._least_tokens - tokens
+        if self._looks_far and (horizon := max(row.horizon for row in rows)):
+            # Its RoPE takes the longest position of a pass for the length of the prompt.
+            hidden = torch.cat((hidden, hidden[-1:]))
+            position_ids = torch.cat((position_ids, position_ids.new_tensor([horizon])))
+        missing = self._least_tokens - hidden.shape[0]
         if missing > 0:
             # Copies of a real token: they wake no other expert of a mixture.
             hidden = torch.cat((hidden, hidden[-1:].expand(missing, -1)))
@@ -262,7 +267,7 @@ class BlockSlice:
         self._measure_packed(like)
         prove(self.forward, self._reference, self.hidden_size, like)
         far = 2 * int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
-        if _looks_at_longest_position(self.model.config):
+        if self._looks_far:
             self.alone_because = "its RoPE looks at the longest position of a pass"
         elif not sessions_are_independent(self.forward, self.hidden_size, like, far):
             self.alone_because = "a session far on changes what others compute"
@@ -275,14 +280,8 @@ class BlockSlice:
         with running_pass(packed):
             self._run(like.new_zeros(3, self.hidden_size), torch.arange(3, device=like.device))
         self.kv_shapes = kv.shapes(len(self.span))
-        if packed.windows.keys() != set(range(len(self.span))):
+        if packed.attended != set(range(len(self.span))):
             raise NotServedError("some blocks have no attention that can be packed")
-        ignored = packed.mask_windows - set(packed.windows.values())
-        if ignored:
-            raise NotServedError(
-                f"some blocks see only parts of {sorted(ignored)} tokens in a way that packed "
-                "attention is not told of"
-            )
 
     def _prepare_alone(self, like: torch.Tensor) -> None:
         self.packs_sessions = False
@@ -338,7 +337,9 @@ def _own_attention(model: PreTrainedModel) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, SwarmError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, SwarmError):
+        return str(error)
+    return f"its own code fails ({type(error).__name__}: {error})"
 
 
 def _looks_at_longest_position(config: PretrainedConfig) -> bool:

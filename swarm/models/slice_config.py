@@ -48,7 +48,7 @@ def sliced_config(config: PretrainedConfig, span: Span) -> PretrainedConfig:
             changes[name] = [index - span.start for index in value if index in span]
         elif name in _OFFSETS:
             changes[name] = (value - span.start) % getattr(config, _OFFSETS[name])
-        elif isinstance(value, list | tuple) and len(value) == total:
+        elif "layer" in name and isinstance(value, list | tuple) and len(value) == total:
             changes[name] = value[span.start : span.end]
     changes |= {"num_hidden_layers": len(span), "vocab_size": 1}
     changes |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -94,7 +94,7 @@ def check_layers(model: nn.Module, config: PretrainedConfig, span: Span) -> None
     _, layers = find_layers(model, len(span))
     for index, layer in enumerate(layers):
         block = span.start + index
-        difference = _difference(layer, originals[block], index, block)
+        difference = _difference(layer, originals[block], index, span, len(originals))
         if difference is not None:
             raise NotServedError(
                 f"{type(model).__name__} cannot be cut at {span}: block {block} would not be what "
@@ -102,7 +102,10 @@ def check_layers(model: nn.Module, config: PretrainedConfig, span: Span) -> None
             )
 
 
-def _difference(mine: nn.Module, original: nn.Module, index: int, block: int) -> str | None:
+def _difference(
+    mine: nn.Module, original: nn.Module, index: int, span: Span, total: int
+) -> str | None:
+    block = span.start + index
     ours, theirs = dict(mine.named_modules()), dict(original.named_modules())
     if ours.keys() != theirs.keys():
         return f"modules {sorted(ours.keys() ^ theirs.keys())[:3]}"
@@ -112,7 +115,12 @@ def _difference(mine: nn.Module, original: nn.Module, index: int, block: int) ->
             return f"{name} is {type(here).__name__} instead of {type(there).__name__}"
         if _shapes(here) != _shapes(there):
             return f"shapes of {name}"
-        expected = {key: (block if key in _INDICES else value) for key, value in _scalars(there)}
+        expected = {
+            key: value[span.start : span.end]
+            if "layer" in key and isinstance(value, tuple) and len(value) == total
+            else value
+            for key, value in _scalars(there)
+        }
         found = {
             key: (block if key in _INDICES and value == index else value)
             for key, value in _scalars(here)

@@ -26,7 +26,8 @@ Progress = Callable[[int, int], None]
 
 _OUTSIDE = re.compile(
     r"(.*\.)?(norm|final_layer_?norm|ln_f|norm_f|final_norm|embed_tokens|embed_in|wte|wpe"
-    r"|embed_positions|word_embeddings|word_embeddings_layernorm|embeddings|embed_layer_norm)"
+    r"|embed_positions|word_embeddings|word_embeddings_layernorm|embeddings|embedding_norm"
+    r"|embed_layer_norm)"
 )
 """Parts before the first layer and behind the last one: they belong to the client."""
 

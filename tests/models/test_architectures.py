@@ -1,0 +1,62 @@
+"""Slices of many architectures, from checkpoints, are the whole model: see `docs/models.md`."""
+
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from architectures import ARCHITECTURES, TOLERANCE, WAYS, Examined, examine
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+from models_page import page  # noqa: E402
+
+REFUSED = {"minimax", "recurrent_gemma"}
+"""Whose layers know how many there are, or keep state within themselves."""
+
+
+@cache
+def examined(architecture: str) -> Examined:
+    """Once a run, whichever test asks first."""
+    with TemporaryDirectory() as folder:
+        return examine(architecture, Path(folder))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_two_uneven_slices_are_the_whole_model(architecture: str) -> None:
+    result = examined(architecture)
+    assert result.least_effect > 100 * TOLERANCE, "a broken slice would not show"
+    if architecture in REFUSED:
+        assert result.refused
+        return
+    assert result.refused is None
+    assert result.differences is not None
+    assert result.differences.keys() == WAYS.keys()
+    assert max(result.differences.values()) <= TOLERANCE, result.differences
+
+
+def test_most_architectures_share_passes() -> None:
+    assert sum(examined(each).packs for each in ARCHITECTURES) >= 30
+    assert sum(examined(each).refused is None for each in ARCHITECTURES) >= 40
+
+
+def test_the_page_says_what_was_found() -> None:
+    """All but how exact each is, which differs between machines."""
+    found = page([examined(each) for each in sorted(ARCHITECTURES)])
+    committed = (ROOT / "docs" / "models.md").read_text()
+    assert _without_figures(committed) == _without_figures(found)
+
+
+def _without_figures(text: str) -> str:
+    return re.sub(r"\| \de[+-]\d\d \|", "| |", text)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("cuts", [(1,), (4,), (1, 2, 4), (1, 2, 3, 4)])
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES.keys() - REFUSED))
+def test_other_cuts(architecture: str, cuts: tuple[int, ...], tmp_path: Path) -> None:
+    result = examine(architecture, tmp_path, cuts, seed=len(cuts))
+    assert result.differences is not None, result.refused
+    assert max(result.differences.values()) <= TOLERANCE, result.differences
