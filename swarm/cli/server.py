@@ -68,6 +68,14 @@ def server(
             rich_help_panel=_MODEL,
         ),
     ] = "auto",
+    quantization: Annotated[
+        str,
+        typer.Option(
+            help="none, int8 (torchao) or nf4 (bitsandbytes): weights in fewer bits, at other"
+            " results. Announced; needs the extra `quantization`.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "none",
     revision: Annotated[
         str | None,
         typer.Option(
@@ -189,6 +197,7 @@ def server(
             "announce": split_addresses(announce or ()),
             "identity": identity,
             "dtype": dtype,
+            "quantization": quantization,
             "device": device,
             "max_memory": max_memory,
             "max_upload_mbit": max_upload_mbit,

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.download_bar import download_bar
 from swarm.models.layer_list import find_layers
 from swarm.models.loading import load_model
 from swarm.models.remote_blocks import ATTENTION, RemoteBlocks
@@ -26,9 +27,12 @@ def load_shell(
     `make_remote(model.config)` is called once the weights are there; `RemoteBlocks` says with what
     the module that it returns is called, once a forward.
 
-    Raises CheckpointError, or NotServedError for a model whose blocks are not one list.
+    Raises CheckpointError, ModelNotFoundError (a hub that breaks off), or NotServedError for a
+    model whose blocks are not one list.
     """
     model_class = shell_class(checkpoint.model_class, mixins)
+    with download_bar(checkpoint.name) as progress:
+        checkpoint.fetch(checkpoint.shell_tensors(), progress)
     state_dict = {name: checkpoint.lazy(name) for name in checkpoint.shell_tensors()}
     model = load_model(
         model_class,
@@ -56,6 +60,8 @@ def shell_class(model_class: type[Any], mixins: tuple[type, ...] = ()) -> type[A
         "__module__": model_class.__module__,
         "__qualname__": model_class.__qualname__,
         "__doc__": model_class.__doc__,
+        # Servers rewind recurrent state too, so nothing that transformers does is out of reach.
+        "_is_stateful": False,
     }
     return type(model_class.__name__, (*mixins, model_class), namespace)
 

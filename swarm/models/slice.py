@@ -28,6 +28,7 @@ from swarm.models.packed_attention import (
     running_pass,
 )
 from swarm.models.packed_linear import can_pack, least_pass_tokens, pack_linears, unpack_linears
+from swarm.models.quantization import Quantization, proof_tolerance
 from swarm.models.rotary_state import RotaryState
 from swarm.models.row_state import MAX_SNAPSHOTS
 from swarm.models.session_cache import SessionCache, layer_kinds
@@ -70,11 +71,13 @@ class BlockSlice:
         self._least_tokens = 1
         self._parts: OrderedDict[Span, BlockSlice] = OrderedDict()
         """The newest used last; shared with all parts."""
+        self._quantised = bool(getattr(model, "is_quantized", False))
+        self._allowed = proof_tolerance(model)
         self._attention = str(model.config._attn_implementation)
+        self._looks_far = _looks_at_longest_position(model.config)
         self._named = inspect.signature(model.forward).parameters.keys()
         self._rotary = RotaryState(model)
         self._find_ends()
-        self._looks_far = _looks_at_longest_position(model.config)
 
     def _find_ends(self) -> None:
         self._entering: torch.Tensor | None = None
@@ -90,6 +93,7 @@ class BlockSlice:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        quantization: Quantization = "none",
     ) -> "BlockSlice":
         """Read the tensors of `span`, and nothing else, and find out how they have to be run.
 
@@ -98,7 +102,9 @@ class BlockSlice:
         """
         names = checkpoint.block_tensors(span)
         tensors = {name: checkpoint.lazy(stored) for name, stored in names.items()}
-        return cls.from_tensors(checkpoint.config, tensors, span, dtype, device, progress)
+        return cls.from_tensors(
+            checkpoint.config, tensors, span, dtype, device, progress, quantization
+        )
 
     @classmethod
     def from_tensors(
@@ -109,12 +115,14 @@ class BlockSlice:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        quantization: Quantization = "none",
     ) -> "BlockSlice":
         """As `load`, from the whole model's config and the span's tensors, renumbered from 0.
 
         `tensors` holds real tensors or anything that is read by `[...]`.
         """
-        blocks = cls(load_model(config, tensors, span, dtype, torch.device(device), progress), span)
+        place = torch.device(device)
+        blocks = cls(load_model(config, tensors, span, dtype, place, progress, quantization), span)
         blocks.prepare()
         return blocks
 
@@ -260,16 +268,16 @@ class BlockSlice:
                         f"{type(self.model).__name__} cannot be served: packed, "
                         f"{self.alone_because}; one session a pass, {_in_words(why)}"
                     ) from why
-            if can_pack(self.dtype, self.device):
+            if can_pack(self.dtype, self.device) and not self._quantised:
                 self._pack(like)
 
     def _prepare_packed(self, like: torch.Tensor) -> None:
         self._measure_packed(like)
-        prove(self.forward, self._reference, self.hidden_size, like)
+        prove(self.forward, self._reference, self.hidden_size, like, self._allowed)
         far = 2 * int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
         if self._looks_far:
             self.alone_because = "its RoPE looks at the longest position of a pass"
-        elif not sessions_are_independent(self.forward, self.hidden_size, like, far):
+        elif not sessions_are_independent(self.forward, self.hidden_size, like, far, self._allowed):
             self.alone_because = "a session far on changes what others compute"
         self.packs_sessions = self.alone_because is None
 
@@ -295,13 +303,13 @@ class BlockSlice:
         self.kv_shapes = kv.shapes(len(self.span) + self._alone.recurrent)
         self.row_bytes = (1 + MAX_SNAPSHOTS) * kv.state(0).size_bytes
         try:
-            prove(self.forward, self._reference, self.hidden_size, like)
+            prove(self.forward, self._reference, self.hidden_size, like, self._allowed)
         except Exception as error:
             if not self._alone.recurrent:
                 raise
             logger.info("blocks %s take one token at a time: %s", self.span, error)
             self._alone.continues = False
-            prove(self.forward, self._reference, self.hidden_size, like)
+            prove(self.forward, self._reference, self.hidden_size, like, self._allowed)
 
     def _reference(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         if self._attention == "eager":
@@ -316,7 +324,7 @@ class BlockSlice:
         pack_linears(self._layers)
         self._least_tokens = least_pass_tokens(self.dtype)
         try:
-            prove(self.forward, self._reference, self.hidden_size, like)
+            prove(self.forward, self._reference, self.hidden_size, like, self._allowed)
         except Exception as error:  # a model that reads its linear layers' weights by itself
             logger.info("blocks %s run with plain linear layers: %s", self.span, error)
             unpack_linears(self._layers)

@@ -16,6 +16,7 @@ from swarm.models.block_names import find_block_prefix
 from swarm.models.building import building_model
 from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import ATTENTION_NAME
+from swarm.models.quantization import Quantization, loading_options
 from swarm.models.slice_config import check_layers, sliced_config
 from swarm.spans import Span
 
@@ -39,6 +40,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress | None = None,
+    quantization: Quantization = "none",
 ) -> PreTrainedModel:
     """A base model that consists of the blocks of `span`; its embeddings and norm are empty.
 
@@ -46,6 +48,7 @@ def load_model(
     go through transformers' own conversion. Raises `CheckpointError` or `NotServedError`.
     """
     model_class = _base_class(config)
+    options = loading_options(quantization, config, dtype)
 
     def load(attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
@@ -56,6 +59,7 @@ def load_model(
             device_map=None if device.type == "cpu" else {"": device},
             attn_implementation=attention,
             output_loading_info=True,
+            **options,
         )
         return loaded
 
@@ -74,10 +78,16 @@ def load_model(
             ) from error
     layers_name, _ = find_layers(model, len(span))
     _check_report(report, layers_name, span)
-    check_layers(model, config, span)
+    check_layers(model if quantization == "none" else _unquantised(model, span), config, span)
     _drop_outside(model, layers_name)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
+
+
+def _unquantised(model: PreTrainedModel, span: Span) -> PreTrainedModel:
+    """The same on no device, before its linear layers were replaced."""
+    with building_model(), torch.device("meta"):
+        return type(model)(model.config)
 
 
 def _base_class(config: PretrainedConfig) -> type[Any]:

@@ -80,8 +80,15 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype == torch.float32 else 0.05
 
 
-def prove(run: Run, reference: Reference, hidden_size: int, like: torch.Tensor) -> None:
-    """Raises `NotServedError` unless passes equal `reference`. `like`: dtype, device.
+def prove(
+    run: Run,
+    reference: Reference,
+    hidden_size: int,
+    like: torch.Tensor,
+    allowed: float | None = None,
+) -> None:
+    """Raises `NotServedError` unless passes equal `reference`. `like`: dtype, device; `allowed`:
+    another `tolerance` than that of the dtype.
 
     Several sessions grow in turn, by one token and by several, and then each is rewound.
     """
@@ -106,14 +113,18 @@ def prove(run: Run, reference: Reference, hidden_size: int, like: torch.Tensor) 
     again = grow([_REWIND_TO] * len(lengths), [length - _REWIND_TO for length in lengths])
     for row, length in enumerate(lengths):
         expected = reference(inputs[row], torch.arange(length, device=like.device))
-        if not _close(torch.cat(answers[row]), expected):
+        if not _close(torch.cat(answers[row]), expected, allowed):
             raise NotServedError("tokens that come in several passes change the results")
-        if not _close(again[row], expected[_REWIND_TO:]):
+        if not _close(again[row], expected[_REWIND_TO:], allowed):
             raise NotServedError("a session that was rewound goes on with other results")
 
 
 def sessions_are_independent(
-    run: Run, hidden_size: int, like: torch.Tensor, far_position: int
+    run: Run,
+    hidden_size: int,
+    like: torch.Tensor,
+    far_position: int,
+    allowed: float | None = None,
 ) -> bool:
     """Whether a session's result stays when one at `far_position` joins its pass."""
     near, far = _noise(4, hidden_size, 1, like), _noise(2, hidden_size, 2, like)
@@ -123,12 +134,13 @@ def sessions_are_independent(
     rows = [PassRow(0, 0, 4), PassRow(1, 0, 2)]
     places = torch.cat((near_places, far_places))
     together = run(torch.cat((near, far)), places, rows, GrowingStore())
-    return _close(together[:4], alone)
+    return _close(together[:4], alone, allowed)
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def _close(found: torch.Tensor, expected: torch.Tensor, allowed: float | None) -> bool:
+    share = tolerance(expected.dtype) if allowed is None else allowed
     largest = float((found.float() - expected.float()).abs().max())
-    return largest <= tolerance(expected.dtype) * max(1e-6, float(expected.float().abs().max()))
+    return largest <= share * max(1e-6, float(expected.float().abs().max()))
 
 
 def _noise(tokens: int, hidden_size: int, seed: int, like: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ PAGE_TOKENS = 64
 MOST_NAME_BYTES = 60
 """Of the public name in UTF-8: it travels in a record of at most 1 KB."""
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+QuantizationName = Literal["none", "int8", "nf4"]
 
 
 class Listening(BaseModel):
@@ -66,6 +67,8 @@ class ServerConfig(Listening):
     """The blocks to host; None: all that fit in memory, else the least covered run."""
     dtype: DTypeName = "auto"
     """Of weights and cache. auto: float32 on a CPU, else the checkpoint's own."""
+    quantization: QuantizationName = "none"
+    """Of the weights of linear layers: int8 (torchao), nf4 (bitsandbytes); none: `dtype`."""
     device: str = "auto"
     """A torch device; auto: the first GPU if there is one, else the CPU."""
     cache_tokens: Annotated[int, Field(ge=PAGE_TOKENS)] | None = None

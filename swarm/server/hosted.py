@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from swarm.models.checkpoint import Checkpoint
+from swarm.models.quantization import Quantization
+from swarm.models.quantization_error import quantization_error
 from swarm.models.slice import BlockSlice
 from swarm.routing.view import Numerics
 from swarm.server.config import ServerConfig
@@ -26,10 +28,12 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     needs: MemoryNeeds
+    quantization: Quantization = "none"
 
     @property
     def numerics(self) -> Numerics:
-        return Numerics(str(self.dtype).removeprefix("torch."), kernel_class=self.device.type)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Numerics(dtype, self.quantization, kernel_class=self.device.type)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Hosted:
     speed: Speed
     block_digests: bytes
     """Of the stored blocks, one after the other, as they are announced."""
+    quantization_error: float | None = None
+    """Of the blocks' output, as a share of that of the same blocks in float32."""
 
 
 def load(
@@ -50,19 +56,31 @@ def load(
     span: Span,
     config: ServerConfig,
     threads: int,
+    fetching: Callable[[int, int], None],
     progress: Callable[[int, int], None],
     check: Callable[[], None],
 ) -> Hosted:
     """Reads the blocks, makes the cache and measures; takes seconds to minutes, so in a thread.
 
+    `fetching(bytes, bytes in all)` is called if the model is on the hub and not here;
     `progress(tensors read, tensors in all)`; `check` raises when nobody waits any more. Raises
-    `CheckpointError`, `NotServedError`, `MemoryShortError`.
+    `CheckpointError`, `ModelNotFoundError` (a hub that breaks off), `NotServedError`,
+    `MemoryShortError`.
     """
     torch.set_num_threads(threads)
+    plan.checkpoint.fetch(plan.checkpoint.block_tensors(span).values(), fetching)
     blocks = BlockSlice.load(
-        plan.checkpoint, span, dtype=plan.dtype, device=plan.device, progress=progress
+        plan.checkpoint,
+        span,
+        dtype=plan.dtype,
+        device=plan.device,
+        progress=progress,
+        quantization=plan.quantization,
     )
     check()
+    error = None
+    if plan.quantization != "none":
+        error = quantization_error(plan.checkpoint, blocks, check)
     tokens, reason = _cache_tokens(plan, span, config, blocks.bytes_per_token)
     cache = PagedCache(
         blocks.kv_shapes,
@@ -72,7 +90,8 @@ def load(
         device=plan.device,
     )
     speed = measure_speed(blocks)
-    return Hosted(blocks, cache, reason, speed, _digests(plan.checkpoint, span, check))
+    digests = _digests(plan.checkpoint, span, check)
+    return Hosted(blocks, cache, reason, speed, digests, error)
 
 
 def _digests(checkpoint: Checkpoint, span: Span, check: Callable[[], None]) -> bytes:

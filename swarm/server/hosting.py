@@ -7,6 +7,7 @@ import torch
 from swarm.errors import MemoryShortError, UsageError
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.dtypes import auto_dtype
+from swarm.models.quantization import Quantization, block_bytes, check_library
 from swarm.routing.placement import least_covered
 from swarm.routing.view import SwarmView
 from swarm.server.config import DTypeName, ServerConfig
@@ -37,14 +38,27 @@ def pick_dtype(name: DTypeName, device: torch.device, checkpoint: Checkpoint) ->
     return auto_dtype(checkpoint.config, device)
 
 
-def memory_needs(checkpoint: Checkpoint, dtype: torch.dtype) -> MemoryNeeds:
+def memory_needs(
+    checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization = "none"
+) -> MemoryNeeds:
     """What each block of `checkpoint` takes in `dtype`, from the headers of its files alone."""
+    if quantization != "none":
+        return _quantised_needs(checkpoint, dtype, quantization)
     sizes = []
     for block in range(checkpoint.num_blocks):
         stored = checkpoint.block_tensors(Span(block, block + 1)).values()
         items = sum(prod(checkpoint.tensors[name].shape) for name in stored)
         sizes.append(items * dtype.itemsize)
     return MemoryNeeds(tuple(sizes), _token_bytes_per_block(checkpoint, dtype))
+
+
+def _quantised_needs(
+    checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization
+) -> MemoryNeeds:
+    check_library(quantization)
+    sizes = block_bytes(checkpoint.model_class, checkpoint.config, dtype, quantization)
+    compared = max(memory_needs(checkpoint, torch.float32).block_bytes)
+    return MemoryNeeds(tuple(sizes), _token_bytes_per_block(checkpoint, dtype), compared)
 
 
 def _token_bytes_per_block(checkpoint: Checkpoint, dtype: torch.dtype) -> int:

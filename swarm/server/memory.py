@@ -55,6 +55,9 @@ class MemoryNeeds:
     """Weights of each block of the model in the dtype that is hosted."""
     token_bytes_per_block: float
     """K/V of one token in one block."""
+    loading_bytes: int = 0
+    """What loading takes beside the weights, before there is a cache: quantised blocks are
+    compared with one in float32 at a time."""
 
     def weights(self, span: Span) -> int:
         return sum(self.block_bytes[span.start : span.end])
@@ -67,13 +70,17 @@ class MemoryNeeds:
         tokens = LEAST_CACHE_TOKENS if cache_tokens is None else cache_tokens
         share = 1.0 if cache_tokens is not None else 1.0 - CACHE_SHARE
         each = max(self.block_bytes) / share + tokens * self.token_bytes_per_block
-        return min(len(self.block_bytes), int(usable_bytes // each))
+        count = usable_bytes // each
+        if self.loading_bytes:
+            room = max(0, usable_bytes - self.loading_bytes)
+            count = min(count, room // max(self.block_bytes))
+        return min(len(self.block_bytes), int(count))
 
     def check(self, span: Span, budget: Budget, cache_tokens: int | None) -> None:
         """Raises `MemoryShortError` that says what would fit instead."""
         tokens = LEAST_CACHE_TOKENS if cache_tokens is None else cache_tokens
         weights, cache, usable = self.weights(span), self.cache(span, tokens), budget.usable_bytes
-        if weights + cache <= usable:
+        if weights + max(cache, self.loading_bytes) <= usable:
             return
         count = self.blocks_that_fit(usable, cache_tokens)
         advice = "use a machine with more memory"
@@ -87,9 +94,15 @@ class MemoryNeeds:
         elif budget.lent_bytes == usable:
             advice = "lend more"
         raise MemoryShortError(
-            f"blocks {span} need {in_words(weights)}, {tokens} cached tokens {in_words(cache)} and"
-            f" the program {in_words(RESERVE_BYTES)}, more than {budget.in_words}; {advice}"
+            f"blocks {span} need {in_words(weights)}, {tokens} cached tokens {in_words(cache)}"
+            f"{self._loading_in_words(cache)} and the program {in_words(RESERVE_BYTES)}, more than"
+            f" {budget.in_words}; {advice}"
         )
+
+    def _loading_in_words(self, cache: int) -> str:
+        if self.loading_bytes <= cache:
+            return ""
+        return f" (before that, measuring the quantisation {in_words(self.loading_bytes)})"
 
     def default_cache_tokens(self, span: Span, left: Budget) -> int:
         """A share of what is left beside the weights: at most 65,536 tokens, a multiple of 256."""

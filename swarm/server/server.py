@@ -182,6 +182,8 @@ class Server:
         config = self.config
         self._tell(telling.opening_event(config.model))
         self._plan = plan = await in_own_thread(lambda _: _plan_for(config))
+        if plan.checkpoint.commit is not None:
+            self._tell(telling.commit_event(plan))
         check_memory(config, plan.checkpoint, plan.needs, self._budget())
 
     async def _join(self) -> None:
@@ -212,14 +214,22 @@ class Server:
             event = telling.progress_event(plan, span, done, total)
             loop.call_soon_threadsafe(self._tell, event)
 
+        def tell_fetched(done: int, total: int) -> None:
+            event = telling.fetching_event(plan, span, done, total)
+            loop.call_soon_threadsafe(self._tell, event)
+
         def work(check: Callable[[], None]) -> Hosted:
-            steps = ProgressSteps(tell_progress)
+            steps, fetched = ProgressSteps(tell_progress), ProgressSteps(tell_fetched)
+
+            def fetching(done: int, total: int) -> None:
+                check()
+                fetched(done, total)
 
             def progress(done: int, total: int) -> None:
                 check()
                 steps(done, total)
 
-            return load(plan, span, config, threads, progress, check)
+            return load(plan, span, config, threads, fetching, progress, check)
 
         self._hosted = await in_own_thread(work)
         if config.peers:
@@ -376,8 +386,8 @@ def _plan_for(config: ServerConfig) -> Plan:
     checkpoint = open_checkpoint(config.model, config.revision)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, checkpoint)
-    needs = memory_needs(checkpoint, dtype)
-    return Plan(checkpoint, checkpoint.identity, device, dtype, needs)
+    needs = memory_needs(checkpoint, dtype, config.quantization)
+    return Plan(checkpoint, checkpoint.identity, device, dtype, needs, config.quantization)
 
 
 def _made(part: Part | None) -> Part:

@@ -68,6 +68,21 @@ def memory_event(plan: Plan, span: Span, asked: ServerConfig, budget: Budget) ->
     return ServerEvent("notice", text, fields)
 
 
+def commit_event(plan: Plan) -> ServerEvent:
+    checkpoint = plan.checkpoint
+    text = f"{checkpoint.name} is taken from the hub at commit {checkpoint.commit}"
+    return ServerEvent("notice", text, {"model": checkpoint.name, "commit": checkpoint.commit})
+
+
+def fetching_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent:
+    percent = 100 * done // max(1, total)
+    return ServerEvent(
+        "loading",
+        f"fetching blocks {span} of {plan.checkpoint.name}: {percent} % of {in_words(total)}",
+        {"stage": "fetching", "blocks": str(span), "done": done, "total": total},
+    )
+
+
 def progress_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent:
     percent = 100 * done // max(1, total)
     return ServerEvent(
@@ -79,10 +94,13 @@ def progress_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent
 
 def online_event(plan: Plan, span: Span, hosted: Hosted, address: str, peer: str) -> ServerEvent:
     speed, checkpoint, tokens = hosted.speed, plan.checkpoint, hosted.cache.total_tokens
+    error, numerics = hosted.quantization_error, str(plan.numerics)
+    if error is not None:
+        numerics += f", {100 * error:.2g} % from float32"
     return ServerEvent(
         "online",
         f"online with blocks {span} of {checkpoint.num_blocks} of {checkpoint.name}"
-        f" ({plan.numerics}): {speed.decode_ms_per_block:.2f} ms a token and block,"
+        f" ({numerics}): {speed.decode_ms_per_block:.2f} ms a token and block,"
         f" {speed.prefill_tokens_per_s:,.0f} prompt tokens/s, cache for {tokens:,} tokens"
         f" ({hosted.cache_reason})",
         {
@@ -92,6 +110,9 @@ def online_event(plan: Plan, span: Span, hosted: Hosted, address: str, peer: str
             "model": checkpoint.name,
             "blocks_total": checkpoint.num_blocks,
             "dtype": plan.numerics.dtype,
+            "quantization": plan.quantization,
+            "quantization_error": error,
+            "commit": checkpoint.commit,
             "decode_ms_per_block": round(speed.decode_ms_per_block, 4),
             "prefill_tokens_per_s": round(speed.prefill_tokens_per_s, 1),
             "cache_tokens": tokens,
