@@ -3,14 +3,20 @@
 A pass over one row takes nearly as long as one over eight, since both read all weights. A server
 with cores of its own need not wait: while it computes, the next rows come. Where several busy
 processes share the cores, as when one machine hosts many stages, a pass of few rows takes the
-time that others need to bring more. There the pass waits, for at most as long as one pass takes,
-and nothing is lost meanwhile, since the others have work for the cores.
+time that others need to bring more. There the pass waits for half of the sessions, and hardly
+anything is lost meanwhile, since the others have work for the cores. A group that has met stays
+together through all stages, so two groups take turns; a group's wait is counted in passes and not
+in steps, because what one stage waits lengthens the steps of all.
 """
 
 from collections.abc import Iterable
 
 CROWDED = 1.25
 """Wall time of passes over their processor time, from which on the cores count as shared."""
+AT_EASE = 1.05
+"""The same, below which they count as our own again. Groups that meet crowd the cores less."""
+PATIENCE_PASSES = 2.0
+"""How many passes' time to wait at most."""
 MEMORY_S = 1.0
 """A session that decoded so long ago is no longer expected."""
 _WEIGHT = 0.2
@@ -22,6 +28,7 @@ class Gathering:
 
     def __init__(self) -> None:
         self._crowding = 1.0
+        self._crowded = False
         self._pass_s = 0.0
         """Moving average of a pass's wall time."""
         self._seen: dict[bytes, float] = {}
@@ -35,6 +42,7 @@ class Gathering:
             self._seen[session] = now
         ratio = wall_s / processor_s if processor_s > 0 else 1.0
         self._crowding += _WEIGHT * (min(ratio, 10.0) - self._crowding)
+        self._crowded = self._crowding >= (AT_EASE if self._crowded else CROWDED)
         self._pass_s += (_WEIGHT if self._pass_s else 1.0) * (wall_s - self._pass_s)
 
     def session_ended(self, session: bytes) -> None:
@@ -48,6 +56,6 @@ class Gathering:
 
     def wait_s(self, ready: int, waited_s: float, now: float) -> float:
         """How long to wait on; 0: begin. `ready` sessions wait, the first since `waited_s`."""
-        if self._crowding < CROWDED or 2 * ready >= self.expected(now):
+        if not self._crowded or 2 * ready >= self.expected(now):
             return 0.0
-        return max(0.0, self._pass_s - waited_s)
+        return max(0.0, PATIENCE_PASSES * self._pass_s - waited_s)
