@@ -140,10 +140,19 @@ def server(
     drain_timeout: Annotated[
         float,
         typer.Option(
-            help="Seconds that running sessions get when the server stops.",
+            help="Seconds that running sessions get to move or end when the server stops.",
             rich_help_panel=_LIMITS,
         ),
-    ] = 5.0,
+    ] = 30.0,
+    backup_memory: Annotated[
+        int | None,
+        typer.Option(
+            help="MiB for copies of what was sent on to the next servers, from which lost ones are"
+            " replaced; 0: none. Default: an eighth of the cache, at least 64.",
+            show_default=False,
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     name: Annotated[
         str,
         typer.Option(
@@ -209,6 +218,7 @@ def server(
             "name": name,
             "stats_s": _report_interval_s(stats, watch),
             "drain_timeout_s": drain_timeout,
+            "backup_memory": backup_memory,
         }
         if listen:
             values["listen"] = split_addresses(listen)

@@ -35,6 +35,7 @@ from swarm.sessions.events import (
     PeerLost,
     Raise,
     Received,
+    ShouldMove,
     Tick,
 )
 from swarm.sessions.messages import (
@@ -102,6 +103,8 @@ class RemoteSession:
         self._watch = HopWatch()
         self._lost: set[PeerId] = set()
         """Hops that do not have the session any more."""
+        self._leaving: set[PeerId] = set()
+        """Hops that serve it still, and are about to leave."""
         self._in_trouble_since: float | None = None
         """Nothing was answered since a hop was lost."""
         self._mending: Mending | None = None
@@ -228,6 +231,10 @@ class RemoteSession:
                     self._deliver(ticket, outputs[-1])
                 case NeedsRoute(peer, error):
                     self._on_lost(peer, error)
+                case ShouldMove(peer, detail):
+                    logger.info("another server is looked for: %s", detail)
+                    self._leaving.add(peer)
+                    self._mend()
                 case Raise(error):
                     self._fail(error)
                 case _:
@@ -288,7 +295,7 @@ class RemoteSession:
         self._watch.look(hops, self._swarm.up, now)
         if self._watch.doubted and not self._client.idle:
             self._mend()
-        elif not self._watch.doubted and not self._lost:
+        elif not self._watch.doubted and not self._lost and not self._leaving:
             self._stop_mending()
 
     def _mend(self) -> None:
@@ -302,8 +309,8 @@ class RemoteSession:
             self._target,
             self._router,
             self._client.grant,
-            lost=lambda: self._lost | self._watch.doubted,
-            barred=lambda: self._watch.doubted - self._lost,
+            lost=lambda: self._lost | self._leaving | self._watch.doubted,
+            barred=lambda: self._leaving | (self._watch.doubted - self._lost),
             ends=self._in_trouble_since + self._settings.repair_timeout_s,
         )
         self._mending_task = asyncio.get_running_loop().create_task(
@@ -332,6 +339,7 @@ class RemoteSession:
         for peer in self._watch.doubted:
             self._swarm.troubles.failed(peer, self._swarm.time)
         self._lost.clear()
+        self._leaving.clear()
         self._watch.forget()
         self._route = grant.hops
         self._apply(self._client.reroute(grant, signed, self._swarm.time))

@@ -30,6 +30,8 @@ _LIVE_FIELDS = {
 _ONLY_LIVE_FIELDS = {
     "uptime_s": float,
     "sessions_in_line": int,
+    "backup_bytes": int,
+    "backup_evictions": int,
     "decode_tokens": int,
     "prefill_tokens": int,
     "recent_decode_tokens_per_s": float,

@@ -88,8 +88,10 @@ class ServerConfig(Listening):
     """A name that people see in `swarm-client status`: at most 60 bytes, printable, one line."""
     stats_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds between two `stats` events; None: none."""
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
-    """How long a stopping server waits for the sessions that it still serves."""
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long a stopping server waits for its sessions to move to other servers, or to end."""
+    backup_memory: Annotated[int, Field(ge=0)] | None = None
+    """MiB for the backups of all sessions; None: an eighth of the cache, at least 64."""
 
     @field_validator("blocks", mode="before")
     @classmethod

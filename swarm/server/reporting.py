@@ -79,6 +79,8 @@ class Reporter:
             "state": str(state),
             "uptime_s": round(time.monotonic() - self._began, 1),
             "sessions_in_line": serving.service.waiting_count,
+            "backup_bytes": serving.service.backups.total_bytes,
+            "backup_evictions": serving.service.backups.evictions,
             "version": program_version(),
             **self.measured(),
             "decode_tokens": engine.decode_tokens,

@@ -14,6 +14,7 @@ from swarm.errors import SwarmError
 from swarm.models.checkpoint import open_checkpoint
 from swarm.routing.view import ServerState, SwarmView
 from swarm.server import telling
+from swarm.server.backup_memory import backup_bytes
 from swarm.server.config import ServerConfig
 from swarm.server.engine import Engine
 from swarm.server.engine_jobs import EngineResult
@@ -251,6 +252,9 @@ class Server:
             status=self.status,
             locate=neighbourhood.look_round,
             quotas=Quotas(self.config.sessions_per_client, self.config.tokens_per_client),
+            backup_bytes=backup_bytes(
+                self.config.backup_memory, cache.total_tokens * hosted.blocks.bytes_per_token
+            ),
         )
         limit, upload = self.config.max_upload_mbit, None
         if limit is not None:
@@ -305,7 +309,7 @@ class Server:
             return
         waits = [
             asyncio.ensure_future(self._change_state(ServerState.DRAINING)),
-            asyncio.ensure_future(service.wait_until_idle()),
+            asyncio.ensure_future(service.hand_over()),
             asyncio.ensure_future(self._hurry.wait()),
         ]
         await asyncio.wait(waits[1:], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

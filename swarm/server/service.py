@@ -16,6 +16,7 @@ from swarm.scheduling.classes import ServiceClass
 from swarm.server.activations import chosen_rows, own_copy
 from swarm.server.backup_memory import BackupMemory
 from swarm.server.engine_jobs import EngineJob, EngineResult
+from swarm.server.handing_over import hand_over
 from swarm.server.outgoing import Outgoing
 from swarm.server.reception import Guest, Quotas, Reception
 from swarm.server.status import StatusCache
@@ -27,6 +28,7 @@ from swarm.sessions.events import (
     Forward,
     Free,
     Instruction,
+    Leaving,
     PeerLost,
     Received,
     RouteChanged,
@@ -144,8 +146,12 @@ class Service:
         for client, refused in self._reception.close():
             self._send(client, refused)
 
-    async def wait_until_idle(self) -> None:
-        """Waits for the last session to end."""
+    async def hand_over(self) -> None:
+        """Asks the clients to move their sessions, a few at a time; waits for the last to end."""
+        await hand_over(
+            lambda: list(self._sessions.values()),
+            lambda hop: self._handle(hop, Leaving(f"{self._hosting.me} is about to leave")),
+        )
         await self._idle.wait()
 
     async def close(self) -> None:

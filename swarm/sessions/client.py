@@ -22,12 +22,14 @@ from swarm.sessions.events import (
     PeerLost,
     Raise,
     Received,
+    ShouldMove,
     Tick,
 )
 from swarm.sessions.messages import (
     MAX_STEP_TOKENS,
     Close,
     Fail,
+    FailKind,
     Gap,
     Grant,
     Holds,
@@ -75,7 +77,8 @@ class ClientSession:
     answer is there. At most `window` steps are unanswered in the chain; the others wait here. A
     step with an operation begins a new epoch and waits until everything before it is answered.
     If the session cannot go on, `Raise` comes once, after `Close` to every hop. With `can_reroute`
-    the loss of a hop is reported by `NeedsRoute` instead, and the session rests until `reroute`.
+    the loss of a hop is reported by `NeedsRoute` instead, and the session rests until `reroute`. A
+    hop that is about to leave is reported by `ShouldMove`, and the session goes on meanwhile.
 
     `held`: the slots of each row that every hop holds, because their step is answered. `planned`:
     the same with the steps that are unanswered or wait.
@@ -321,8 +324,10 @@ class ClientSession:
     def _on_fail(self, sender: PeerId, fail: Fail, now: float) -> list[Instruction]:
         if fail.peer and not self._is_hop(PeerId(fail.peer)):
             return []
+        if fail.why is FailKind.DRAINING:
+            return [ShouldMove(sender, fail.detail)]
         error = failures.reported(self.grant, sender, fail)
-        if isinstance(error, SessionLostError):
+        if isinstance(error, SessionLostError) and fail.why is not FailKind.EXPIRED:
             return self._on_lost(PeerId(fail.peer or sender), error, now)
         return self._raise(error)
 

@@ -72,11 +72,20 @@ class Stopping:
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """The peer itself will leave soon; it still serves, and asks the client to move the session."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed; deadlines are looked at."""
 
 
-Event: TypeAlias = Received | RouteChanged | PassDone | PassFailed | PeerLost | Stopping | Tick
+Event: TypeAlias = (
+    Received | RouteChanged | PassDone | PassFailed | PeerLost | Stopping | Leaving | Tick
+)
 
 # ---- instructions
 
@@ -155,10 +164,20 @@ class NeedsRoute:
 
 
 @dataclass(frozen=True)
+class ShouldMove:
+    """Client: `peer` serves the session still, but is about to leave."""
+
+    peer: PeerId
+    detail: str
+
+
+@dataclass(frozen=True)
 class Raise:
     """Client: the session failed; it is over, and the hops have been told to free it."""
 
     error: SwarmError
 
 
-Instruction: TypeAlias = Compute | Forward | Free | Deliver | Opened | NeedsRoute | Raise
+Instruction: TypeAlias = (
+    Compute | Forward | Free | Deliver | Opened | NeedsRoute | ShouldMove | Raise
+)

@@ -14,6 +14,7 @@ from swarm.sessions.events import (
     Forward,
     Free,
     Instruction,
+    Leaving,
     PassDone,
     PassFailed,
     PeerLost,
@@ -156,6 +157,8 @@ class HopSession:
                 return self._peer_lost(event, now)
             case Stopping():
                 return self._fail(event.why, event.detail)
+            case Leaving():
+                return [Forward(self.client, self._failure(FailKind.DRAINING, event.detail))]
             case Tick():
                 return self._tick(now)
 

@@ -42,7 +42,7 @@ class Want(StrEnum):
 
 
 class FailKind(StrEnum):
-    """Why a hop ended a session; each has its error class in `swarm.errors`."""
+    """Why a hop ended a session, or is about to; each has its error class in `swarm.errors`."""
 
     REJECTED = "rejected"
     NOT_FINITE = "not_finite"
@@ -50,6 +50,7 @@ class FailKind(StrEnum):
     EXPIRED = "expired"
     PEER_LOST = "peer_lost"
     SHUTTING_DOWN = "shutting_down"
+    DRAINING = "draining"
     INTERNAL = "internal"
 
 
@@ -222,7 +223,8 @@ class Gap(_Message, frozen=True, tag="gap"):
 class Fail(_Message, frozen=True, tag="fail"):
     """Hop to client: the session is over at this hop.
 
-    But after `peer_lost` it keeps what it holds, so that the client can route around `peer`.
+    But after `peer_lost` it keeps what it holds, so that the client can route around `peer`, and
+    after `draining` it serves on until it leaves, so that the client can move the session.
     """
 
     session: SessionBytes

@@ -1,5 +1,6 @@
 """A generation goes on with exactly the ids of an undisturbed one when its servers are lost."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ SPANS = ("0:1", "1:3", "3:4")
 
 @pytest.fixture
 def swarm(tiny_llama: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(tiny_llama, *SPANS, *SPANS) as swarm:
+    with LocalSwarm(tiny_llama, *SPANS, *SPANS, drain_timeout_s=60) as swarm:
         yield swarm
         swarm.wait_until_free()
 
@@ -65,3 +66,38 @@ def test_without_a_replica_the_missing_blocks_are_named_in_time(tiny_llama: Path
             generate(model, some_ids(9), (5, lambda: swarm.kill(hop(swarm, model, 1))))
         assert missing.value.blocks == ("1:3",)
         swarm.wait_until_free()
+
+
+def test_a_leaving_server_hands_its_sessions_over(swarm: LocalSwarm, tiny_llama: Path) -> None:
+    """Eight sessions; none fails, and none computes a token twice for its user."""
+    prompts = [some_ids(9 + number, seed=number) for number in range(8)]
+    found: dict[int, torch.Tensor] = {}
+    all_run = threading.Barrier(9)
+
+    def work(number: int) -> None:
+        found[number] = generate(model, prompts[number], (5, all_run.wait))
+
+    with swarm.client() as model:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        all_run.wait(60)
+        leaving = swarm.servers[1]
+        swarm.stop(leaving)
+        for thread in threads:
+            thread.join(60)
+        assert leaving.peer_id not in {hop.peer for hop in model.route}
+    for number, ids in enumerate(prompts):
+        assert torch.equal(found[number], plain_ids(tiny_llama, ids, TOKENS))
+
+
+def test_a_backup_that_was_given_up_is_replaced_by_the_clients_inputs(tiny_llama: Path) -> None:
+    """What is evicted is counted; a hop behind is refilled from farther back."""
+    ids = some_ids(9)
+    with (
+        LocalSwarm(tiny_llama, *SPANS, *SPANS, backup_memory=0) as swarm,
+        swarm.client() as model,
+    ):
+        found = generate(model, ids, (10, lambda: swarm.kill(hop(swarm, model, 2))))
+        assert torch.equal(found, plain_ids(tiny_llama, ids, TOKENS))
+        assert {status["backup_bytes"] for status in swarm.statuses()} == {0}

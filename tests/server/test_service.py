@@ -582,7 +582,10 @@ def test_a_draining_server_finishes_what_it_has() -> None:
         assert (await client.receive(Refused)).why is RefuseKind.DRAINING
         await client.push(server, grant, tokens(1))
         await client.receive_output()
-        idle = asyncio.ensure_future(server.service.wait_until_idle())
+        idle = asyncio.ensure_future(server.service.hand_over())
+        assert (await client.receive(Fail)).why is FailKind.DRAINING
+        await client.push(server, grant, tokens(1), 1, seq=1)
+        await client.receive_output()
         await asyncio.sleep(1)
         assert not idle.done()
         await client.send(server, Close(grant.session))
