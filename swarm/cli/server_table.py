@@ -65,6 +65,7 @@ def _own_table(report: Mapping[str, Any]) -> Table:
             f"{mbit(report['down_bytes_per_s'])} Mbit/s",
             _with_peers(report, "received", "from"),
         ),
+        ("reached by others", _reached(report), ""),
     ]
     for row in rows:
         table.add_row(*row)
@@ -91,6 +92,11 @@ def _with_peers(report: Mapping[str, Any], what: str, way: str) -> str:
     peers = report["peers"]
     size = in_words(sum(peer[what] for peer in peers))
     return f"{size} {way} the peers below" if peers else "no peers now"
+
+
+def _reached(report: Mapping[str, Any]) -> str:
+    count = report["accepted_streams"]
+    return f"yes, {count:,} links came in" if count else "not yet"
 
 
 def _peer_table(peers: Sequence[Mapping[str, Any]]) -> Table:

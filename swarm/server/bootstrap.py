@@ -8,7 +8,7 @@ from swarm.server import telling
 from swarm.server.config import Listening
 from swarm.server.identity_claim import claim_identity
 from swarm.server.lifecycle import EventSink, ServerEvent, log_event
-from swarm.server.reachability import join_addresses
+from swarm.server.reachability import check_announced, join_addresses
 from swarm.wire.libp2p import Libp2pNetwork
 
 
@@ -35,6 +35,7 @@ class BootstrapPeer:
         try:
             claimed = await asyncio.to_thread(claim_identity, self.config.identity, "dht")
             self._stack.callback(claimed.release)
+            check_announced(self.config.announce, claimed.identity.peer_id)
             if claimed.sibling > 1:
                 self._tell(telling.sibling_event(claimed.sibling - 1, str(claimed.path)))
             network = await Libp2pNetwork.create(
@@ -51,6 +52,8 @@ class BootstrapPeer:
             await self._stack.aclose()
             raise
         self.tell_now()
+        for advice in telling.forwarding_events(self.config, network.addresses):
+            self._tell(advice)
 
     def tell_now(self) -> None:
         """Tells where others join, once it runs."""

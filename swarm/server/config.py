@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from swarm.errors import AddressError, UsageError
+from swarm.server.reachability import check_dialable
 from swarm.server.sizes import parse_bytes
 from swarm.spans import Span
 from swarm.wire.addresses import check_address, split_peer
@@ -46,6 +47,13 @@ class Listening(BaseModel):
     def _check_peers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for address in value:
             split_peer(address)
+        return value
+
+    @field_validator("announce")
+    @classmethod
+    def _check_announce(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            check_dialable(address)
         return value
 
     @field_validator("listen")

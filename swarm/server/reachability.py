@@ -4,6 +4,8 @@ import ipaddress
 from collections.abc import Sequence
 from enum import IntEnum
 
+from swarm.errors import AddressError
+from swarm.spans import PeerId
 from swarm.wire.addresses import check_address
 
 
@@ -34,6 +36,53 @@ def reach_of(address: str) -> Reach:
     if ip.is_loopback:
         return Reach.THIS_MACHINE
     return Reach.ANYBODY if ip.is_global else Reach.LOCAL_NETWORK
+
+
+def check_dialable(address: str) -> str:
+    """The address itself. Raises `AddressError` if nobody can dial it, wherever they are."""
+    _, kind, host, *rest = check_address(address).split("/")
+    if kind == "memory":
+        return address
+    if len(rest) < 2 or rest[0] not in ("tcp", "udp") or not int(rest[1]):
+        raise AddressError(
+            f"{address} names no port that others can dial; give the one that is forwarded, as in"
+            " /ip4/203.0.113.7/tcp/31330"
+        )
+    if kind.startswith("ip") and ipaddress.ip_address(host).is_unspecified:
+        raise AddressError(
+            f"{address} is no address of a machine; give the one that others dial, as in"
+            " /ip4/203.0.113.7/tcp/31330"
+        )
+    return address
+
+
+def check_announced(announced: Sequence[str], peer: PeerId) -> None:
+    """Raises `AddressError` if an address names another peer than us."""
+    for address in announced:
+        _, named, other = address.partition("/p2p/")
+        if named and other != peer:
+            raise AddressError(
+                f"{address} is of another peer, and this one is {peer}; leave /p2p/... out, or use"
+                " the --identity that it belongs to"
+            )
+
+
+def forwarding_advice(
+    listen: Sequence[str], announced: Sequence[str], listening: Sequence[str]
+) -> str | None:
+    """What to say to whoever announces a forwarded port and listens on a port of chance."""
+    if not announced or any(_port_of(address) != 0 for address in listen):
+        return None
+    port = _port_of(listening[0]) if listening else 0
+    return (
+        f"what comes for {announced[0]} must be forwarded to port {port} here, which is another"
+        f" one after the next start; --listen /ip4/0.0.0.0/tcp/{port} keeps it"
+    )
+
+
+def _port_of(address: str) -> int | None:
+    parts = address.split("/")
+    return int(parts[4]) if len(parts) > 4 and parts[4].isdigit() else None
 
 
 def widest_first(addresses: Sequence[str]) -> list[str]:

@@ -106,6 +106,7 @@ class Reporter:
             "busy_share": round(min(1.0, rates.per_s("busy_s")), 3),
             "waiting_jobs": engine.waiting_jobs,
             "waiting_tokens": engine.waiting_tokens,
+            "accepted_streams": serving.links.accepted_streams,
             "bytes_read": serving.plan.checkpoint.bytes_read,
             "cache_token_bytes": serving.hosted.blocks.bytes_per_token,
             "up_bytes_per_s": sum(one["up_bytes_per_s"] for one in peers),
@@ -138,7 +139,7 @@ class Reporter:
         return [
             {
                 "peer": peer,
-                "kind": "server" if peer in names else "client",
+                "kind": "client" if self._serving.links.is_client(peer) else "server",
                 "name": names.get(peer, ""),
                 "up_bytes_per_s": round(self._rates.per_s((peer, "sent"))),
                 "down_bytes_per_s": round(self._rates.per_s((peer, "received"))),

@@ -26,7 +26,7 @@ from swarm.server.lifecycle import EventSink, ServerEvent, log_event
 from swarm.server.loading import ProgressSteps, in_own_thread
 from swarm.server.memory import Budget
 from swarm.server.neighbourhood import Neighbourhood, short_name
-from swarm.server.reachability import join_addresses
+from swarm.server.reachability import check_announced, join_addresses
 from swarm.server.reception import Quotas
 from swarm.server.reporting import Reporter, Serving
 from swarm.server.service import Hosting, Service
@@ -139,6 +139,7 @@ class Server:
             identity_path = self.config.identity
             claimed = await asyncio.to_thread(claim_identity, identity_path)
             self._stack.callback(claimed.release)
+            check_announced(self.config.announce, claimed.identity.peer_id)
             if claimed.sibling > 1:
                 self._tell(telling.sibling_event(claimed.sibling - 1, str(claimed.path)))
             await self._make_plan()
@@ -196,6 +197,8 @@ class Server:
         model = f"{self.config.model} " if self.config.model else ""
         command = f"swarm-server {model}--peers {self.address}"
         self._tell(telling.listening_event(self.addresses, self.peer_id, command))
+        for advice in telling.forwarding_events(self.config, _made(self._network).addresses):
+            self._tell(advice)
 
     async def _load(self) -> None:
         plan, config, threads = _made(self._plan), self.config, self._threads

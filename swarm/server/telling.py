@@ -1,13 +1,13 @@
 """The events of a server in words, and their fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swarm.server.config import ServerConfig
+from swarm.server.config import Listening, ServerConfig
 from swarm.server.hosted import Hosted, Plan
 from swarm.server.lifecycle import ServerEvent
 from swarm.server.memory import Budget, cache_tokens
-from swarm.server.reachability import reach_of
+from swarm.server.reachability import forwarding_advice, reach_of
 from swarm.server.sizes import in_words, mbit
 from swarm.spans import Span
 
@@ -34,6 +34,12 @@ def listening_event(addresses: list[str], peer: str, join_command: str) -> Serve
         f"listening on {addresses[0]} (for {reach}); to join: {join_command}",
         {"address": addresses[0], "addresses": addresses, "peer": peer},
     )
+
+
+def forwarding_events(config: Listening, listening: Sequence[str]) -> list[ServerEvent]:
+    """At most one: advice for who announces a forwarded port."""
+    advice = forwarding_advice(config.listen, config.announce, listening)
+    return [] if advice is None else [ServerEvent("notice", advice)]
 
 
 def memory_event(plan: Plan, span: Span, asked: ServerConfig, budget: Budget) -> ServerEvent:

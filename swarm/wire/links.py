@@ -93,6 +93,8 @@ class Links:
         """Streams that peers opened and that have not said hello, with their deadlines."""
         self._clients: dict[PeerId, None] = {}
         """Peers that said that they cannot be dialled."""
+        self.accepted_streams = 0
+        """That peers have opened and greeted on: so they can reach us."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -110,6 +112,10 @@ class Links:
     def down(self) -> set[PeerId]:
         """Those whose link was up and broke; it is being restored, or its grace time runs."""
         return {p for p, link in self._links.items() if link.connection is None and link.met}
+
+    def is_client(self, peer: PeerId) -> bool:
+        """Whether it has said that it cannot be dialled."""
+        return peer in self._clients
 
     def stats(self, peer: PeerId) -> LinkStats | None:
         """None if there is no link, neither up nor in its grace time."""
@@ -365,6 +371,7 @@ class Links:
             return
         if not connection.dialled:
             connection.number = hello.stream
+            self.accepted_streams += 1
         elif hello.stream != connection.number:
             raise FramingError(f"a hello for stream {hello.stream} on stream {connection.number}")
         link = self._link(peer)

@@ -54,6 +54,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "waiting_jobs": 2,
         "passes": 99,
         "failed_jobs": 0,
+        "accepted_streams": 12,
         "busy_share": 0.5,
         "busy_s": 61.0,
         "cache_tokens_total": 65536,
@@ -97,6 +98,8 @@ def test_every_figure_has_its_line() -> None:
     ]
     assert line_of(text, "sent")[1:] == ["1.00 of 20 Mbit/s", "5 MB to the peers below"]
     assert line_of(text, "received")[1] == "2.00 Mbit/s"
+    assert line_of(text, "reached by others")[1] == "yes, 12 links came in"
+    assert line_of(shown(report(accepted_streams=0)), "reached by others")[1] == "not yet"
     rates = ["1.00", "2.00", "5 MB", "2.0 GB", "12.3 ms"]
     assert line_of(text, "..000001")[1:] == ["client", *rates]
 

@@ -12,10 +12,18 @@ from swarm.server.config import ServerConfig, make_config
 from swarm.server.free_memory import FreeMemory, cgroup_free_bytes, free_memory
 from swarm.server.hosting import pick_device
 from swarm.server.memory import LEAST_CACHE_TOKENS, MOST_DEFAULT_CACHE_TOKENS, Budget, MemoryNeeds
-from swarm.server.reachability import Reach, join_addresses, reach_of, widest_first
+from swarm.server.reachability import (
+    Reach,
+    check_announced,
+    forwarding_advice,
+    join_addresses,
+    reach_of,
+    widest_first,
+)
 from swarm.server.sizes import in_words, parse_bytes
 from swarm.server.threads import pick_threads
 from swarm.spans import Span
+from swarm.wire.identity import Identity
 
 MB = 1 << 20
 NEEDS = MemoryNeeds(block_bytes=(10 * MB,) * 8, token_bytes_per_block=1024)
@@ -185,6 +193,35 @@ def test_others_get_the_widest_address_first() -> None:
     assert widest_first([here, near, far]) == [far, near]
     assert widest_first([here]) == [here]
     assert join_addresses([here], [far], "ID") == [f"{far}/p2p/ID"]
+
+
+def test_what_is_announced_can_be_dialled() -> None:
+    for fine in ("/ip4/203.0.113.7/tcp/31330", "/dns4/example.org/tcp/1", "/ip6/2001:db8::1/tcp/2"):
+        assert make_config(ServerConfig, announce=(fine,)).announce == (fine,)
+    for wrong, hint in (
+        ("/ip4/203.0.113.7/tcp/0", "names no port"),
+        ("/dns4/example.org", "names no port"),
+        ("/ip4/0.0.0.0/tcp/31330", "no address of a machine"),
+        ("/ip6/::/tcp/31330", "no address of a machine"),
+    ):
+        with pytest.raises(AddressError, match=hint):
+            make_config(ServerConfig, announce=(wrong,))
+
+
+def test_what_is_announced_is_our_own() -> None:
+    ours, other = Identity.create().peer_id, Identity.create().peer_id
+    check_announced(["/ip4/8.8.8.8/tcp/1", f"/ip4/8.8.8.8/tcp/1/p2p/{ours}"], ours)
+    with pytest.raises(AddressError, match="another peer"):
+        check_announced([f"/ip4/8.8.8.8/tcp/1/p2p/{other}"], ours)
+
+
+def test_who_forwards_a_port_is_told_to_keep_it() -> None:
+    public, free, fixed = "/ip4/8.8.8.8/tcp/9", "/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/tcp/31330"
+    now = ["/ip4/192.168.1.2/tcp/41234/p2p/ID"]
+    advice = forwarding_advice([free], [public], now)
+    assert advice is not None and "--listen /ip4/0.0.0.0/tcp/41234" in advice
+    assert forwarding_advice([free, fixed], [public], now) is None
+    assert forwarding_advice([free], [], now) is None
 
 
 # ---- settings
