@@ -70,8 +70,10 @@ def solve(
     *,
     time_limit_s: float | None = None,
     gap: float = 1e-4,
+    whole_requests: bool = False,
 ) -> FlowSolution:
     """`options`: for each machine the `(start, blocks)` that it may take; a single one fixes it.
+    `whole_requests`: no request is split.
 
     With HiGHS (scipy). When time runs out, the incumbent and the bound so far.
     """
@@ -82,10 +84,13 @@ def solve(
     rows, lower, upper = _rows(problem, machine, placed, columns)
     x_count, y_count = len(machine), len(columns.option)
     upper_x = np.ones(x_count)
+    integral = np.concatenate(
+        [np.full(x_count, 0 if fixed else 1), np.full(y_count, int(whole_requests))]
+    )
     result = milp(
         np.concatenate([np.zeros(x_count), columns.cost_s]),
         constraints=LinearConstraint(rows, lower, upper),
-        integrality=np.concatenate([np.full(x_count, 0 if fixed else 1), np.zeros(y_count)]),
+        integrality=integral,
         bounds=Bounds(
             np.concatenate([upper_x if fixed else np.zeros(x_count), np.zeros(y_count)]),
             np.concatenate([upper_x, np.full(y_count, np.inf)]),
@@ -96,7 +101,7 @@ def solve(
         },
     )
     total = sum(problem.requests)
-    bound = result.mip_dual_bound if result.mip_dual_bound is not None else -np.inf
+    bound = -np.inf if result.mip_dual_bound is None else float(result.mip_dual_bound)
     if result.x is None:
         infeasible = result.status == 2
         return FlowSolution({}, np.inf, np.inf if infeasible else bound / total, infeasible)
@@ -105,8 +110,9 @@ def solve(
         for at in np.flatnonzero(result.x[:x_count] > 0.5)
     }
     objective = float(result.fun)
-    bound = objective if fixed else max(bound, -np.inf)
-    return FlowSolution(chosen, objective / total, float(bound) / total, result.status == 0)
+    if not integral.any():
+        bound = objective
+    return FlowSolution(chosen, objective / total, bound / total, result.status == 0)
 
 
 def _columns(problem: FlowProblem, machine: Indices, placed: Indices) -> _Columns:

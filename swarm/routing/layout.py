@@ -25,11 +25,6 @@ class PlannedChain:
     service_s: float
     """A request's time on it, without waiting."""
 
-    @property
-    def rate_per_s(self) -> float:
-        """`mu_k` of one slot."""
-        return 1.0 / self.service_s
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -26,6 +26,7 @@ _PLACEMENTS: Mapping[str, Callable[[random.Random], Placement]] = {
     "gbp-cr": lambda rng: ChainsPlacement(),
     "parallax": lambda rng: ParallaxPlacement(),
     "best": lambda rng: BestPlacement(),
+    "optimum-products": lambda rng: OptimalPlacement(BestPlacement(), products=True),
     "optimum": lambda rng: OptimalPlacement(BestPlacement()),
 }
 _ROUTERS: Mapping[str, Callable[[RouteCosts, random.Random], Router]] = {

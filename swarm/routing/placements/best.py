@@ -129,6 +129,8 @@ def cheapest_members(
     best, closing = np.inf, (0, 0)
     for position, number in enumerate(order):
         most = min(int(most_blocks[number]), num_blocks)
+        if most < 1:
+            continue
         first = num_blocks - most
         lacking = num_blocks - np.arange(first, num_blocks)
         closed = cost[first:] + hop_s[number] + block_s[number] * lacking

@@ -15,6 +15,8 @@ from swarm.spans import PeerId, Span
 LOAD = 0.7
 """`rho`: chains are added until the requests are this share of what they serve."""
 
+_LEAST_S = 1e-9
+
 
 def place_chains(
     inventory: Inventory, figures: Tables, workload: Workload, capacity: int
@@ -43,7 +45,7 @@ def place_chains(
         reached = start + int(count[number])
         chain_s += float(time_s[number])
         if reached >= num_blocks:
-            rate += 1 / chain_s
+            rate += 1 / max(chain_s, _LEAST_S)
             reached, chain_s = 0, 0.0
     return spans
 

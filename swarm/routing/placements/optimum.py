@@ -11,6 +11,7 @@ from swarm.routing.inventory import Inventory, Tables, Workload, tables
 from swarm.routing.layout import Layout, Placement
 from swarm.routing.network import Indices
 from swarm.routing.placements.conservative import conservative_sizes, most_sessions
+from swarm.routing.product_program import solve_products
 from swarm.spans import Span
 
 TIME_LIMIT_S = 30.0
@@ -46,7 +47,8 @@ def layout_cost(inventory: Inventory, layout: Layout, workload: Workload) -> Flo
 
 
 class OptimalPlacement:
-    """The boundary-flow program over all starts, with the numbers of blocks of CG-BP.
+    """The boundary-flow program over all starts, with the numbers of blocks of CG-BP and of the
+    incumbent.
 
     In a push chain it is optimal for the delays of `tables`. `notes` of the layout: `objective_s`,
     `bound_s` and `gap` (of the best found to the bound), `optimal` (0 or 1).
@@ -58,10 +60,12 @@ class OptimalPlacement:
         *,
         time_limit_s: float = TIME_LIMIT_S,
         smaller_caches: Sequence[float] = (),
+        products: bool = False,
     ) -> None:
         """`incumbent`: what is kept when the solver finds nothing better in time;
         `smaller_caches`: shares of `R` for which machines may be sized as well, with more blocks
-        and less cache."""
+        and less cache; `products`: the paper's own program instead, for toys."""
+        self._products = products
         self._incumbent = incumbent
         self._time_limit_s = time_limit_s
         self._shares = (1.0, *smaller_caches)
@@ -72,12 +76,13 @@ class OptimalPlacement:
         sessions = min(workload.at_once, most_sessions(inventory, figures))
         inventory.check_memory(workload, max(1, sessions))
         workload = replace(workload, sessions=sessions)
-        found = solve(
-            flow_problem(inventory, workload),
-            self._options(inventory, figures, sessions),
-            time_limit_s=self._time_limit_s,
-        )
+        problem = flow_problem(inventory, workload)
         first = self._incumbent.place(inventory, workload)
+        if self._products:
+            found = solve_products(problem, time_limit_s=self._time_limit_s)
+        else:
+            options = self._options(inventory, figures, sessions, first)
+            found = solve(problem, options, time_limit_s=self._time_limit_s)
         cost = layout_cost(inventory, first, workload)
         objective_s, layout = cost.objective_s, first
         if found.objective_s < objective_s:
@@ -99,21 +104,26 @@ class OptimalPlacement:
         return replace(layout, notes=notes)
 
     def _options(
-        self, inventory: Inventory, figures: Tables, sessions: int
+        self, inventory: Inventory, figures: Tables, sessions: int, first: Layout
     ) -> list[list[tuple[int, int]]]:
         blocks = inventory.model.num_blocks
         sizes: list[Indices] = [
             conservative_sizes(inventory, figures, max(1, round(sessions * share))).blocks
             for share in self._shares
         ]
-        return [
-            [
-                (start, count)
-                for count in sorted({int(size[number]) for size in sizes} - {0})
-                for start in range(blocks - count + 1)
-            ]
-            for number in range(len(inventory.machines))
-        ]
+        options: list[list[tuple[int, int]]] = []
+        for number, machine in enumerate(inventory.machines):
+            counts = {int(size[number]) for size in sizes}
+            if machine.peer in first.spans:
+                counts.add(len(first.spans[machine.peer]))
+            options.append(
+                [
+                    (start, count)
+                    for count in sorted(counts - {0})
+                    for start in range(blocks - count + 1)
+                ]
+            )
+        return options
 
 
 def _layout(inventory: Inventory, found: FlowSolution) -> Layout:
