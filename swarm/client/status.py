@@ -36,7 +36,6 @@ _ONLY_LIVE_FIELDS = {
     "prefill_tokens": int,
     "recent_decode_tokens_per_s": float,
     "recent_prefill_tokens_per_s": float,
-    "max_upload_mbit": float,
     "streams": int,
     "tasks": int,
     "open_files": int,
@@ -87,6 +86,7 @@ async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[s
     row: dict[str, Any] = {
         "peer": record.peer,
         "name": record.public_name,
+        "max_upload_mbit": record.max_upload_mbit or None,
         "blocks": str(record.span),
         "state": str(record.state),
         "dtype": record.numerics.dtype,

@@ -181,6 +181,7 @@ class ServerRecord(_Record):
         "queue_wait_ms": "w",
         "sessions": "o",
         "public_name": "u",
+        "max_upload_mbit": "l",
         "addresses": "a",
         "version": "v",
         "protocol": "x",
@@ -206,6 +207,8 @@ class ServerRecord(_Record):
     queue_wait_ms: Milliseconds = 0.0
     sessions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     public_name: Annotated[str, Field(max_length=60), AfterValidator(printable)] = ""
+    max_upload_mbit: Rate = 0.0
+    """What it may send to all peers together; 0: as much as its line takes."""
     addresses: Annotated[
         tuple[Annotated[str, Field(max_length=120, pattern=r"^/[\x21-\x7e]+$")], ...],
         BeforeValidator(_tuple),

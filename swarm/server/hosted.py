@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from swarm.models.checkpoint import Checkpoint
+from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.quantization import Quantization
 from swarm.models.quantization_error import quantization_error
 from swarm.models.slice import BlockSlice
 from swarm.routing.view import Numerics
 from swarm.server.config import ServerConfig
 from swarm.server.free_memory import free_memory
+from swarm.server.hosting import memory_needs, pick_device, pick_dtype
 from swarm.server.kv_cache import PagedCache
 from swarm.server.memory import Budget, MemoryNeeds, cache_tokens
 from swarm.server.speed import Speed, measure_speed
@@ -49,6 +50,15 @@ class Hosted:
     """Of the stored blocks, one after the other, as they are announced."""
     quantization_error: float | None = None
     """Of the blocks' output, as a share of that of the same blocks in float32."""
+
+
+def make_plan(config: ServerConfig) -> Plan:
+    """Opens the checkpoint (headers only) and decides how it would be hosted. Takes seconds."""
+    checkpoint = open_checkpoint(config.model, config.revision)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device, checkpoint)
+    needs = memory_needs(checkpoint, dtype, config.quantization)
+    return Plan(checkpoint, checkpoint.identity, device, dtype, needs, config.quantization)
 
 
 def load(

@@ -11,7 +11,6 @@ from swarm.dht.directory import Directory
 from swarm.dht.joining import join_directory
 from swarm.dht.records import MAX_ADDRESSES, ServerRecord
 from swarm.errors import SwarmError
-from swarm.models.checkpoint import open_checkpoint
 from swarm.routing.view import ServerState, SwarmView
 from swarm.server import telling
 from swarm.server.backup_memory import backup_bytes
@@ -19,8 +18,8 @@ from swarm.server.config import ServerConfig
 from swarm.server.engine import Engine
 from swarm.server.engine_jobs import EngineResult
 from swarm.server.free_memory import free_memory
-from swarm.server.hosted import Hosted, Plan, load
-from swarm.server.hosting import check_memory, choose_span, memory_needs, pick_device, pick_dtype
+from swarm.server.hosted import Hosted, Plan, load, make_plan
+from swarm.server.hosting import check_memory, choose_span
 from swarm.server.identity_claim import claim_identity
 from swarm.server.lifecycle import EventSink, ServerEvent, log_event
 from swarm.server.loading import ProgressSteps, in_own_thread
@@ -183,7 +182,7 @@ class Server:
         """What can be known without the swarm, so that a mistake ends here, at once."""
         config = self.config
         self._tell(telling.opening_event(config.model))
-        self._plan = plan = await in_own_thread(lambda _: _plan_for(config))
+        self._plan = plan = await in_own_thread(lambda _: make_plan(config))
         if plan.checkpoint.commit is not None:
             self._tell(telling.commit_event(plan))
         check_memory(config, plan.checkpoint, plan.needs, self._budget())
@@ -362,6 +361,7 @@ class Server:
             block_digests=b"" if self._hosted is None else self._hosted.block_digests,
             numerics=plan.numerics,
             public_name=self.config.name,
+            max_upload_mbit=self.config.max_upload_mbit or 0.0,
             addresses=tuple(one.removesuffix(suffix) for one in self.addresses[:MAX_ADDRESSES]),
             version=program_version(),
             protocol=PROTOCOL_VERSION,
@@ -386,15 +386,6 @@ async def _watch_engine(engine: Engine) -> None:
     """Returns when the engine's thread has ended: nothing can be computed any more."""
     while engine.alive:  # noqa: ASYNC110 (the end of a thread has no event)
         await asyncio.sleep(ENGINE_WATCH_S)
-
-
-def _plan_for(config: ServerConfig) -> Plan:
-    """Opens the checkpoint (headers only) and decides how it would be hosted. Takes seconds."""
-    checkpoint = open_checkpoint(config.model, config.revision)
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device, checkpoint)
-    needs = memory_needs(checkpoint, dtype, config.quantization)
-    return Plan(checkpoint, checkpoint.identity, device, dtype, needs, config.quantization)
 
 
 def _made(part: Part | None) -> Part:
