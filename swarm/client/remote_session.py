@@ -12,6 +12,7 @@ import torch
 from swarm.client.chain import ChainStep, OnPrefill
 from swarm.client.encoding import Answer, Encoded, decode_answer, encode_piece, joined
 from swarm.client.hop_watch import HopWatch
+from swarm.client.lateness import Lateness
 from swarm.client.mending import Mending
 from swarm.client.pieces import Piece, cut
 from swarm.client.runtime import Runtime
@@ -63,6 +64,7 @@ class _Call:
         self.tickets: dict[int, int] = {}
         self.answers: list[Answer | None] = [None] * len(pieces)
         self.missing = len(pieces)
+        self.began = 0.0
         self.done: Future[list[Answer | None]] = Future()
 
 
@@ -101,12 +103,13 @@ class RemoteSession:
             can_reroute=True,
         )
         self._watch = HopWatch()
+        self._lateness = Lateness()
         self._lost: set[PeerId] = set()
         """Hops that do not have the session any more."""
         self._leaving: set[PeerId] = set()
         """Hops that serve it still, and are about to leave."""
         self._in_trouble_since: float | None = None
-        """Nothing was answered since a hop was lost."""
+        """Nothing was answered since another route is looked for."""
         self._mending: Mending | None = None
         self._mending_task: asyncio.Task[None] | None = None
         self._session = grant.session
@@ -195,13 +198,17 @@ class RemoteSession:
         deadline = self._client.deadline
         if deadline is not None and now >= deadline:
             self._handle(Tick())
-        self._look_at_links(now)
+        if self._lateness.look(self._client, now):
+            logger.info("session %s: a step is late", self._session.hex()[:8])
+            self._apply(self._client.reroute(self._client.grant, None, now))
+        self._look_for_doubts(now)
 
     def _begin(self, call: _Call) -> None:
         try:
             if self._client.error is not None:
                 raise self._client.error
             self._call = call
+            call.began = self._swarm.time
             for index, encoded in enumerate(call.pieces):
                 ticket, instructions = self._client.step(
                     encoded.piece.counts,
@@ -264,6 +271,7 @@ class RemoteSession:
         call.missing -= 1
         if self._on_prefill is not None and len(call.pieces) > 1:
             self._tell_progress(call, self._on_prefill)
+        self._lateness.answered(self._swarm.time - call.began if len(call.pieces) == 1 else None)
         if call.missing == 0:
             self._call = None
             if not call.done.done():
@@ -289,14 +297,25 @@ class RemoteSession:
             self._swarm.troubles.failed(peer, self._swarm.time)
         self._mend()
 
-    def _look_at_links(self, now: float) -> None:
-        """A link that is down may come back; meanwhile another way is prepared."""
+    def _look_for_doubts(self, now: float) -> None:
+        """A link that is down may come back, and what is late may come; meanwhile another way is
+        prepared."""
         hops = [PeerId(hop.peer) for hop in self._route]
         self._watch.look(hops, self._swarm.up, now)
-        if self._watch.doubted and not self._client.idle:
+        if self._doubted() and not self._client.idle:
             self._mend()
-        elif not self._watch.doubted and not self._lost and not self._leaving:
+        elif not self._to_replace():
             self._stop_mending()
+
+    def _doubted(self) -> set[PeerId]:
+        return self._watch.doubted | self._lateness.suspects
+
+    def _to_replace(self) -> set[PeerId]:
+        return self._lost | self._leaving | self._doubted()
+
+    def _barred(self) -> set[PeerId]:
+        """Whom to ask anew makes no sense; a hop that is lost for sure may be there again."""
+        return self._leaving | (self._doubted() - self._lost)
 
     def _mend(self) -> None:
         if self._closed or self._mending is not None:
@@ -309,8 +328,8 @@ class RemoteSession:
             self._target,
             self._router,
             self._client.grant,
-            lost=lambda: self._lost | self._leaving | self._watch.doubted,
-            barred=lambda: self._leaving | (self._watch.doubted - self._lost),
+            lost=self._to_replace,
+            barred=self._barred,
             ends=self._in_trouble_since + self._settings.repair_timeout_s,
         )
         self._mending_task = asyncio.get_running_loop().create_task(
@@ -341,6 +360,7 @@ class RemoteSession:
         self._lost.clear()
         self._leaving.clear()
         self._watch.forget()
+        self._lateness.forget()
         self._route = grant.hops
         self._apply(self._client.reroute(grant, signed, self._swarm.time))
 

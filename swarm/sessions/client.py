@@ -11,6 +11,7 @@ from swarm.errors import (
     StepRejectedError,
     SwarmError,
 )
+from swarm.scheduling.classes import ServiceClass
 from swarm.sessions import failures
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import (
@@ -114,6 +115,8 @@ class ClientSession:
         """Sent, and not yet known to be applied by every hop."""
         self._inputs = Backup(keep=True)
         self._rerouting: Rerouting | None = None
+        self._laggard: PeerId | None = None
+        """Who had a step that was not answered, when all hops were asked last."""
         self._can_reroute = can_reroute
         self._resting = False
         """A hop is lost, and no new route has come yet."""
@@ -131,6 +134,22 @@ class ClientSession:
         if self.idle or self._closed:
             return None
         return self._quiet_since + (self._rest_s if self._resting else self._deadline_s)
+
+    def waited_s(self, now: float) -> float:
+        """How long nothing has come while a decode step is unanswered and no repair goes on."""
+        if not self._unanswered or self._rerouting is not None or self._resting:
+            return 0.0
+        step = self._unanswered[0].step
+        if service_class_of(step.counts, step.emit_from) is not ServiceClass.DECODE:
+            return 0.0
+        return now - self._quiet_since
+
+    @property
+    def suspect(self) -> PeerId | None:
+        """After `reroute` over the same hops because a step was late: who seems to keep it."""
+        if self._rerouting is not None:
+            return self._rerouting.silent or self._rerouting.laggard
+        return self._laggard
 
     # ---- what the user does
 
@@ -297,6 +316,7 @@ class ClientSession:
             return instructions
         # Refills have used up numbers of this epoch on some hops only: steps begin a new one.
         self.epoch, self._next_seq = rerouting.epoch + 1, 0
+        self._laggard = rerouting.laggard
         self._rerouting = None
         self._operations.clear()
         return [*instructions, *self._send_queued(now)]

@@ -60,6 +60,9 @@ class Rerouting:
         self.grant = grant
         self.epoch = epoch
         self.finished = False
+        self.laggard: PeerId | None = None
+        """The last hop that has more than `target`, once all have said what they hold: a step was
+        there, and did not get farther. The first hop if none has more."""
         self._signed = signed
         self._target = target
         self._operations = tuple(operations)
@@ -81,6 +84,14 @@ class Rerouting:
         source = self._unanswered[0].refill.source
         return source == holds.hop and self.grant.hops[source].peer == sender
 
+    @property
+    def silent(self) -> PeerId | None:
+        """A hop that has not answered its fence."""
+        for index, hop in enumerate(self.grant.hops):
+            if index not in self._holds:
+                return PeerId(hop.peer)
+        return None
+
     def on_holds(self, sender: PeerId, holds: Holds) -> list[Instruction]:
         """Raises SessionLostError if a hop claims to hold what cannot be."""
         hops = self.grant.hops
@@ -93,6 +104,8 @@ class Rerouting:
             return []
         if self._refills is None:
             answers = tuple(self._holds[hop] for hop in range(len(hops)))
+            further = [index for index, one in enumerate(answers) if _has_more(one, self._target)]
+            self.laggard = PeerId(hops[max(further, default=0)].peer)
             plan = plan_repair(answers, self._operations, self._target)
             self._refills = deque(plan.refills)
             return self._fence(plan.operations)
@@ -177,3 +190,7 @@ class Rerouting:
         )
         first = PeerId(self.grant.hops[0].peer)
         return Forward(first, step, service_class=ServiceClass.REPAIR, parts=parts)
+
+
+def _has_more(holds: Holds, target: Lengths) -> bool:
+    return len(holds.held) == len(target) and any(map(int.__gt__, holds.held, target))

@@ -101,3 +101,36 @@ def test_a_backup_that_was_given_up_is_replaced_by_the_clients_inputs(tiny_llama
         found = generate(model, ids, (10, lambda: swarm.kill(hop(swarm, model, 2))))
         assert torch.equal(found, plain_ids(tiny_llama, ids, TOKENS))
         assert {status["backup_bytes"] for status in swarm.statuses()} == {0}
+
+
+def test_a_frozen_or_cut_off_hop_is_replaced(swarm: LocalSwarm, tiny_llama: Path) -> None:
+    """Nothing comes from it any more, and nothing says so."""
+    ids = some_ids(9)
+    with swarm.client() as model:
+        frozen: list[Server] = []
+
+        def freeze() -> None:
+            frozen.append(hop(swarm, model, 1))
+            swarm.partition(frozen[0])
+
+        found = generate(model, ids, (12, freeze))
+        assert torch.equal(found, plain_ids(tiny_llama, ids, TOKENS))
+        assert frozen[0].peer_id not in {one.peer for one in model.route}
+        swarm.heal(frozen[0])
+
+
+def test_a_session_moves_away_from_a_link_that_is_only_late(
+    swarm: LocalSwarm, tiny_llama: Path
+) -> None:
+    """The link lives, and is not torn down; the server behind it is not left out later."""
+    ids = some_ids(9)
+    with swarm.client() as model:
+        route: list[Any] = []
+
+        def delay() -> None:
+            route.extend(model.route)
+            swarm.set_path(hop(swarm, model, 0), hop(swarm, model, 1), delay_s=30.0)
+
+        found = generate(model, ids, (12, delay))
+        assert torch.equal(found, plain_ids(tiny_llama, ids, TOKENS))
+        assert model.route != tuple(route)
