@@ -41,12 +41,23 @@ def allocate_greedily(
 
 
 def disjoint_chains(costs: HopCosts) -> list[Chain]:
-    """Again and again the cheapest chain over servers that are in no other one."""
+    """Again and again the cheapest chain over servers that are in no other one.
+
+    First those that fit end to start (a chain that used a server in part would break up two of
+    them), then whatever chains the servers that are left still make.
+    """
+    used = np.arange(costs.wait_s.shape[1])
+    whole = np.where(used[None, :] < (costs.end - costs.start)[:, None], np.inf, 0.0)
     usable = costs.usable.copy()
     chains: list[Chain] = []
-    while (found := cheapest_hops(replace(costs, usable=usable))) is not None:
-        chains.append(found.chain)
-        usable[[part.server for part in found.chain.parts]] = False
+    for partial in (whole, np.zeros_like(whole)):
+        while True:
+            rest = replace(costs, usable=usable, wait_s=partial)
+            found = cheapest_hops(rest, most_wait_s=0.0)
+            if found is None:
+                break
+            chains.append(found.chain)
+            usable[[part.server for part in found.chain.parts]] = False
     return chains
 
 

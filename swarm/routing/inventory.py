@@ -211,7 +211,9 @@ def tables(inventory: Inventory, workload: Workload) -> Tables:
         delay, trips = 2 * to_client, 2
     else:
         everyone = np.arange(count)
-        between = np.sort(links.between_s(everyone, everyone), axis=1)
+        between = links.between_s(everyone, everyone)
+        np.fill_diagonal(between, 0.0)
+        between = np.sort(between, axis=1)
         near = between[:, 1 : 1 + max(1, count // 4)]
         nearest = near.mean(axis=1) if count > 1 else np.zeros(count)
         delay, trips = (to_client + nearest[None, :]) / 2, 1

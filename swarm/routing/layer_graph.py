@@ -11,12 +11,16 @@ from dataclasses import dataclass, replace
 from itertools import count, pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swarm.routing.network import Floats, Indices
 from swarm.routing.server_index import Candidates
 
 _MAX_REPEATS_RESOLVED = 64
 _NOBODY = -1
+_HOSTS_PER_WIDTH = 10
+_FEW_HOSTS = 1.5
+"""Choosing among hosts pays only where there are this many times more than are wanted."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,11 @@ class _Case:
 def cheapest_chain(candidates: Candidates, width: int | None = None) -> Chain | None:
     """The cheapest chain in which every server is one run of blocks; None if there is none.
 
-    `width` None: exact, O(blocks x hosts^2) over arrays. Else pruned: at each boundary only the
-    `width` cheapest exits are followed. (Shifting a cut between two servers changes the cost
-    linearly, so by the triangle inequality an optimal cut lies where a span begins or ends: exits
-    at the end of a span lead to everybody, the others to the servers whose span begins there.)
+    `width` None: exact, O(blocks x hosts^2) over arrays. Else pruned: of each block's hosts only
+    those `10 x width` that cost least by themselves, and at each boundary only the `width` cheapest
+    exits, and the `width` cheapest of those whose span ends there. (Shifting a cut between two
+    servers changes the cost linearly, so by the triangle inequality an optimal cut lies where a
+    span begins or ends.)
 
     A server may be best twice (used, left, used again). That chain is a lower bound; three cases
     exclude it and lose no valid chain (the server ends before its second part, begins after its
@@ -62,6 +67,8 @@ def cheapest_chain(candidates: Candidates, width: int | None = None) -> Chain | 
     best: Chain | None = None
     for group in np.unique(candidates.group[candidates.usable]).tolist():
         usable = candidates.usable & (candidates.group == group)
+        if width is not None:
+            usable = _promising(candidates, usable, _HOSTS_PER_WIDTH * width)
         found = _without_repeats(replace(candidates, usable=usable), width)
         if found is not None and (best is None or found.cost_s < best.cost_s):
             best = found
@@ -126,92 +133,83 @@ def _merged(candidates: Candidates, chain: Chain) -> Chain:
     return Chain(chain_cost_s(candidates, parts), tuple(parts))
 
 
+def _promising(candidates: Candidates, usable: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+    """Of each block's hosts the `most` with the least cost of being a hop at all, and a block."""
+    alone = candidates.enter_s + candidates.leave_s + candidates.fixed_s
+    alone = alone + candidates.block_s * (candidates.end - candidates.start)
+    among = np.flatnonzero(usable)
+    start, end, alone = candidates.start[among], candidates.end[among], alone[among]
+    if (end - start).sum() <= _FEW_HOSTS * most * candidates.num_blocks:
+        return usable
+    chosen = np.zeros(len(among), dtype=np.bool_)
+    for block in range(candidates.num_blocks):
+        hosts = ((start <= block) & (block < end)).nonzero()[0]
+        if len(hosts) > most:
+            hosts = hosts[np.argpartition(alone[hosts], most)[:most]]
+        chosen[hosts] = True
+    promising = np.zeros_like(usable)
+    promising[among[chosen]] = True
+    return promising
+
+
 def _walk(case: _Case, width: int | None) -> Chain | None:
-    """The cheapest chain; a server may appear twice in it."""
+    """The cheapest chain; a server may appear twice in it.
+
+    `level[j]` is the cost of having entered server `j`, less its time for the blocks before: having
+    passed `b` blocks, the last one there, costs `level[j] + block_s[j] * b`.
+    """
     given = case.candidates
-    cost = np.full(len(case.start), np.inf)
-    """Of having passed all blocks so far, the last one at this server."""
+    among = np.flatnonzero(given.usable & (case.start < case.end))
+    start, end = case.start[among], case.end[among]
+    block_s, fixed_s = given.block_s[among], given.fixed_s[among]
+    level = np.full(len(among), np.inf)
     came: list[tuple[Indices, Indices]] = []
     """At each boundary: who was entered there, and from whom."""
     before = np.zeros(0, dtype=np.intp)
     for block in range(given.num_blocks):
-        hosts = _hosts(case, block)
+        hosts = ((start <= block) & (block < end)).nonzero()[0]
+        if block in case.only:
+            hosts = hosts[among[hosts] == case.only[block]]
         if not len(hosts):
             return None
         if block == 0:
-            enter = given.enter_s[hosts]
+            arrived = given.enter_s[among[hosts]]
             source = np.full(len(hosts), _NOBODY, dtype=np.intp)
-            stay = np.full(len(hosts), np.inf)
         else:
-            enter, source = _arrivals(case, cost, before, hosts, block, width)
-            stay = cost[hosts]
-        enter = enter + given.fixed_s[hosts]
-        entered = enter < stay
+            exits = level[before] + block_s[before] * block
+            senders = _followed(exits, end[before] == block, width)
+            ways = given.between_s(among[before[senders]], among[hosts])
+            ways += exits[senders][:, None]
+            at = ways.argmin(axis=0)
+            arrived, source = ways[at, np.arange(len(hosts))], before[senders[at]]
+            if block in case.only or (block - 1) in case.only:
+                # Who is not asked for this block has left.
+                stays = np.isin(hosts, before)
+                level[hosts[~stays]] = np.inf
+        entering = arrived + fixed_s[hosts] - block_s[hosts] * block
+        entered = entering < level[hosts]
+        level[hosts[entered]] = entering[entered]
         came.append((hosts[entered], source[entered]))
-        cost = np.full(len(cost), np.inf)
-        cost[hosts] = np.where(entered, enter, stay) + given.block_s[hosts]
-        before = hosts[np.isfinite(cost[hosts])]
-    if not len(before):
-        return None
-    total = cost[before] + given.leave_s[before]
+        before = hosts
+    total = level[before] + block_s[before] * given.num_blocks + given.leave_s[among[before]]
     last = int(total.argmin())
-    return Chain(float(total[last]), _trace(came, int(before[last])))
+    parts = _trace(came, int(before[last]))
+    return Chain(
+        float(total[last]),
+        tuple(Part(int(among[part.server]), part.start, part.end) for part in parts),
+    )
 
 
-def _hosts(case: _Case, block: int) -> Indices:
-    hosting = case.candidates.usable & (case.start <= block) & (block < case.end)
-    hosts: Indices = np.flatnonzero(hosting)
-    if block in case.only:
-        hosts = hosts[hosts == case.only[block]]
-    return hosts
-
-
-def _arrivals(
-    case: _Case,
-    cost: Floats,
-    before: Indices,
-    hosts: Indices,
-    boundary: int,
-    width: int | None,
-) -> tuple[Floats, Indices]:
-    """For each host, the least cost of arriving at it at this boundary, and from whom."""
-    given = case.candidates
-    if not given.delay_weight:
-        best = before[cost[before].argmin()]
-        return np.full(len(hosts), cost[best]), np.full(len(hosts), best)
-    if width is None:
-        found, at = _least(given, cost, before, hosts)
-        return found, before[at]
-    arrived = np.full(len(hosts), np.inf)
-    source = np.full(len(hosts), _NOBODY, dtype=np.intp)
-    leaving = _cheapest(before[case.end[before] == boundary], cost, width)
-    begins = case.start[hosts] == boundary
-    for senders, chosen in (
-        (leaving, np.ones(len(hosts), dtype=np.bool_)),
-        (_cheapest(before, cost, width), begins),
-    ):
-        if len(senders) and chosen.any():
-            found, at = _least(given, cost, senders, hosts[chosen])
-            better = found < arrived[chosen]
-            arrived[chosen] = np.where(better, found, arrived[chosen])
-            source[chosen] = np.where(better, senders[at], source[chosen])
-    return arrived, source
-
-
-def _least(
-    given: Candidates, cost: Floats, senders: Indices, receivers: Indices
-) -> tuple[Floats, Indices]:
-    ways = given.between_s(senders, receivers)
-    ways += cost[senders][:, None]
-    at = ways.argmin(axis=0)
-    return ways[at, np.arange(len(receivers))], at
-
-
-def _cheapest(servers: Indices, cost: Floats, width: int) -> Indices:
-    if len(servers) <= width:
-        return servers
-    chosen: Indices = servers[np.argpartition(cost[servers], width)[:width]]
-    return chosen
+def _followed(exits: Floats, ending: NDArray[np.bool_], width: int | None) -> Indices:
+    """Positions of the exits that lead on."""
+    if width is None or len(exits) <= 2 * width:
+        return np.arange(len(exits))
+    cheapest = np.argpartition(exits, width)[:width]
+    leaving = ending.nonzero()[0]
+    if len(leaving) > width:
+        leaving = leaving[np.argpartition(exits[leaving], width)[:width]]
+    followed: Indices = np.concatenate([cheapest, leaving])
+    return followed
 
 
 def _trace(came: Sequence[tuple[Indices, Indices]], last: int) -> tuple[Part, ...]:

@@ -26,7 +26,7 @@ class Links(Protocol):
         ...
 
     def between_s(self, senders: Indices, receivers: Indices) -> Floats:
-        """`[senders, receivers]`: one-way delays; zero from a peer to itself."""
+        """`[senders, receivers]`: one-way delays; of a peer to itself it may be anything."""
         ...
 
     @property
@@ -187,6 +187,8 @@ class KnownNetwork:
             if place is not None and len(place.position_s) == dimensions:
                 position[number] = place.position_s
                 height[number] = place.height_s
+        squares = (position * position).sum(axis=1, keepdims=True)
+        ones = np.ones_like(squares)
         measured = {
             number: (
                 np.array([other for other, _ in found], dtype=np.intp),
@@ -198,8 +200,10 @@ class KnownNetwork:
             network=self,
             peers=tuple(peers),
             delay_s=np.array([self.delay_to_s(peer) for peer in peers]),
-            position_s=position,
             height_s=height,
+            sender_side=np.hstack([position, squares, ones]),
+            receiver_side=np.hstack([-2 * position, ones, squares]),
+            all_known=bool(dimensions) and not bool(np.isnan(height).any()),
             measured=measured,
             seconds_per_byte=np.array([self.seconds_per_byte(peer) for peer in peers]),
         )
@@ -210,8 +214,13 @@ class _KnownLinks:
     network: KnownNetwork
     peers: tuple[PeerId, ...]
     delay_s: Floats
-    position_s: Floats
     height_s: Floats
+    sender_side: Floats
+    """`[n, dimensions + 2]`: `x, |x|^2, 1`; its product with the other is the squared distance."""
+    receiver_side: Floats
+    """`-2 x, 1, |x|^2`."""
+    all_known: bool
+    """Whether every peer has a coordinate."""
     measured: dict[int, tuple[Indices, Floats]]
     seconds_per_byte: Floats
 
@@ -221,20 +230,25 @@ class _KnownLinks:
         return np.array([self.network.one_way_s(peer, other) for other in self.peers])
 
     def between_s(self, senders: Indices, receivers: Indices) -> Floats:
-        guess: Floats = np.maximum(self.delay_s[senders][:, None], self.delay_s[receivers][None, :])
-        if self.position_s.shape[1]:
-            squares = np.zeros(guess.shape)
-            for axis in range(self.position_s.shape[1]):
-                column = self.position_s[:, axis]
-                apart = column[senders][:, None] - column[receivers][None, :]
-                squares += apart * apart
-            heights = self.height_s[senders][:, None] + self.height_s[receivers][None, :]
-            by_coordinates = (np.sqrt(squares) + heights) / 2
-            guess = np.where(np.isnan(by_coordinates), guess, by_coordinates)
+        if self.all_known:
+            guess = self._by_coordinates(senders, receivers)
+        else:
+            guess = np.maximum(self.delay_s[senders][:, None], self.delay_s[receivers][None, :])
+            if self.sender_side.shape[1] > 2:
+                placed = self._by_coordinates(senders, receivers)
+                guess = np.where(np.isnan(placed), guess, placed)
         if self.measured:
             self._overwrite(guess, senders, receivers)
-        guess[senders[:, None] == receivers[None, :]] = 0.0
         return guess
+
+    def _by_coordinates(self, senders: Indices, receivers: Indices) -> Floats:
+        apart: Floats = self.sender_side[senders] @ self.receiver_side[receivers].T
+        np.maximum(apart, 0.0, out=apart)
+        np.sqrt(apart, out=apart)
+        apart += self.height_s[senders][:, None]
+        apart += self.height_s[receivers][None, :]
+        apart *= 0.5
+        return apart
 
     def _overwrite(self, guess: Floats, senders: Indices, receivers: Indices) -> None:
         """Put what was measured in the place of what was guessed."""

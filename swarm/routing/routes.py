@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from swarm.errors import SwarmError
 from swarm.routing.layer_graph import Chain
 from swarm.routing.network import Network
 from swarm.routing.router import Route, RouteCosts, RouteRequest, cost_of
 from swarm.routing.view import ServerView, SwarmView
-from swarm.sessions.messages import Hop
+from swarm.sessions.messages import MAX_HOPS, Hop
 
 
 def route_over(
@@ -17,7 +18,15 @@ def route_over(
     costs: RouteCosts,
     wait_s: float = 0.0,
 ) -> Route:
-    """The route over `chain`, with its predicted times."""
+    """The route over `chain`, with its predicted times.
+
+    Raises SwarmError for more hops than a session takes.
+    """
+    if len(chain.parts) > MAX_HOPS:
+        raise SwarmError(
+            f"the chain over {chain.parts[-1].end} blocks has {len(chain.parts)} hops, and a"
+            f" session takes at most {MAX_HOPS}; servers with longer spans are needed"
+        )
     hops = tuple(Hop(servers[part.server].peer, part.start, part.end) for part in chain.parts)
     used = [servers[part.server] for part in chain.parts]
     cost = cost_of(hops, used, network, request, costs)

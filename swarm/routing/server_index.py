@@ -51,18 +51,16 @@ class Candidates:
     """Of `fixed_s`, what comes from other sessions: waits, and the penalties of full caches."""
     links: Links
     delay_weight: float
-    byte_weight: float
+    carried_s: Floats | None
+    """Of all bytes of the request through each server's access; None: nothing is known of it."""
 
     def between_s(self, senders: Indices, receivers: Indices) -> Floats:
         """`[senders, receivers]`: what the way between two servers costs; zero in a relay chain."""
         if not self.delay_weight:
             return np.zeros((len(senders), len(receivers)))
         cost: Floats = self.links.between_s(senders, receivers) * self.delay_weight
-        if self.byte_weight:
-            per_byte = self.links.seconds_per_byte
-            if per_byte.any():
-                slower = np.maximum(per_byte[senders][:, None], per_byte[receivers][None, :])
-                cost += self.byte_weight * slower
+        if self.carried_s is not None:
+            cost += np.maximum(self.carried_s[senders][:, None], self.carried_s[receivers])
         return cost
 
 
@@ -115,6 +113,7 @@ class ServerIndex:
         if request.avoid:
             usable = usable & np.array([peer not in request.avoid for peer in self._peers])
         carried = costs.activation_bytes * tokens
+        carried_s = carried * links.seconds_per_byte
         relay = costs.mode is ChainMode.RELAY
         if relay:
             fixed += 2 * (steps + 1) * delay + 2 * carried * way
@@ -133,7 +132,7 @@ class ServerIndex:
             load_s=load,
             links=links,
             delay_weight=0.0 if relay else steps + 1.0,
-            byte_weight=0.0 if relay else carried,
+            carried_s=None if relay or not carried_s.any() else carried_s,
         )
 
     def _penalties_s(self, view: SwarmView, request: RouteRequest) -> Floats:

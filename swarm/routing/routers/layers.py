@@ -1,6 +1,7 @@
 """Routers over the graph of (block, server): the cheapest chain, and one among near-equals."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,11 +11,13 @@ from swarm.routing.router import Route, RouteCosts, RouteRequest, missing_error
 from swarm.routing.routes import route_over
 from swarm.routing.server_index import Candidates, ServerIndex
 from swarm.routing.view import ServerView, SwarmView
+from swarm.sessions.messages import MAX_HOPS
 from swarm.spans import PeerId, SessionId
 
 EXACT_UP_TO = 150
 """Servers; with more of them a router follows only the cheapest exits."""
-PRUNE_WIDTH = 8
+PRUNE_WIDTH = 12
+_PRICES = 12
 
 
 class LayerRouter:
@@ -37,7 +40,7 @@ class LayerRouter:
         """Raises MissingBlocksError."""
         found = self._index.candidates(view, network, request, extra_s=self._extra_s(view))
         exact = self._width is None or len(view.servers) <= EXACT_UP_TO
-        chain = cheapest_chain(found, None if exact else self._width)
+        chain = _short_chain(found, None if exact else self._width)
         if chain is None:
             raise missing_error(view, request.avoid)
         chain = self._among_equals(found, chain)
@@ -77,6 +80,19 @@ class LayerRouter:
                 if announced == server:
                     extra[number] += row_s[number]
         return extra
+
+
+def _short_chain(found: Candidates, width: int | None) -> Chain | None:
+    """The cheapest chain; if it has more hops than a session takes, hops are made dearer until it
+    has not (or it has the fewest that there are)."""
+    chain = cheapest_chain(found, width)
+    price_s = chain.cost_s / MAX_HOPS if chain is not None else 0.0
+    for _ in range(_PRICES):
+        if chain is None or len(chain.parts) <= MAX_HOPS:
+            break
+        chain = cheapest_chain(replace(found, fixed_s=found.fixed_s + price_s), width)
+        price_s *= 4
+    return chain
 
 
 class TwoChoicesRouter(LayerRouter):
