@@ -102,10 +102,11 @@ class Engine:
 
     def submit(self, job: EngineJob) -> None:
         """Queue a step; a session's own steps run in the order of their submission."""
-        waiting = (job, time.perf_counter())
+        now = time.perf_counter()
+        waiting = (job, now)
         entry = Entry(waiting, job.service_class, job.client, job.session, job.tokens)
         with self._changed:
-            self._queue.push(entry)
+            self._queue.push(entry, now)
             self._changed.notify()
 
     def apply(self, session: SessionId, operation: RowOperation) -> None:
@@ -193,37 +194,41 @@ class Engine:
 
     def _gather_s(self) -> float:
         """How long to wait for more decode rows; other work is begun at once."""
-        first = self._queue.peek()
-        if self._stopping or self._commands or first is None:
+        if self._stopping or self._commands or not self._queue:
             return 0.0
         if sum(self._queue.cost(each) for each in ServiceClass if each > ServiceClass.DECODE):
             return 0.0
         now = time.perf_counter()
-        return self._gathering.wait_s(len(self._queue), now - first.item[1], now)
+        return self._gathering.wait_s(
+            len(self._queue), now - self._queue.since(ServiceClass.DECODE), now
+        )
 
     def _take_batch(self) -> list[tuple[EngineJob, float]]:
         batch: list[tuple[EngineJob, float]] = []
-        sessions: set[SessionId] = set()
-        self._join(batch, sessions, ServiceClass.CONTROL, ServiceClass.DECODE)
-        self._join(batch, sessions, ServiceClass.REPAIR, ServiceClass.BULK)
+        now = time.perf_counter()
+        self._join(batch, ServiceClass.CONTROL, ServiceClass.DECODE, now)
+        self._join(batch, ServiceClass.REPAIR, ServiceClass.BULK, now)
+        self._queue.release(now)
         return batch
 
     def _join(
         self,
         batch: list[tuple[EngineJob, float]],
-        sessions: set[SessionId],
         best: ServiceClass,
         last: ServiceClass,
+        now: float,
     ) -> None:
-        """Let waiting steps of the classes `best` to `last` into the batch, within the budget."""
+        """Let waiting steps of the classes `best` to `last` into the batch, within the budget, one
+        of each session."""
         tokens = 0
-        while (entry := self._queue.peek(best)) is not None and entry.service_class <= last:
-            session = entry.item[0].session
-            if session in sessions or (tokens and tokens + entry.cost > self._max_pass_tokens):
+        while (entry := self._queue.peek(now, best, last)) is not None:
+            if tokens and tokens + entry.cost > self._max_pass_tokens:
                 return
             tokens += entry.cost
-            batch.append(self._queue.pop(best).item)
-            sessions.add(session)
+            self._queue.serve(entry, entry.cost, now)
+            self._queue.hold(entry)
+            self._queue.finish(entry, now)
+            batch.append(entry.item)
 
     def _obey(self, session: SessionId, command: Callable[[], object]) -> None:
         try:

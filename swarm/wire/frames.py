@@ -2,8 +2,9 @@
 
     type u8 | class u8 | flags u16 | length u32 | number u64 | acknowledged u64 | credit u32
 
-All little-endian. `length` is the body's. `number` is the message's in DATA and free for the
-frame's own use in PING and PONG. `acknowledged` and `credit` are valid in HELLO, DATA and ACK:
+All little-endian. `length` is the body's. `number` is the message's in DATA, free for the
+frame's own use in PING and PONG, and in ACK how many bytes of DATA bodies its sender has received
+on this stream. `acknowledged` and `credit` are valid in HELLO, DATA and ACK:
 
 - `acknowledged`: all messages with lower numbers have been delivered, in this direction's own
   count; HELLO and ACK list in their bodies what else has been delivered.
@@ -159,9 +160,11 @@ def pack_plain(kind: FrameType, number: int = 0) -> bytes:
     return HEADER.pack(kind, 0, 0, 0, number, 0, 0)
 
 
-def pack_ack(acknowledged: int, delivered: Iterable[Range], credit: int) -> bytes:
+def pack_ack(
+    acknowledged: int, delivered: Iterable[Range], credit: int, received: int = 0
+) -> bytes:
     body = _pack_ranges(delivered)
-    return HEADER.pack(FrameType.ACK, 0, 0, len(body), 0, acknowledged, credit) + body
+    return HEADER.pack(FrameType.ACK, 0, 0, len(body), received, acknowledged, credit) + body
 
 
 def unpack_ranges(body: memoryview, acknowledged: int) -> tuple[Range, ...]:

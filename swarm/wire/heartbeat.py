@@ -46,10 +46,10 @@ class Heartbeat:
             self._timer.cancel()
             self._timer = None
 
-    def answered(self, connection: Connection, number: int) -> None:
-        """A pong came."""
+    def answered(self, connection: Connection, number: int) -> float | None:
+        """A pong came; the round trip in seconds, if it answers our latest ping."""
         if number != self._number or self._sent_at is None:
-            return
+            return None
         now = self._loop.time()
         rtt_s, self._sent_at, self._measured_at = now - self._sent_at, None, now
         self._samples += 1
@@ -62,6 +62,7 @@ class Heartbeat:
             self.min_rtt_s = min(self.min_rtt_s, rtt_s)
         if self._samples < FIRST_SAMPLES:
             self._ping(connection)
+        return rtt_s
 
     def _tick(self, connection: Connection) -> None:
         now = self._loop.time()

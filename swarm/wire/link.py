@@ -4,13 +4,15 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from swarm.errors import FramingError
 from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.decode_activity import DecodeActivity
+from swarm.scheduling.link_window import LinkWindow
 from swarm.sessions.messages import Message, Output, Step
 from swarm.spans import PeerId
+from swarm.wire.acknowledgements import Acknowledgements
 from swarm.wire.connection import Connection
 from swarm.wire.frames import (
     MAX_FRAGMENT_BYTES,
@@ -25,15 +27,15 @@ from swarm.wire.frames import (
 )
 from swarm.wire.heartbeat import Heartbeat
 from swarm.wire.inbox import Inbox, UnfinishedBudget
+from swarm.wire.link_stats import LinkStats
 from swarm.wire.network import Network
-from swarm.wire.outbox import Buffer, Outbox
+from swarm.wire.outbox import Outbox
+from swarm.wire.outgoing_message import Buffer
 from swarm.wire.rate import TokenBucket
 from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger(__name__)
 
-ACK_DELAY_S = 0.05
-ACK_BYTES = 256 * 1024
 UNFINISHED_S = 60.0
 """A message that has begun and of which nothing comes for so long, or twice that, breaks the rules.
 Long, because the sender lets more urgent ones overtake it."""
@@ -64,26 +66,6 @@ class LinkOwner(Protocol):
         """The link is over at once: the peer said goodbye or broke the rules."""
 
 
-@dataclass(frozen=True)
-class LinkStats:
-    """A link as it is now; times in seconds, None while unknown."""
-
-    up: bool
-    rtt_s: float | None
-    """Smoothed round trip of pings."""
-    min_rtt_s: float | None
-    outstanding_bytes: int
-    """What waits to be sent or is not acknowledged."""
-    waiting_messages: int
-    unfinished_bytes: int
-    messages_sent: int
-    messages_received: int
-    bytes_sent: int
-    bytes_received: int
-    streams: int
-    """How many raw streams the link has had."""
-
-
 class Link:
     """The state of both directions, and the connection that carries them at the moment."""
 
@@ -97,7 +79,9 @@ class Link:
         budget: UnfinishedBudget,
         control: TokenBucket,
         upload: UploadLimit | None,
+        decode: DecodeActivity,
     ) -> None:
+        """`decode`: of all links that share our way out."""
         self.peer = peer
         self.incarnation = secrets.randbits(63) + 1
         self.peer_incarnation = 0
@@ -111,6 +95,8 @@ class Link:
         self._owner = owner
         self._loop = loop
         self._heartbeat = Heartbeat(loop, self.broken)
+        self._window = LinkWindow()
+        self._decode = decode
         self._max_outstanding_bytes = max_outstanding_bytes
         self._budget = budget
         self._control = control
@@ -119,12 +105,11 @@ class Link:
         self._throttled = False
         self._inbox = Inbox(budget)
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._pace_timer: asyncio.TimerHandle | None = None
         self._messages_sent = self._messages_received = self._streams = 0
         self._bytes_sent = self._bytes_received = 0
         """By streams that are over."""
-        self._ack_owed = False
-        self._ack_bytes = 0
-        self._ack_timer: asyncio.TimerHandle | None = None
+        self._acknowledgements = Acknowledgements(loop, self._send_ack)
         self._written = asyncio.Event()
         self._flush_soon = False
         self._pong: int | None = None
@@ -136,7 +121,7 @@ class Link:
         self.detach()
         self.peer_incarnation = 0
         self._inbox = Inbox(self._budget)
-        self._outbox = Outbox(self._max_outstanding_bytes)
+        self._outbox = Outbox(self._max_outstanding_bytes, self._window, self._decode)
 
     @property
     def met(self) -> bool:
@@ -145,13 +130,12 @@ class Link:
 
     @property
     def idle(self) -> bool:
-        """Nothing waits to be written."""
-        return not self._outbox.waiting
+        return not self._outbox.waiting  # to be written
 
     @property
     def next_class(self) -> ServiceClass | None:
-        """Of the fragment that would be sent now; None if there is none."""
-        return self._outbox.next_class
+        """Of the fragment that comes next; None if there is none."""
+        return self._outbox.next_class(self._loop.time())
 
     async def written(self) -> None:
         """Returns when nothing waits to be written, or there is no stream to write it to."""
@@ -163,6 +147,7 @@ class Link:
         connection = self.connection
         sent = connection.bytes_sent_total if connection else 0
         received = connection.bytes_received_total if connection else 0
+        decode_active = self._decode.is_active(self._loop.time())
         return LinkStats(
             up=connection is not None,
             rtt_s=self._heartbeat.rtt_s,
@@ -175,6 +160,12 @@ class Link:
             bytes_sent=self._bytes_sent + sent,
             bytes_received=self._bytes_received + received,
             streams=self._streams,
+            rate_bytes_per_s=self._window.rate_bytes_per_s,
+            least_rtt_s=self._window.min_rtt_s,
+            window_bytes=self._window.window_bytes(decode_active),
+            fragment_bytes=self._window.fragment_bytes(decode_active),
+            in_flight_bytes=self._window.in_flight,
+            decode_active=decode_active,
         )
 
     # ---- streams
@@ -211,24 +202,24 @@ class Link:
         connection.upload = self._upload
         self._streams += 1
         self._inbox.begin_stream()
+        now = self._loop.time()
         if hello.remembers == self.incarnation:
-            self._outbox.begin_stream(hello.acknowledged, hello.delivered, hello.credit)
+            self._outbox.begin_stream(hello.acknowledged, hello.delivered, hello.credit, now)
         else:
-            self._outbox.begin_stream(0, (), hello.credit)
+            self._outbox.begin_stream(0, (), hello.credit, now)
         self._heartbeat.start(connection)
         self.flush()
 
     def detach(self) -> None:
         """Closes the stream, if there is one; what was not acknowledged waits for the next."""
         self._heartbeat.stop()
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-            self._sweep_timer = None
+        self._acknowledgements.stop()
+        for timer in (self._sweep_timer, self._pace_timer):
+            if timer is not None:
+                timer.cancel()
+        self._sweep_timer = self._pace_timer = None
         self._inbox.drop_unfinished()
-        self._ack_owed, self._ack_bytes, self._pong = False, 0, None
+        self._pong = None
         connection, self.connection = self.connection, None
         self._written.set()
         if connection is not None:
@@ -252,9 +243,9 @@ class Link:
         client: str,
     ) -> None:
         """Raises LinkFullError."""
-        connection, inbox = self.connection, self._inbox
+        connection, inbox, now = self.connection, self._inbox, self._loop.time()
         if connection is None or not connection.writable or self._upload is not None:
-            self._outbox.push(message, payload, service_class, session, client)
+            self._outbox.push(message, payload, service_class, session, client, now)
             self._messages_sent += 1
             self.flush()
             return
@@ -266,6 +257,7 @@ class Link:
             client,
             inbox.delivered.complete,
             inbox.grant(),
+            now,
         )
         self._messages_sent += 1
         if frame is None:
@@ -279,13 +271,16 @@ class Link:
         if connection is None:
             return
         written = 0
-        upload = self._upload
+        upload, now = self._upload, self._loop.time()
         while connection.writable and (upload is None or self.idle or upload.allows(self)):
             frame = self._outbox.next_frame(
-                self._inbox.delivered.complete, self._inbox.grant(), self._fragment_bytes
+                self._inbox.delivered.complete, self._inbox.grant(), self._fragment_bytes, now
             )
             if frame is None:
-                self._written.set()
+                if self.idle:
+                    self._written.set()
+                elif (pause_s := self._outbox.pause_s(now)) > 0 and self._pace_timer is None:
+                    self._pace_timer = self._loop.call_later(pause_s, self._pace_is_over)
                 break
             self._write_data(connection, frame)
             written += len(frame)
@@ -298,9 +293,11 @@ class Link:
     def _write_data(self, connection: Connection, frame: bytes) -> None:
         """The frame acknowledges too, but for what came after a gap."""
         connection.write(frame)
-        self._ack_bytes = 0
-        if not self._inbox.delivered.has_gaps:
-            self._ack_owed = False
+        self._acknowledgements.data_written(says_all=not self._inbox.delivered.has_gaps)
+
+    def _pace_is_over(self) -> None:
+        self._pace_timer = None
+        self.flush()
 
     def _flush_again(self) -> None:
         self._flush_soon = False
@@ -313,19 +310,19 @@ class Link:
         if self._pong is not None:
             connection.write(pack_plain(FrameType.PONG, self._pong))
             self._pong = None
-        if self._ack_bytes >= ACK_BYTES:
-            self._send_ack()
+        self._acknowledgements.try_again()
         self.flush()
 
     # ---- receiving
 
     def frame(self, frame: Frame) -> None:
-        kind = frame.type
+        kind, now = frame.type, self._loop.time()
         if kind == FrameType.DATA:
             arrived = self._inbox.data(frame)
             self._outbox.credited(frame.credit)
-            self._outbox.acknowledge(frame.acknowledged)
-            self._owe_ack(len(frame.body))
+            self._outbox.acknowledge(frame.acknowledged, (), now)
+            urgent = frame.service_class <= ServiceClass.DECODE
+            self._acknowledgements.owe(len(frame.body), at_once=not urgent)
             if arrived is not None:
                 self._messages_received += 1
                 self._deliver(*arrived)
@@ -338,7 +335,8 @@ class Link:
         elif kind == FrameType.ACK:
             ranges = unpack_ranges(frame.body, frame.acknowledged)
             self._outbox.credited(frame.credit)
-            self._outbox.acknowledge(frame.acknowledged, ranges)
+            self._outbox.acknowledge(frame.acknowledged, ranges, now)
+            self._outbox.received(frame.number, now)
             if self._outbox.waiting:
                 self.flush()
         elif kind == FrameType.PING:
@@ -349,7 +347,9 @@ class Link:
                 self._pong = frame.number
         elif kind == FrameType.PONG:
             if self.connection is not None:
-                self._heartbeat.answered(self.connection, frame.number)
+                rtt_s = self._heartbeat.answered(self.connection, frame.number)
+                if rtt_s is not None:
+                    self._window.round_trip(rtt_s, now, drained=not self._window.in_flight)
         elif kind == FrameType.BYE:
             self._owner.link_lost(self, "the peer closed the link")
         else:
@@ -390,25 +390,11 @@ class Link:
         except Exception:
             logger.exception("a %s of %s was not handled", type(message).__name__, self.peer)
 
-    def _owe_ack(self, received: int) -> None:
-        self._ack_owed = True
-        self._ack_bytes += received
-        if self._ack_bytes >= ACK_BYTES and self.connection and self.connection.writable:
-            self._send_ack()
-        elif self._ack_timer is None:
-            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._ack_due)
-
-    def _ack_due(self) -> None:
-        self._ack_timer = None
-        if self._ack_owed:
-            if self.connection is not None and self.connection.writable:
-                self._send_ack()
-            else:
-                self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._ack_due)
-
-    def _send_ack(self) -> None:
-        if self.connection is not None:
-            delivered = self._inbox.delivered
-            ack = pack_ack(delivered.complete, delivered.ranges(), self._inbox.grant())
-            self._ack_owed, self._ack_bytes = False, 0
-            self.connection.write(ack)
+    def _send_ack(self) -> bool:
+        """False: the stream takes nothing more at the moment."""
+        if self.connection is None or not self.connection.writable:
+            return False
+        inbox = self._inbox
+        complete, ranges = inbox.delivered.complete, inbox.delivered.ranges()
+        self.connection.write(pack_ack(complete, ranges, inbox.grant(), inbox.received_bytes))
+        return True

@@ -14,6 +14,7 @@ from swarm.errors import (
     UnreachablePeerError,
 )
 from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.decode_activity import DecodeActivity
 from swarm.sessions.messages import Message
 from swarm.spans import PeerId
 from swarm.wire.connection import Connection
@@ -28,9 +29,10 @@ from swarm.wire.frames import (
     unpack_hello,
 )
 from swarm.wire.inbox import UnfinishedBudget
-from swarm.wire.link import Link, LinkHandler, LinkStats
+from swarm.wire.link import Link, LinkHandler
+from swarm.wire.link_stats import LinkStats
 from swarm.wire.network import ByteStream, Network
-from swarm.wire.outbox import Buffer
+from swarm.wire.outgoing_message import Buffer
 from swarm.wire.rate import TokenBucket
 from swarm.wire.upload_limit import UploadLimit
 
@@ -86,6 +88,7 @@ class Links:
         self._max_streams_without_hello = max_streams_without_hello
         self._control_per_s = control_per_s
         self._upload = upload
+        self._decode = DecodeActivity()
         self._links: dict[PeerId, Link] = {}
         self._dialling: dict[PeerId, Dialling] = {}
         self._waiters: dict[PeerId, list[asyncio.Future[None]]] = {}
@@ -233,6 +236,7 @@ class Links:
                     self._running_loop.time(),
                 ),
                 self._upload,
+                self._decode,
             )
             self._links[peer] = link
         return link

@@ -1,11 +1,12 @@
 """The sending half of a link: messages in fragments, and kept until acknowledged. Pure."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
 
 from swarm.errors import FramingError, LinkFullError
 from swarm.scheduling.classes import ServiceClass
-from swarm.scheduling.fair_queue import Entry, FairQueue
+from swarm.scheduling.decode_activity import DecodeActivity
+from swarm.scheduling.fair_queue import FairQueue
+from swarm.scheduling.link_window import LinkWindow
 from swarm.sessions.messages import Message, encode
 from swarm.wire.frames import (
     HEADER,
@@ -18,8 +19,7 @@ from swarm.wire.frames import (
     FrameType,
     Range,
 )
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from swarm.wire.outgoing_message import Buffer, OutgoingMessage
 
 _FIRST, _LAST = int(Flags.FIRST), int(Flags.LAST)
 _WHOLE = _FIRST | _LAST
@@ -32,66 +32,9 @@ MESSAGE_OVERHEAD_BYTES = 1024
 SESSION_SHARE = 4
 """One session may hold the fourth part of what a link may hold."""
 _CREDIT_MASK = (1 << 32) - 1
-
-
-class _Outgoing:
-    """A message on its way. `parts` are its bytes, prelude first; `sent` of `size` are written.
-
-    `was_whole`: all of it was written once, on this stream or an earlier one. `delivered`: the
-    peer says so; known while the message is being sent again if its first copy came after all.
-    """
-
-    __slots__ = (
-        "client",
-        "delivered",
-        "number",
-        "part",
-        "part_sent",
-        "parts",
-        "sent",
-        "service_class",
-        "session",
-        "size",
-        "was_whole",
-    )
-
-    def __init__(
-        self,
-        parts: Sequence[Buffer],
-        size: int,
-        service_class: ServiceClass,
-        session: bytes,
-        client: str,
-    ) -> None:
-        self.parts = parts
-        self.size = size
-        self.service_class = service_class
-        self.session = session
-        self.client = client
-        self.number: int | None = None
-        self.was_whole = False
-        self.delivered = False
-        self.rewind()
-
-    def rewind(self) -> None:
-        self.sent = self.part = self.part_sent = 0
-
-    def take(self, length: int) -> list[Buffer]:
-        """The next `length` bytes, which there are."""
-        taken: list[Buffer] = []
-        self.sent += length
-        while length:
-            part = self.parts[self.part]
-            piece = memoryview(part)[self.part_sent : self.part_sent + length]
-            taken.append(piece)
-            length -= len(piece)
-            self.part_sent += len(piece)
-            if self.part_sent == len(part):
-                self.part, self.part_sent = self.part + 1, 0
-        return taken
-
-    def entry(self) -> Entry["_Outgoing"]:
-        return Entry(self, self.service_class, self.client, self.session, self.size)
+_DECODE = ServiceClass.DECODE
+_DECODE_FRAGMENT_BYTES = 16 * 1024
+"""Decode is cut no finer than this."""
 
 
 class Outbox:
@@ -99,30 +42,33 @@ class Outbox:
 
     `outstanding_bytes`, of what waits and of what is not acknowledged, stays below `max_bytes`;
     those of one session below a part of it, so that no session fills the link for the others.
+    `window` says how much may be in flight; `now` is the time, in seconds.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, window: LinkWindow, activity: DecodeActivity) -> None:
+        """`activity`: of all links that share our way out."""
         self.max_bytes = max_bytes
         self.outstanding_bytes = 0
+        self.window = window
+        self._activity = activity
         self._of_session: dict[bytes, int] = {}
         """The outstanding bytes of each session that has some."""
-        self._queue: FairQueue[_Outgoing] = FairQueue()
-        self._unacknowledged: dict[int, _Outgoing] = {}
+        self._queue: FairQueue[OutgoingMessage] = FairQueue()
+        self._unacknowledged: dict[int, OutgoingMessage] = {}
         """By number, ascending; also those of which only some fragments are out."""
         self._next_number = 0
-        self._sent_bytes = 0
         self._credit = 0
+        self._end = 0
+        """Where the last of the messages that are being acknowledged ended."""
 
     @property
     def waiting(self) -> int:
         """Messages of which something is not yet written."""
         return len(self._queue)
 
-    @property
-    def next_class(self) -> ServiceClass | None:
+    def next_class(self, now: float = 0.0) -> ServiceClass | None:
         """Of the message that goes on next; None when nothing waits."""
-        entry = self._queue.peek()
-        return None if entry is None else entry.service_class
+        return self._queue.next_class(now)
 
     @property
     def unacknowledged(self) -> int:
@@ -138,10 +84,11 @@ class Outbox:
         service_class: ServiceClass,
         session: bytes,
         client: str,
+        now: float = 0.0,
     ) -> None:
         """Raises LinkFullError if the message is too long or too much is outstanding."""
         parts, size = self._checked(message, payload, service_class, session)
-        self._enqueue(parts, size, service_class, session, client)
+        self._enqueue(parts, size, service_class, session, client, now)
 
     def pack_or_push(
         self,
@@ -152,29 +99,33 @@ class Outbox:
         client: str,
         acknowledged: int,
         credit: int,
+        now: float = 0.0,
     ) -> bytes | None:
         """Like `push`; but if the message can go as it is, and nothing waits before it, its one
         frame, which is to be written now. This is the way of nearly every decode step."""
         parts, size = self._checked(message, payload, service_class, session)
         if (
             self._queue
-            or size > MAX_FRAGMENT_BYTES
+            or size > self._fragment_bytes(service_class, now)
             or size > self._room()
             or len(self._unacknowledged) >= _MAX_UNACKNOWLEDGED
+            or not self._may_send(service_class, now)
         ):
-            self._enqueue(parts, size, service_class, session, client)
+            self._enqueue(parts, size, service_class, session, client, now)
             return None
         number = self._next_number
         header = HEADER.pack(_DATA, service_class, _WHOLE, size, number, acknowledged, credit)
         frame = b"".join((header, *parts))
-        outgoing = _Outgoing(
+        outgoing = OutgoingMessage(
             (memoryview(frame)[HEADER.size :],), size, service_class, session, client
         )
         outgoing.number, outgoing.sent, outgoing.was_whole = number, size, True
         self._next_number = number + 1
         self._unacknowledged[number] = outgoing
         self._add(session, size)
-        self._sent_bytes += size
+        self._sent(service_class, size, now)
+        outgoing.end = self.window.sent_bytes
+        self.window.ran_dry()
         return frame
 
     def _enqueue(
@@ -184,12 +135,13 @@ class Outbox:
         service_class: ServiceClass,
         session: bytes,
         client: str,
+        now: float,
     ) -> None:
         if size <= MAX_FRAGMENT_BYTES:
             # One copy now, so that a small message does not keep a large tensor alive.
             parts = [b"".join(parts)]
         self._add(session, size)
-        self._queue.push(_Outgoing(parts, size, service_class, session, client).entry())
+        self._queue.push(OutgoingMessage(parts, size, service_class, session, client).entry(), now)
 
     def _checked(
         self,
@@ -234,21 +186,28 @@ class Outbox:
         return parts, size
 
     def next_frame(
-        self, acknowledged: int, credit: int, longest: int = MAX_FRAGMENT_BYTES
+        self,
+        acknowledged: int,
+        credit: int,
+        longest: int = MAX_FRAGMENT_BYTES,
+        now: float = 0.0,
     ) -> bytes | None:
         """The next DATA frame with these fields and a body of at most `longest` bytes; None if
         nothing waits, or the peer must give credit or acknowledge first."""
         while True:
-            entry = self._queue.peek()
+            self._queue.quantum = self.window.fragment_bytes(self._activity.is_active(now))
+            entry = self._queue.peek(now)
             if entry is None:
+                self.window.ran_dry()
                 return None
             outgoing = entry.item
             if outgoing.sent or not outgoing.delivered:
                 break
-            self._queue.pop()
+            self._queue.finish(entry, now)
+        service_class = outgoing.service_class
         left = outgoing.size - outgoing.sent
-        length = left if left < longest else longest
-        if length > self._room():
+        length = min(left, longest, self._fragment_bytes(service_class, now))
+        if length > self._room() or not self._may_send(service_class, now):
             return None
         flags = 0
         if outgoing.sent == 0:
@@ -259,19 +218,46 @@ class Outbox:
                 outgoing.number = self._next_number
                 self._next_number += 1
                 self._unacknowledged[outgoing.number] = outgoing
+        self._sent(service_class, length, now)
+        self._queue.serve(entry, length, now)
         if length == left:
             flags |= _LAST
             outgoing.was_whole = True
-            self._queue.pop()
+            outgoing.end = self.window.sent_bytes
+            self._queue.finish(entry, now)
         assert outgoing.number is not None
         header = HEADER.pack(
-            _DATA, outgoing.service_class, flags, length, outgoing.number, acknowledged, credit
+            _DATA, service_class, flags, length, outgoing.number, acknowledged, credit
         )
-        self._sent_bytes += length
         return b"".join((header, *outgoing.take(length)))
 
+    def _fragment_bytes(self, service_class: ServiceClass, now: float) -> int:
+        """The longest fragment of this class, now."""
+        wanted = self.window.fragment_bytes(self._activity.is_active(now))
+        return max(wanted, _DECODE_FRAGMENT_BYTES) if service_class <= _DECODE else wanted
+
+    def _may_send(self, service_class: ServiceClass, now: float) -> bool:
+        if service_class == _DECODE:
+            return self.window.may_send_decode()
+        if service_class < _DECODE:
+            return True
+        active = self._activity.is_active(now)
+        return self.window.may_send(active) and not self.window.pause_s(now, active)
+
+    def pause_s(self, now: float) -> float:
+        """How long what waits has to wait for its pace; 0: for nothing, or for the peer."""
+        service_class = self._queue.next_class(now)
+        if service_class is None or service_class <= _DECODE:
+            return 0.0
+        return self.window.pause_s(now, self._activity.is_active(now))
+
+    def _sent(self, service_class: ServiceClass, size: int, now: float) -> None:
+        self.window.sent(size, now, urgent=service_class <= _DECODE)
+        if service_class == _DECODE:
+            self._activity.seen(now)
+
     def _room(self) -> int:
-        room = (self._credit - self._sent_bytes) & _CREDIT_MASK
+        room = (self._credit - self.window.sent_bytes) & _CREDIT_MASK
         return room if room < 1 << 31 else 0
 
     # ---- what the peer says
@@ -281,8 +267,20 @@ class Outbox:
         if (credit - self._credit) & _CREDIT_MASK < 1 << 31:
             self._credit = credit
 
-    def acknowledge(self, acknowledged: int, ranges: Iterable[Range] = ()) -> None:
+    def received(self, received_bytes: int, now: float) -> None:
+        """Takes the number of bytes that the peer says it has of this stream."""
+        self.window.acknowledged(received_bytes, now)
+
+    def acknowledge(
+        self, acknowledged: int, ranges: Iterable[Range] = (), now: float = 0.0
+    ) -> None:
         """Forgets what has been delivered. Raises FramingError for what we have not sent."""
+        self._end = 0
+        self._acknowledge(acknowledged, ranges)
+        # The stream is in order: what was sent before a delivered message has come, too.
+        self.window.acknowledged(self._end, now)
+
+    def _acknowledge(self, acknowledged: int, ranges: Iterable[Range]) -> None:
         unacknowledged = self._unacknowledged
         if acknowledged > self._next_number:
             raise FramingError(
@@ -308,22 +306,23 @@ class Outbox:
             if number in unacknowledged:
                 self._delivered(number)
 
-    def begin_stream(self, acknowledged: int, ranges: Iterable[Range], credit: int) -> None:
+    def begin_stream(
+        self, acknowledged: int, ranges: Iterable[Range], credit: int, now: float = 0.0
+    ) -> None:
         """A new stream is up; the peer has what it says, and all else that was sent goes again.
 
         Raises FramingError like `acknowledge`.
         """
-        self.acknowledge(acknowledged, ranges)
-        self._sent_bytes = 0
+        self._acknowledge(acknowledged, ranges)
+        self.window.begin_stream(now)
         self._credit = credit
-        waiting, self._queue = self._queue, FairQueue()
+        waiting = self._queue.drain()
         for outgoing in self._unacknowledged.values():
             outgoing.rewind()
-            self._queue.push(outgoing.entry())
-        while waiting:
-            entry = waiting.pop()
+            self._queue.push(outgoing.entry(), now)
+        for entry in waiting:
             if entry.item.number is None:
-                self._queue.push(entry)
+                self._queue.push(entry, now)
 
     def _add(self, session: bytes, size: int) -> None:
         kept = size + MESSAGE_OVERHEAD_BYTES
@@ -336,6 +335,7 @@ class Outbox:
         if not outgoing.was_whole:
             raise FramingError(f"acknowledges message {number}, of which a part is not sent yet")
         outgoing.delivered = True
+        self._end = max(self._end, outgoing.end)
         del self._unacknowledged[number]
         kept = outgoing.size + MESSAGE_OVERHEAD_BYTES
         self.outstanding_bytes -= kept

@@ -9,6 +9,8 @@ from link_peers import content, request
 
 from swarm.errors import FramingError, LinkFullError
 from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.decode_activity import DecodeActivity
+from swarm.scheduling.link_window import LinkWindow
 from swarm.sessions.messages import StatusRequest, encode
 from swarm.wire.frames import (
     HEADER,
@@ -43,6 +45,10 @@ steps = st.lists(
 )
 
 
+def new_outbox(max_bytes: int) -> Outbox:
+    return Outbox(max_bytes, LinkWindow(), DecodeActivity())
+
+
 def new_inbox(budget: UnfinishedBudget | None = None) -> Inbox:
     return Inbox(budget or UnfinishedBudget(10**9))
 
@@ -61,6 +67,7 @@ def carry(outbox: Outbox, inbox: Inbox, reader: FrameReader, most: int) -> list[
         (frame,) = reader.feed(packed)
         assert len(frame.body) <= MAX_FRAGMENT_BYTES
         arrived = inbox.data(frame)
+        outbox.received(inbox.received_bytes, 0.0)
         if arrived is not None:
             got.append((request(arrived[0]), bytes(arrived[1])))
     return got
@@ -69,7 +76,7 @@ def carry(outbox: Outbox, inbox: Inbox, reader: FrameReader, most: int) -> list[
 @settings(max_examples=300)
 @given(steps)
 def test_each_message_once_whole_and_in_order(script: list[tuple]) -> None:  # type: ignore[type-arg]
-    outbox, inbox, reader = Outbox(10**9), new_inbox(), FrameReader()
+    outbox, inbox, reader = new_outbox(10**9), new_inbox(), FrameReader()
     outbox.begin_stream(0, (), inbox.grant())
     sent: list[tuple[bytes, int, int]] = []
     got: list[tuple[int, bytes]] = []
@@ -121,7 +128,7 @@ def test_numbers_are_a_set(order: list[int], length: int) -> None:
 
 
 def test_what_waits_is_bounded() -> None:
-    outbox = Outbox(2000)
+    outbox = new_outbox(2000)
     outbox.push(StatusRequest(1), [bytes(800)], ServiceClass.DECODE, b"", "")
     with pytest.raises(LinkFullError, match="reads too slowly"):
         outbox.push(StatusRequest(2), [bytes(800)], ServiceClass.DECODE, b"", "")
@@ -134,7 +141,7 @@ def test_what_waits_is_bounded() -> None:
 
 
 def test_what_was_not_sent_cannot_be_acknowledged() -> None:
-    outbox = Outbox(10**6)
+    outbox = new_outbox(10**6)
     outbox.begin_stream(0, (), CREDIT_BYTES)
     outbox.push(StatusRequest(1), [bytes(100_000)], ServiceClass.BULK, b"", "")
     with pytest.raises(FramingError):
@@ -161,18 +168,20 @@ def test_more_than_was_granted_is_refused() -> None:
 
 
 def test_credit_wraps_around() -> None:
-    outbox, inbox, reader = Outbox(10**9), new_inbox(), FrameReader()
+    outbox, inbox, reader = new_outbox(10**9), new_inbox(), FrameReader()
     outbox.begin_stream(0, (), inbox.grant())
     payload = memoryview(bytes(60 * 1024 * 1024))
     arrived = 0
     for number in range(72):
         outbox.push(StatusRequest(number), [payload], ServiceClass.BULK, b"", "")
         while outbox.waiting:
-            packed = outbox.next_frame(0, 0)
+            now = inbox.received_bytes / 1e9
+            packed = outbox.next_frame(0, 0, now=now)
             if packed is None:
                 outbox.credited(inbox.grant())
             else:
                 arrived += inbox.data(reader.feed(packed)[0]) is not None
+                outbox.received(inbox.received_bytes, now + 1e-5)
         outbox.acknowledge(inbox.delivered.complete)
     assert inbox.received_bytes > 2**32
     assert arrived == 72
@@ -238,7 +247,7 @@ def test_numbers_far_beyond_are_refused(number: int) -> None:
 
 
 def test_no_more_is_on_its_way_than_may_leave_gaps() -> None:
-    outbox = Outbox(10**9)
+    outbox = new_outbox(10**9)
     outbox.begin_stream(0, (), CREDIT_BYTES)
     frames = 0
     for number in range(MAX_GAPS + 10):
@@ -253,7 +262,7 @@ def test_no_more_is_on_its_way_than_may_leave_gaps() -> None:
 
 
 def test_one_session_cannot_fill_the_link() -> None:
-    outbox = Outbox(12_000)
+    outbox = new_outbox(12_000)
     outbox.begin_stream(0, (), CREDIT_BYTES)
 
     def push(session: bytes, size: int) -> None:
@@ -265,8 +274,12 @@ def test_one_session_cannot_fill_the_link() -> None:
     outbox.push(StatusRequest(1), [], ServiceClass.CONTROL, b"one", "")
     push(b"two", 10)
     push(b"two", 10)
+    sent = 0
     while outbox.waiting:
-        assert outbox.next_frame(0, 0) is not None
+        frame = outbox.next_frame(0, 0)
+        assert frame is not None
+        sent += len(frame) - HEADER.size
+        outbox.received(sent, 0.0)
     outbox.acknowledge(outbox.unacknowledged)
     push(b"one", 800)
     push(b"one", 10)

@@ -1,0 +1,231 @@
+"""How much a link keeps in flight, and how finely it cuts: learnt from acknowledgements.
+
+Bytes that are handed to the network can no longer be overtaken, so while decode is active a link
+keeps `rate x least round trip` of them in flight, which fills the path, and two fragments more;
+a decode message then waits for at most these. The estimates are made as in BBR (Cardwell et al.,
+ACM Queue 14(5), 2016): the rate is the largest delivery rate of the last rounds, from samples that
+the application did not limit; the round trip is the least of the last seconds, measured anew with
+nothing else in flight when it is old. Pure: told of what is sent and acknowledged, with the time.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+MIN_FRAGMENT_BYTES = 2 * 1024
+MAX_FRAGMENT_BYTES = 64 * 1024
+FRAGMENT_S = 0.006
+"""A fragment takes so long on the wire, within the bounds above. Decode waits for up to three: one
+to two that are in flight beyond what fills the path, and one that the measured round trip itself
+contains; together about 20 ms."""
+IDLE_FRAGMENT_S = 0.02
+"""The same while no decode is active."""
+INITIAL_WINDOW_BYTES = 32 * 1024
+"""Before anything is known."""
+STARTUP_GAIN = 2.0
+PACE_GAIN = 1.25
+"""Beside decode, fragments leave at most so much faster than the path delivers: a window that
+opens at once would stand in the path's queue at once."""
+RTT_MEMORY_S = 10.0
+_RATE_ROUNDS = 10
+_RATE_MEMORY_S = 0.5
+"""The rate is the largest of this time, or of so many round trips where they are longer."""
+_FULL_ROUNDS = 3
+_FULL_GROWTH = 1.25
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What was known when the bytes `begin` to `end` were sent."""
+
+    begin: int
+    end: int
+    at: float
+    delivered: int
+    delivered_at: float
+    first_sent_at: float
+    app_limited: bool
+    urgent: bool
+    drained: bool
+    """Sent alone, to measure the round trip."""
+
+
+class LinkWindow:
+    """One direction of a link. Bytes are of DATA bodies; times are in seconds."""
+
+    def __init__(self) -> None:
+        self.rate_bytes_per_s: float | None = None
+        self.min_rtt_s: float | None = None
+        self._rtt_at = 0.0
+        """When the least round trip was last seen."""
+        self._rates: deque[tuple[float, float]] = deque()
+        """`(time, rate)`, falling: the first is the largest that counts."""
+        self._startup = True
+        self._full_rate = 0.0
+        self._full_rounds = 0
+        self._next_round = 0
+        self._probing_rtt = False
+        self.begin_stream(0.0)
+
+    def begin_stream(self, now: float) -> None:
+        """Nothing is in flight on the new stream; what was learnt stays."""
+        self.sent_bytes = 0
+        self.delivered_bytes = 0
+        self._patient_end = 0
+        self._delivered_at = now
+        self._first_sent_at = now
+        self._app_limited_until = -1
+        self._next_round = 0
+        self._records: deque[_Sent] = deque()
+        self._paid_until = now
+        """When all that was sent will have left, at the pace of `PACE_GAIN`."""
+
+    # ---- decisions
+
+    @property
+    def in_flight(self) -> int:
+        """Sent and not acknowledged."""
+        return self.sent_bytes - self.delivered_bytes
+
+    def fragment_bytes(self, decode_active: bool) -> int:
+        """The longest fragment to be sent now, unless it is decode itself."""
+        rate = self.rate_bytes_per_s
+        if rate is None:
+            return INITIAL_WINDOW_BYTES // 4
+        wanted = int(rate * (FRAGMENT_S if decode_active else IDLE_FRAGMENT_S))
+        return max(MIN_FRAGMENT_BYTES, min(MAX_FRAGMENT_BYTES, wanted))
+
+    def window_bytes(self, decode_active: bool) -> int:
+        """With less than this in flight the next fragment may follow: so beside decode the path is
+        full and one to two fragments wait in its queue."""
+        if self.rate_bytes_per_s is None or self.min_rtt_s is None:
+            return INITIAL_WINDOW_BYTES
+        fragment = self.fragment_bytes(decode_active)
+        path = int(self.rate_bytes_per_s * self.min_rtt_s)
+        if self._probing_rtt:
+            return 0
+        if self._startup:
+            return max(INITIAL_WINDOW_BYTES, int(STARTUP_GAIN * path) + 2 * fragment)
+        return path + fragment if decode_active else 2 * path + 4 * fragment
+
+    def may_send(self, decode_active: bool) -> bool:
+        """Whether a fragment of work that can wait may go out now, as far as the window goes."""
+        if self.delivered_bytes >= self._patient_end:
+            return True  # nothing else is in flight that the peer answers at once
+        return self.in_flight < self.window_bytes(decode_active)
+
+    def pause_s(self, now: float, decode_active: bool) -> float:
+        """How long work that can wait has to wait for its pace; 0: no longer."""
+        pace = self._pace(decode_active)
+        if pace is None:
+            return 0.0
+        burst_s = 2 * self.fragment_bytes(decode_active) / pace
+        return max(0.0, self._paid_until - now - burst_s)
+
+    def _pace(self, decode_active: bool) -> float | None:
+        """Bytes a second; None: as they come. A path that holds no more than the two fragments on
+        top needs none, and its fragments would be too quick for timers."""
+        rate, rtt_s = self.rate_bytes_per_s, self.min_rtt_s
+        if not decode_active or rate is None or rtt_s is None:
+            return None
+        if rate * rtt_s <= 2 * self.fragment_bytes(True):
+            return None
+        return rate * (STARTUP_GAIN if self._startup else PACE_GAIN)
+
+    def may_send_decode(self) -> bool:
+        """The same for decode: only a link that decode alone fills holds it back."""
+        return self.in_flight < self.window_bytes(False) + 2 * MAX_FRAGMENT_BYTES
+
+    # ---- events
+
+    def sent(self, size: int, now: float, *, urgent: bool) -> None:
+        """`size` bytes were written. `urgent`: control or decode, which the peer need not
+        acknowledge at once."""
+        if not self.in_flight:
+            self._first_sent_at = self._delivered_at = now
+        drained = self._probing_rtt and not urgent and not self.in_flight
+        if drained:
+            self._probing_rtt = False
+        begin = self.sent_bytes
+        self.sent_bytes += size
+        if not urgent:
+            self._patient_end = self.sent_bytes
+            pace = self._pace(True)
+            if pace is not None:
+                self._paid_until = max(self._paid_until, now) + size / pace
+        self._records.append(
+            _Sent(
+                begin,
+                self.sent_bytes,
+                now,
+                self.delivered_bytes,
+                self._delivered_at,
+                self._first_sent_at,
+                self.delivered_bytes <= self._app_limited_until,
+                urgent,
+                drained,
+            )
+        )
+
+    def ran_dry(self) -> None:
+        """There was room for more, and nothing to send: what is in flight proves no limit."""
+        self._app_limited_until = self.sent_bytes
+
+    def acknowledged(self, received: int, now: float) -> None:
+        """The peer has received so many bytes of this stream, in all."""
+        received = min(received, self.sent_bytes)
+        if received <= self.delivered_bytes:
+            return
+        self.delivered_bytes = received
+        self._delivered_at = now
+        newest: _Sent | None = None
+        alone: _Sent | None = None
+        while self._records and self._records[0].end <= received:
+            newest = self._records.popleft()
+            if newest.drained:
+                alone = newest
+        if newest is None:
+            return
+        self._first_sent_at = newest.at
+        if alone is not None:
+            self.round_trip(now - alone.at, now, drained=True)
+        elif not newest.urgent:
+            self.round_trip(now - newest.at, now)
+        interval = max(now - newest.delivered_at, newest.at - newest.first_sent_at)
+        if interval > 0:
+            rate = (received - newest.delivered) / interval
+            self._rate_sample(rate, now, newest.app_limited)
+        if newest.delivered >= self._next_round:
+            self._next_round = received
+            self._round_ended(newest.app_limited)
+
+    def round_trip(self, rtt_s: float, now: float, *, drained: bool = False) -> None:
+        """A round trip was measured, by a fragment or by a ping. `drained`: when that was sent,
+        nothing was in flight."""
+        old = now - self._rtt_at > RTT_MEMORY_S
+        if self.min_rtt_s is None or rtt_s <= self.min_rtt_s or (drained and old):
+            self.min_rtt_s, self._rtt_at = rtt_s, now
+            self._probing_rtt = False
+        elif old:
+            self._probing_rtt = True
+
+    def _rate_sample(self, rate: float, now: float, app_limited: bool) -> None:
+        if app_limited and (self.rate_bytes_per_s is None or rate <= self.rate_bytes_per_s):
+            return
+        while self._rates and self._rates[-1][1] <= rate:
+            self._rates.pop()
+        self._rates.append((now, rate))
+        memory_s = max(_RATE_MEMORY_S, _RATE_ROUNDS * (self.min_rtt_s or 0.0))
+        while now - self._rates[0][0] > memory_s:
+            self._rates.popleft()
+        self.rate_bytes_per_s = self._rates[0][1]
+
+    def _round_ended(self, app_limited: bool) -> None:
+        """The rate grows no more when three rounds in a row did not raise it by a quarter."""
+        rate = self.rate_bytes_per_s
+        if not self._startup or app_limited or rate is None:
+            return
+        if rate >= _FULL_GROWTH * self._full_rate:
+            self._full_rate, self._full_rounds = rate, 0
+            return
+        self._full_rounds += 1
+        self._startup = self._full_rounds < _FULL_ROUNDS

@@ -1,0 +1,179 @@
+"""Who of those that wait has received the least: virtual counters in a tree.
+
+After VTC (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024): each client has a
+counter of the service that it received, the waiting client with the lowest counter goes next, and
+who begins to wait is lifted to the lowest counter of those who wait already, so that idleness
+earns nothing and debts stay. Two things differ here. Theirs is one level of clients; here every
+level of a path `(group, ..., client, line)` does the same among its siblings, so that a crowd of
+identities in one group gets one group's service. And who comes back is lifted to one charge below
+the lowest only: a client with one step at a time is away for a moment after each, and would lose
+what it is behind.
+
+Guarantee, on each level: of two siblings that wait all the time, but for the moments after they
+are served, the service differs by at most twice the largest single charge (weight 1).
+"""
+
+from collections.abc import Hashable
+from heapq import heapify, heappop, heappush
+from typing import TypeAlias
+
+Path: TypeAlias = tuple[Hashable, ...]
+
+_KEPT = 256
+"""Idle siblings whose counters are remembered beyond those that wait."""
+
+
+class _Node:
+    """`counter`: weighted service received. `order`: of the latest change, which breaks ties."""
+
+    __slots__ = (
+        "active",
+        "children",
+        "counter",
+        "floor",
+        "heap",
+        "key",
+        "largest",
+        "order",
+        "served",
+        "weight",
+    )
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.counter = 0.0
+        self.order = 0
+        self.weight = 1.0
+        self.active = 0
+        """Leaves below that wait; 1 for a leaf that does."""
+        self.children: dict[Hashable, _Node] = {}
+        self.floor = 0.0
+        """The counter that a child begins with when nobody waits: that of the last who left."""
+        self.served = False
+        self.largest = 0.0
+        """The largest single charge of a child."""
+        self.heap: list[tuple[float, int, _Node]] = []
+        """Of the waiting children; entries whose order is not the child's are stale."""
+
+    def __lt__(self, other: "_Node") -> bool:
+        return self.order < other.order
+
+    def least(self) -> "_Node | None":
+        """The waiting child with the lowest counter, of equals the one that changed first."""
+        heap = self.heap
+        while heap:
+            _, order, child = heap[0]
+            if child.active and child.order == order:
+                return child
+            heappop(heap)
+        return None
+
+    def place(self, child: "_Node", order: int) -> None:
+        """The child's counter has changed, or it begins to wait."""
+        child.order = order
+        if len(self.heap) > 64 + 4 * len(self.children):
+            self.heap = [entry for entry in self.heap if entry[2].order == entry[1]]
+            heapify(self.heap)
+        heappush(self.heap, (child.counter, order, child))
+
+
+class ServiceTree:
+    """The counters of one class of service. `activate` and `charge` cost O(levels x log n)."""
+
+    def __init__(self) -> None:
+        self._root = _Node(None)
+        self._changes = 0
+
+    def activate(self, path: Path) -> None:
+        """The leaf begins to wait; it did not."""
+        nodes = self._walk(path)
+        parent = self._root
+        for node in nodes:
+            if not node.active:
+                first = parent.least()
+                lowest = parent.floor if first is None else first.counter
+                slack = parent.largest if node.served else 0.0
+                node.counter = max(node.counter, lowest - slack)
+                node.active = 1
+                self._changes += 1
+                parent.place(node, self._changes)
+            else:
+                node.active += 1
+            parent = node
+        self._root.active += 1
+
+    def deactivate(self, path: Path) -> None:
+        """The leaf no longer waits; it did."""
+        parent = self._root
+        for node in self._walk(path):
+            node.active -= 1
+            if not node.active:
+                parent.floor = max(parent.floor, node.counter)
+                self._forget_idle(parent)
+            parent = node
+        self._root.active -= 1
+
+    def least(self) -> Path:
+        """The leaf whose turn it is. Raises IndexError when none waits."""
+        node, path = self._root, []
+        while (child := node.least()) is not None:
+            path.append(child.key)
+            node = child
+        if not path:
+            raise IndexError("nobody waits")
+        return tuple(path)
+
+    def charge(self, path: Path, amount: float) -> None:
+        """The leaf has been served, in any unit that is always the same."""
+        parent = self._root
+        for node in self._walk(path):
+            weighted = amount / node.weight
+            node.counter += weighted
+            node.served = True
+            parent.largest = max(parent.largest, weighted)
+            if node.active:
+                self._changes += 1
+                parent.place(node, self._changes)
+            parent = node
+
+    def weigh(self, key: Hashable, weight: float) -> None:
+        """From now on the child `key` of the root counts its service divided by `weight`."""
+        self._walk((key,))[0].weight = weight
+
+    def waiting(self, key: Hashable) -> int:
+        """How many children of the root's child `key` wait at present."""
+        node = self._root.children.get(key)
+        return sum(child.active > 0 for child in node.children.values()) if node else 0
+
+    def counter(self, path: Path) -> float:
+        """For reports and tests: the service counted for this node, lifts included."""
+        node = self._root
+        for key in path:
+            child = node.children.get(key)
+            if child is None:
+                return 0.0
+            node = child
+        return node.counter
+
+    def _walk(self, path: Path) -> list[_Node]:
+        nodes, node = [], self._root
+        for key in path:
+            child = node.children.get(key)
+            if child is None:
+                child = node.children[key] = _Node(key)
+            nodes.append(child)
+            node = child
+        return nodes
+
+    def _forget_idle(self, parent: _Node) -> None:
+        """Keeps memory bounded: an idle counter at or below the lowest waiting one says nothing,
+        for its owner would be lifted anyway; beyond that the lowest are forgiven."""
+        children = parent.children
+        if len(children) <= 2 * _KEPT or len(children) % _KEPT:
+            return
+        idle = sorted(
+            (child for child in children.values() if not child.active),
+            key=lambda child: child.counter,
+        )
+        for child in idle[:-_KEPT]:
+            del children[child.key]

@@ -1,0 +1,75 @@
+"""When a link says what it has received."""
+
+import asyncio
+from collections.abc import Callable
+
+ACK_DELAY_S = 0.05
+ACK_BYTES = 16 * 1024
+"""So many bytes of decode steps are acknowledged at once, too."""
+
+
+class Acknowledgements:
+    """Decode steps are acknowledged by the next DATA frame, or after `ACK_DELAY_S`. All else is
+    acknowledged at once, once for all that a turn of the loop brings: the sender keeps only so
+    much in flight, and learns its rate from what comes back.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[], bool]) -> None:
+        """`send` writes an ACK frame, which says all that there is to say; False: not now, and
+        `try_again` follows."""
+        self._loop = loop
+        self._send = send
+        self._owed = False
+        self._bytes = 0
+        """Came since the last ACK."""
+        self._at_once = False
+        """The number of bytes is owed, which only an ACK frame says."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
+
+    def owe(self, size: int, *, at_once: bool) -> None:
+        """So many bytes came."""
+        self._owed = True
+        self._bytes += size
+        if at_once or self._bytes >= ACK_BYTES:
+            self._at_once = True
+            if self._soon is None:
+                self._soon = self._loop.call_soon(self._now)
+        elif self._timer is None:
+            self._timer = self._loop.call_later(ACK_DELAY_S, self._late)
+
+    def data_written(self, *, says_all: bool) -> None:
+        """A DATA frame went out; it says all about messages unless there are gaps between them."""
+        if says_all:
+            self._owed = self._at_once
+
+    def try_again(self) -> None:
+        """The stream is writable again."""
+        if self._at_once:
+            self._now()
+
+    def stop(self) -> None:
+        """The stream is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._soon is not None:
+            self._soon.cancel()
+        self._timer = self._soon = None
+        self._clear()
+
+    def _now(self) -> None:
+        self._soon = None
+        if self._owed and self._send():
+            self._clear()
+
+    def _late(self) -> None:
+        self._timer = None
+        if self._owed:
+            if self._send():
+                self._clear()
+            else:
+                self._timer = self._loop.call_later(ACK_DELAY_S, self._late)
+
+    def _clear(self) -> None:
+        self._owed = self._at_once = False
+        self._bytes = 0
