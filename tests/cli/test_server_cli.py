@@ -62,6 +62,8 @@ def test_addresses_may_be_joined_by_commas() -> None:
         (["--cache-tokens", "63"], 2, "--cache-tokens"),
         (["--threads", "many"], 2, "--threads"),
         (["--no-such-option"], 2, "--no-such-option"),
+        (["--watch", "--json-logs"], 2, "choose one"),
+        (["--max-memory", "lots"], 2, "8GiB"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(
@@ -147,18 +149,25 @@ def test_servers_join_by_a_bootstrap_peer(
     assert [event["event"] for event in peer.events] == ["listening", "stopped"]
 
 
-def test_people_get_lines_instead(tmp_path: Path) -> None:
+def test_people_get_lines_and_a_table_instead(tmp_path: Path) -> None:
     command = [*command_line("swarm-server"), "--listen", "/ip4/127.0.0.1/tcp/0"]
     command += ["--blocks", "0:1", "--threads", "1", "--identity", str(tmp_path / "key")]
+    command += ["--max-memory", "128MiB", "--max-upload-mbit", "2.5", "--name", "Ölmühle"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if line.startswith("online"):
-                process.send_signal(signal.SIGINT)
+            if line.startswith("└"):  # the end of a table: one when it is online, one when asked
+                tables = sum(line.startswith("└") for line in lines)
+                process.send_signal(signal.SIGUSR1 if tables == 1 else signal.SIGINT)
         assert process.wait(60) == 0
     text = "".join(lines)
+    [memory] = [line for line in lines if line.startswith("memory: ")]
+    assert "134 MB are lent (--max-memory); a block takes 14 MB, blocks 0:1 (as asked)" in memory
+    title = "Ölmühle: blocks 0:1 of 30 of SmolLM2-135M-Instruct, float32 on cpu, online for "
+    assert text.count(title) == 2
+    assert text.count("│ 0.00 of 2.5 Mbit/s") == text.count("│ 0 open, 0 in line") == 2
     assert "swarm-server --peers /ip4/127.0.0.1/tcp/" in text
     assert "online with blocks 0:1 of 30 of SmolLM2-135M-Instruct" in text
     assert lines[-1] == "stopped\n"

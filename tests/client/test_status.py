@@ -17,8 +17,8 @@ from swarm.spans import Span
 def _record(peer: str, span: str) -> Any:
     numerics = SimpleNamespace(dtype="float32")
     return SimpleNamespace(
-        peer=peer, public_name="", max_upload_mbit=0.0, span=Span.parse(span), state="online", numerics=numerics,
-        sessions=0,
+        peer=peer, public_name="", span=Span.parse(span), state="online", numerics=numerics,
+        sessions=0, max_upload_mbit=0.0,
         decode_ms_per_block=1.0, prefill_tokens_per_s=100.0, cache_tokens_free=64,
         cache_tokens_total=64, queue_wait_ms=0.0,
     )  # fmt: skip

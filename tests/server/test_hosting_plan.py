@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from swarm.dht.records import MAX_ADDRESSES, ServerRecord
+from swarm.dht.signing import MAX_VALUE_BYTES
 from swarm.errors import AddressError, MemoryShortError, UsageError
+from swarm.routing.view import Numerics, ServerState
 from swarm.server import memory
 from swarm.server.config import ServerConfig, make_config
 from swarm.server.free_memory import FreeMemory, cgroup_free_bytes, free_memory
 from swarm.server.hosting import pick_device
 from swarm.server.memory import LEAST_CACHE_TOKENS, MOST_DEFAULT_CACHE_TOKENS, Budget, MemoryNeeds
+from swarm.server.neighbourhood import short_name
 from swarm.server.reachability import (
     Reach,
     check_announced,
@@ -175,6 +179,41 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_threads(None) == 2
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert pick_threads(None) >= 1
+
+
+def test_the_record_has_room_for_the_longest_names_and_addresses() -> None:
+    identity = Identity.create()
+    longest = ServerRecord(
+        peer=identity.peer_id,
+        span=Span(4000, 4096),
+        state=ServerState.DRAINING,
+        checkpoint="c" * 64,
+        model=short_name("organisation/" + "é" * 100),
+        num_blocks=4096,
+        numerics=Numerics("bfloat16", "int8", "cuda"),
+        decode_ms_per_block=123.4567,
+        prefill_tokens_per_s=123456.7,
+        cache_tokens_free=1 << 39,
+        cache_tokens_total=1 << 40,
+        queue_wait_ms=1234.567,
+        sessions=100_000,
+        public_name=make_config(ServerConfig, name="東" * 20).name,
+        max_upload_mbit=1234.5,
+        addresses=("/ip6/2001:db8:1111:2222:3333:4444:5555:6666/tcp/65535",) * MAX_ADDRESSES,
+        version="0.10.11.dev12345",
+        protocol=1,
+        sequence=1 << 50,
+    )
+    assert len(longest.sealed(identity, "v1/key/0", 2e9)) <= MAX_VALUE_BYTES
+    with pytest.raises(UsageError, match="63 bytes"):
+        make_config(ServerConfig, name="東" * 21)
+
+
+def test_a_models_name_in_the_directory_is_short_and_printable() -> None:
+    assert short_name("/models/my-llama/") == "my-llama"
+    assert short_name("") == short_name("/") == "model"
+    assert short_name("evil\x1b[2J\n") == "evil?[2J?"
+    assert len(short_name("é" * 100).encode()) == 80
 
 
 # ---- addresses
