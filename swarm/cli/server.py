@@ -150,7 +150,7 @@ def server(
             help="MiB for copies of what was sent on to the next servers, from which lost ones are"
             " replaced; 0: none. Default: an eighth of the cache, at least 64.",
             show_default=False,
-            rich_help_panel=_LIMITS,
+            rich_help_panel=_MEMORY,
         ),
     ] = None,
     name: Annotated[

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swarm.server.backup_memory import backup_bytes
 from swarm.server.config import Listening, ServerConfig
 from swarm.server.hosted import Hosted, Plan
 from swarm.server.lifecycle import ServerEvent
@@ -48,7 +49,8 @@ def memory_event(plan: Plan, span: Span, asked: ServerConfig, budget: Budget) ->
     weights = needs.weights(span)
     tokens, _ = cache_tokens(asked.cache_tokens, needs, span, budget.without(weights))
     cache = needs.cache(span, tokens)
-    left = max(0, free.count - weights - cache)
+    backups = backup_bytes(asked.backup_memory, cache)
+    left = max(0, free.count - weights - cache - backups)
     why = f"of {len(needs.block_bytes)} as many as fit"
     if asked.blocks is not None:
         why = "as asked"
@@ -58,8 +60,8 @@ def memory_event(plan: Plan, span: Span, asked: ServerConfig, budget: Budget) ->
         f"memory: {in_words(free.count)} are free {free.where}"
         + (f", {in_words(lent)} are lent (--max-memory)" if lent is not None else "")
         + f"; a block takes {in_words(max(needs.block_bytes))}, blocks {span} ({why})"
-        f" {in_words(weights)}, the cache {in_words(cache)} for {tokens:,} tokens;"
-        f" {in_words(left)} are left for the system"
+        f" {in_words(weights)}, the cache {in_words(cache)} for {tokens:,} tokens, copies for"
+        f" repairs up to {in_words(backups)}; {in_words(left)} are left for the system"
     )
     fields = {
         "free_bytes": free.count,
@@ -69,6 +71,7 @@ def memory_event(plan: Plan, span: Span, asked: ServerConfig, budget: Budget) ->
         "weights_bytes": weights,
         "cache_bytes": cache,
         "cache_tokens": tokens,
+        "backup_bytes": backups,
         "left_bytes": left,
     }
     return ServerEvent("notice", text, fields)
