@@ -59,6 +59,11 @@ def _own_table(report: Mapping[str, Any]) -> Table:
             f"{in_words(taken * report['cache_token_bytes'])} of"
             f" {in_words(total * report['cache_token_bytes'])}",
         ),
+        (
+            "copies for repairs",
+            in_words(report["backup_bytes"]),
+            f"{report['backup_evictions']:,} given up",
+        ),
         ("sent", _up(report), _with_peers(report, "sent", "to")),
         (
             "received",

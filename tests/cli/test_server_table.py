@@ -54,6 +54,8 @@ def report(**changes: Any) -> dict[str, Any]:
         "waiting_jobs": 2,
         "passes": 99,
         "failed_jobs": 0,
+        "backup_bytes": 12_000_000,
+        "backup_evictions": 1,
         "accepted_streams": 12,
         "busy_share": 0.5,
         "busy_s": 61.0,
@@ -96,6 +98,7 @@ def test_every_figure_has_its_line() -> None:
         "49,152 of 65,536 tokens taken (75 %)",
         "492 MB of 655 MB",
     ]
+    assert line_of(text, "copies for repairs")[1:] == ["12 MB", "1 given up"]
     assert line_of(text, "sent")[1:] == ["1.00 of 20 Mbit/s", "5 MB to the peers below"]
     assert line_of(text, "received")[1] == "2.00 Mbit/s"
     assert line_of(text, "reached by others")[1] == "yes, 12 links came in"
