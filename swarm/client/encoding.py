@@ -20,6 +20,8 @@ class Encoded:
 
     piece: Piece
     position_ids: tuple[int, ...]
+    horizon: int
+    """The last position of the whole step, if it has several rows or pieces; else 0."""
     specs: tuple[TensorSpec, ...]
     buffers: list[memoryview]
     """One: `hidden`, `[tokens, hidden_size]`, row-major."""
@@ -32,7 +34,10 @@ class Encoded:
 def encode_piece(piece: Piece, step: ChainStep, dtype: torch.dtype) -> Encoded:
     hidden = step.hidden[piece.start : piece.end].to(dtype)
     specs, buffers = pack_tensors({"hidden": hidden})
-    return Encoded(piece, tuple(step.position_ids[piece.start : piece.end]), specs, buffers)
+    positions = tuple(step.position_ids[piece.start : piece.end])
+    alone = len(step.counts) == 1 and len(positions) == len(step.position_ids)
+    horizon = 0 if alone else max(step.position_ids)
+    return Encoded(piece, positions, horizon, specs, buffers)
 
 
 def joined(parts: Sequence[Part]) -> tuple[tuple[TensorSpec, ...], list[memoryview]]:

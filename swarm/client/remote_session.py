@@ -218,6 +218,7 @@ class RemoteSession:
                     now=self._swarm.time,
                     operation=call.operation if index == 0 else None,
                     size_bytes=encoded.size_bytes,
+                    horizon=encoded.horizon,
                 )
                 call.tickets[ticket] = index
                 self._apply(instructions)

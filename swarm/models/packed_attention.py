@@ -30,7 +30,8 @@ class PassRow:
     start: int
     count: int
     horizon: int = 0
-    """The last position of the prompt that the tokens are a piece of, if that is beyond them."""
+    """The last position of all tokens that were run at once, of which these are a piece; 0: there
+    are no others."""
 
 
 class KVPass(Protocol):

@@ -38,6 +38,7 @@ _RECOMPUTED = {
     "attention_mask",
     "position_ids",
     "use_cache",
+    "mamba_attention_mask",
     "alibi",
     "position_bias",
     "position_embeddings",

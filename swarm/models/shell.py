@@ -42,6 +42,10 @@ def load_shell(
         name=checkpoint.name,
         generation_config=checkpoint.load_generation_config(),
     )
+    # Some say that they do not (MPT), but servers do, and without it every token would be a prompt.
+    model.config.use_cache = True
+    if model.generation_config is not None:
+        model.generation_config.use_cache = True
     # Only now: some architectures choose classes of attention by this name as they are built.
     model.config._attn_implementation = ATTENTION
     remote_blocks(model).remote = make_remote(model.config)

@@ -300,7 +300,7 @@ class Engine:
         if job.operation is not None:
             self._apply(job.session, job.operation)
         rows = [
-            PassRow(self._cache.row(job.session, row), start, count)
+            PassRow(self._cache.row(job.session, row), start, count, job.horizon)
             for row, (start, count) in enumerate(zip(job.starts, job.counts, strict=True))
             if count
         ]

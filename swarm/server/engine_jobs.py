@@ -34,6 +34,8 @@ class EngineJob:
     """In any float dtype; the slice's own is cheapest."""
     blocks: Span
     """What the session's route uses of the slice."""
+    horizon: int = 0
+    """The last position of all tokens that the user ran at once; 0: that of this step."""
     owner: object = None
     """Whose result it is; a session that is opened again under its old id is another owner."""
 

@@ -68,7 +68,7 @@ class PagedCache:
     ) -> None:
         self.page_tokens = page_tokens
         slot_bytes = dtype.itemsize * sum(heads * (k + v) for heads, k, v in kv_shapes)
-        self._row_tokens = -(-row_bytes // slot_bytes) if row_bytes else 0
+        self.row_tokens = -(-row_bytes // slot_bytes) if row_bytes else 0
         """What a row's state is worth in slots."""
         self.total_pages = capacity_tokens // page_tokens
         if self.total_pages < 1:
@@ -103,7 +103,7 @@ class PagedCache:
         return rows * self._pages_per_row(length) * self.page_tokens
 
     def _pages_per_row(self, length: int) -> int:
-        return -(-(length + self._row_tokens) // self.page_tokens)
+        return -(-(length + self.row_tokens) // self.page_tokens)
 
     def reserve(self, session: SessionId, rows: int, length: int) -> None:
         """Set room for `rows` x `length` slots aside. Raises `CacheFullError`."""

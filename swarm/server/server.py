@@ -250,7 +250,7 @@ class Server:
         service = Service(
             Hosting(network.peer_id, plan.identity, self.span, hosted.blocks.hidden_size),
             engine,
-            Admission(cache.total_tokens, cache.page_tokens),
+            Admission(cache.total_tokens, cache.page_tokens, cache.row_tokens),
             status=self.status,
             locate=neighbourhood.look_round,
             quotas=Quotas(self.config.sessions_per_client, self.config.tokens_per_client),

@@ -28,6 +28,7 @@ def engine_job(hop: HopSession, compute: Compute, hidden_size: int) -> EngineJob
         starts=step.starts,
         counts=step.counts,
         position_ids=step.position_ids,
+        horizon=step.horizon,
         hidden=unpack_hidden(step, compute.payload, hidden_size),
         blocks=hop.blocks,
         owner=hop,

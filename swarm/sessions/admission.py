@@ -40,9 +40,11 @@ class Admission:
     in line once, or has its room once.
     """
 
-    def __init__(self, capacity_tokens: int, page_tokens: int = 1) -> None:
+    def __init__(self, capacity_tokens: int, page_tokens: int = 1, row_tokens: int = 0) -> None:
+        """`row_tokens`: what a row costs beside its slots, for state that does not grow."""
         self.capacity_tokens = capacity_tokens
         self.page_tokens = page_tokens
+        self.row_tokens = row_tokens
         self._rooms: dict[SessionId, tuple[int, str]] = {}
         """Tokens and client of each session."""
         self._line: list[Waiting] = []
@@ -66,7 +68,7 @@ class Admission:
         return min((waiting.deadline for waiting in self._line), default=None)
 
     def tokens_of(self, grant: Grant) -> int:
-        pages = -(-grant.length // self.page_tokens)
+        pages = -(-(grant.length + self.row_tokens) // self.page_tokens)
         return grant.rows * pages * self.page_tokens
 
     def request(

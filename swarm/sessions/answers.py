@@ -85,6 +85,7 @@ def replayed(replay: Replay, backup: Backup, to: PeerId) -> Forward | None:
         want=Want.NONE,
         tensors=(),
         emit_hop=replay.emit_hop,
+        horizon=replay.horizon,
     )
     return Forward(to, step, service_class=ServiceClass.REPAIR, parts=parts)
 

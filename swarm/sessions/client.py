@@ -163,13 +163,14 @@ class ClientSession:
         now: float,
         operation: RowOperation | None = None,
         size_bytes: int = 0,
+        horizon: int = 0,
     ) -> tuple[int, list[Instruction]]:
         """Extend row r by `counts[r]` tokens, after `operation`; give the ticket of the answer.
 
         `payload`: activations `[sum(counts), hidden_size]`, opaque here; `position_ids`: of each
-        token. The first step makes as many rows as it has counts; only `operation.parents` changes
-        their number. Raises SessionClosedError, SessionFullError, StepRejectedError; the session
-        is then as it was before.
+        token; `horizon`: as in `Step`. The first step makes as many rows as it has counts; only
+        `operation.parents` changes their number. Raises SessionClosedError, SessionFullError,
+        StepRejectedError; the session is then as it was before.
         """
         self._check_open()
         if operation is not None and not self.planned:
@@ -192,6 +193,7 @@ class ClientSession:
             want=want,
             tensors=(),
             operation=operation,
+            horizon=horizon,
         )
         self._check_step(step)
         self.planned = added(starts, counts)

@@ -189,6 +189,11 @@ class Step(_Message, frozen=True, tag="step"):
     """On `seq` 0 of an epoch that rolls back or forks; every hop applies it once."""
     emit_hop: HopIndex = 0
     """The first hop that heeds `emit_from`; the hops before it forward everything."""
+    horizon: Slot = 0
+    """The last position of all tokens that the user ran at once, of which these are a piece.
+
+    0: there are no others. Some kinds of RoPE go by it.
+    """
 
 
 class Output(_Message, frozen=True, tag="output"):
@@ -271,6 +276,7 @@ class Replay(_Message, frozen=True, tag="replay"):
     counts: Slots
     emit_from: Slots
     emit_hop: HopIndex
+    horizon: Slot = 0
 
 
 class StatusRequest(_Message, frozen=True, tag="status_request"):

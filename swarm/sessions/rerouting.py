@@ -72,6 +72,7 @@ class Rerouting:
         self._refills: deque[Refill] | None = None
         """None: not planned yet."""
         self._frames: Iterator[_Frame] = iter(())
+        self._horizon = 0
         self._unanswered: deque[_Frame] = deque()
 
     def start(self) -> list[Instruction]:
@@ -137,6 +138,8 @@ class Rerouting:
         if not self._refills:
             self.finished = True
             return []
+        everything = self._inputs.read((0,) * len(self._target), self._target)
+        self._horizon = max(everything[0], default=0) if everything else 0
         self._frames = self._cut(self._refills.popleft())
         return self._push_frames()
 
@@ -171,6 +174,7 @@ class Rerouting:
                 counts=frame.counts,
                 emit_from=self._target,
                 emit_hop=refill.last,
+                horizon=self._horizon,
             )
             return Forward(PeerId(self.grant.hops[refill.source].peer), replay)
         found = self._inputs.read(frame.starts, frame.counts)
@@ -187,6 +191,7 @@ class Rerouting:
             want=Want.NONE,
             tensors=(),
             emit_hop=refill.last,
+            horizon=self._horizon,
         )
         first = PeerId(self.grant.hops[0].peer)
         return Forward(first, step, service_class=ServiceClass.REPAIR, parts=parts)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM as PlainAutoModel
 from swarm import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
+from architectures import draw  # noqa: F401
 from tiny_models import SIZES, save_tiny  # noqa: F401  (for the tests here)
 
 LOGITS_TOLERANCE = 1e-3

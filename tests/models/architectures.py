@@ -43,7 +43,7 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _GPT2_SIZES = {
-    "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_inner": 48, "n_positions": 128, "n_ctx": 128,
+    "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_inner": 48, "n_positions": 192, "n_ctx": 192,
     "max_position_embeddings": None,
 }  # fmt: skip
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -123,7 +123,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granite": {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5},
     "granitemoe": _LOCAL_EXPERTS | {"residual_multiplier": 0.5, "attention_multiplier": 0.3},
     "starcoder2": {"sliding_window": WINDOW},
-    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": LAYERS, "max_seq_len": 128},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": LAYERS, "max_seq_len": 192},
     "stablelm": {"use_qkv_bias": True, "partial_rotary_factor": 0.5},
     "smollm3": {"no_rope_layers": [1, 1, 1, 0, 1]},
     "nemotron": {"partial_rotary_factor": 0.5},
@@ -139,7 +139,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": _GPT2_SIZES,
     "gpt_neo": {
         "num_layers": LAYERS, "num_heads": 4, "attention_types": [[["global", "local"], 2],
-        [["global"], 1]], "window_size": WINDOW, "max_position_embeddings": 128,
+        [["global"], 1]], "window_size": WINDOW, "max_position_embeddings": 192,
     },
     "granitemoehybrid": {
         **_MAMBA, **_LOCAL_EXPERTS, "shared_intermediate_size": 16,

@@ -14,6 +14,8 @@ def name(number: int) -> SessionId:
 
 def test_rows_are_rounded_up_to_pages() -> None:
     assert Admission(1000, page_tokens=16).tokens_of(make_grant(rows=3, length=17)) == 96
+    with_state = Admission(1000, page_tokens=16, row_tokens=20)
+    assert with_state.tokens_of(make_grant(rows=3, length=17)) == 144
 
 
 def test_room_is_given_refused_and_given_back() -> None:

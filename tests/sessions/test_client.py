@@ -330,7 +330,7 @@ def test_a_new_route_refills_the_new_hop_from_a_backup_before_it() -> None:
     cut = RowOperation(truncate_to=(4,))
     assert [f.operation for f in aligned] == [cut, None, cut]
     (replay,) = all_hold(2, [(4,), (), (4,)])
-    assert replay == Forward(HOPS[0], Replay(SESSION, 2, 0, (0,), (4,), (4,), 1))
+    assert replay == Forward(HOPS[0], Replay(SESSION, 2, 0, (0,), (4,), (4,), 1, horizon=3))
     refilled = Output(SESSION, 2, 0, (4,), (0,), (), 0.0, 0.0)
     assert session.handle(Received(HOPS[2], refilled), 0.0) == []
     again = steps(session.handle(Received(fresh, refilled), 0.0))
