@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from processes import command_line
+from same_ids import assert_same_ids
 from transformers import AutoModelForCausalLM as PlainAutoModel
 from transformers import TextIteratorStreamer, pipeline, set_seed
 
@@ -23,7 +24,6 @@ from swarm.errors import NotServedError, SessionFullError
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.embedded import embedded_gguf
 
-TIE = 1e-3
 LOGITS_TOLERANCE = 1e-3
 PROMPTS = [
     "The capital of France is",
@@ -61,19 +61,6 @@ def model(address):
     model = AutoModelForCausalLM.from_pretrained(initial_peers=[address], dtype=torch.float32)
     yield model
     model.close()
-
-
-def assert_same_ids(plain, expected, got):
-    """Equal, or first different where plain's two best logits are nearly equal."""
-    assert got.shape[0] == expected.shape[0]
-    for want, have in zip(expected, got, strict=True):
-        different = [i for i in range(min(len(want), len(have))) if want[i] != have[i]]
-        if not different:
-            assert len(want) == len(have)
-            continue
-        with torch.no_grad():
-            best = plain(want[None, : different[0]]).logits[0, -1].topk(2).values
-        assert best[0] - best[1] < TIE, f"different ids at {different[0]}"
 
 
 def greedy(model, tokenizer, prompt, tokens=64):

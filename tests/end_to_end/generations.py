@@ -32,3 +32,39 @@ def _plain(folder: Path) -> Any:
 def plain_ids(folder: Path, ids: torch.Tensor, tokens: int) -> torch.Tensor:
     """The greedy ids of the same model in plain transformers."""
     return greedy(_plain(folder), ids, tokens)
+
+
+def generate(
+    model: Any,
+    ids: torch.Tensor,
+    tokens: int,
+    events: Mapping[int, Callable[[], object]] | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Exactly `tokens` new ids, greedily unless `options` say otherwise.
+
+    `events[n]` is called once n new tokens are there; `events[0]` when the session is open and
+    nothing has been computed.
+    """
+    left = dict(events or {})
+    at_first, remote = left.pop(0, None), model._remote
+    open_chain = remote.open_chain
+
+    def opened(*arguments: Any) -> Any:
+        chain = open_chain(*arguments)
+        remote.last_route = chain.route
+        remote.open_chain = open_chain
+        at_first()
+        return chain
+
+    if at_first is not None:
+        remote.open_chain = opened
+    given = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": tokens,
+        "min_new_tokens": tokens,
+        "do_sample": False,
+        "stopping_criteria": [AtTokens(ids.shape[1], left)],
+    }
+    found: torch.Tensor = model.generate(ids, **{**given, **options})
+    return found

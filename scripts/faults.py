@@ -1,0 +1,73 @@
+"""What can go wrong with a server, as words that tests and benchmarks share.
+
+`KILL` and the three kinds of freezing are done to a process from outside, with signals; a frozen
+daemon is also what a silently cut network looks like. The others are a server's own, and are asked
+for when it starts: `swarm-server` run by `faulty_server.py`. Links between servers in one process
+are cut and slowed down by `swarm.testing.LocalSwarm` (`partition`, `set_path`).
+"""
+
+import contextlib
+import signal
+from enum import StrEnum
+
+import psutil
+from processes import ServerProgram
+
+
+class Fault(StrEnum):
+    """What happens to a server."""
+
+    KILL = "kill"
+    """The process ends at once, and its daemon with it; its record stays for a minute."""
+    FREEZE = "freeze"
+    """The interpreter stops; its daemon still takes connections."""
+    FREEZE_DAEMON = "freeze_daemon"
+    """Nothing passes to or from the server, and no connection is closed: a silent cut."""
+    FREEZE_BOTH = "freeze_both"
+    """As if the machine was suspended."""
+    KILL_DAEMON = "kill_daemon"
+    """All its connections break; the server starts a new daemon."""
+    REFUSE = "refuse"
+    """From its start: it takes no session."""
+    CRASH_AT_STEP = "crash_at_step"
+    """From its start: the process ends in the middle of its n-th step."""
+    WRONG_OUTPUT = "wrong_output"
+    """From its start: what it computes from its n-th step on is no number."""
+    STALE_RECORD = "stale_record"
+    """From its start: it says a minute long that it is online, and hears nobody."""
+
+
+FROM_OUTSIDE = (Fault.KILL, Fault.FREEZE, Fault.FREEZE_DAEMON, Fault.FREEZE_BOTH, Fault.KILL_DAEMON)
+
+
+def daemon_of(server: ServerProgram) -> psutil.Process:
+    """Its libp2p daemon."""
+    children = psutil.Process(server.pid).children(recursive=True)
+    return next(child for child in children if "p2pd" in child.name())
+
+
+def inflict(server: ServerProgram, fault: Fault) -> None:
+    """Does one of `FROM_OUTSIDE` to a server that runs."""
+    process, daemon = psutil.Process(server.pid), daemon_of(server)
+    match fault:
+        case Fault.KILL:
+            process.send_signal(signal.SIGKILL)
+        case Fault.FREEZE:
+            process.send_signal(signal.SIGSTOP)
+        case Fault.FREEZE_DAEMON:
+            daemon.send_signal(signal.SIGSTOP)
+        case Fault.FREEZE_BOTH:
+            process.send_signal(signal.SIGSTOP)
+            daemon.send_signal(signal.SIGSTOP)
+        case Fault.KILL_DAEMON:
+            daemon.send_signal(signal.SIGKILL)
+        case _:
+            raise ValueError(f"{fault} is a server's own; start it with faulty_server.py")
+
+
+def thaw(server: ServerProgram) -> None:
+    """Ends every freezing; a server that is gone is no error."""
+    with contextlib.suppress(psutil.NoSuchProcess, StopIteration):
+        daemon_of(server).send_signal(signal.SIGCONT)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(server.pid).send_signal(signal.SIGCONT)
