@@ -12,6 +12,9 @@ from swarm.routing.network import Floats, Indices
 from swarm.routing.planned import best_routes
 from swarm.spans import Span
 
+_ANY_SESSIONS = 1 << 30
+"""Carried by a machine whose sessions need no cache."""
+
 
 @dataclass(frozen=True)
 class ConservativeSizes:
@@ -41,8 +44,11 @@ def conservative_sizes(inventory: Inventory, figures: Tables, sessions: int) -> 
     with np.errstate(divide="ignore", invalid="ignore"):
         block_s = figures.decode_block_s + np.where(blocks > 0, hop_s / blocks, np.inf)
         left = figures.memory - figures.block_bytes * blocks
-        room = np.where(blocks > 0, left / np.maximum(figures.cache_bytes * blocks, 1e-300), 0.0)
-    return ConservativeSizes(blocks, block_s, np.minimum(room + 1e-9, 1 << 30).astype(np.intp))
+        room = np.where(blocks > 0, left / (figures.cache_bytes * blocks), 0.0)
+        room = np.where((blocks > 0) & (figures.cache_bytes == 0), _ANY_SESSIONS, room)
+    return ConservativeSizes(
+        blocks, block_s, np.minimum(room + 1e-9, _ANY_SESSIONS).astype(np.intp)
+    )
 
 
 def most_sessions(inventory: Inventory, figures: Tables) -> int:
