@@ -34,6 +34,18 @@ def plain_ids(folder: Path, ids: torch.Tensor, tokens: int) -> torch.Tensor:
     return greedy(_plain(folder), ids, tokens)
 
 
+def plain_generate(folder: Path, ids: torch.Tensor, tokens: int, **options: Any) -> torch.Tensor:
+    """What `generate` gives of the same model in plain transformers."""
+    given = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": tokens,
+        "min_new_tokens": tokens,
+        "do_sample": False,
+    }
+    found: torch.Tensor = _plain(folder).generate(ids, **{**given, **options})
+    return found
+
+
 def generate(
     model: Any,
     ids: torch.Tensor,
