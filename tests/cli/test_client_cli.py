@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -212,3 +214,71 @@ def test_terminated_it_frees_the_servers(address):
     while (now := free_tokens(address)) != before and time.monotonic() < deadline:
         time.sleep(0.2)
     assert now == before
+
+
+def read_until(stream, found, timeout_s=90):
+    """What the program writes, until `found(text)`."""
+    text, deadline = b"", time.monotonic() + timeout_s
+    while not found(text.decode(errors="replace")):
+        readable, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
+        part = os.read(stream.fileno(), 4096) if readable else b""
+        assert part, text
+        text += part
+    return text.decode(errors="replace")
+
+
+def test_a_chat_at_a_terminal(address):
+    """Ctrl-C ends the answer and not the chat; Ctrl-D ends the chat."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*command_line("swarm-client"), "chat", "--peers", address, "--max-new-tokens", "200"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.close(theirs)
+    try:
+        os.write(ours, b"Write a long story about a lighthouse.\n")
+        begun = read_until(process.stdout, lambda text: len(text.removeprefix("> ")) > 20)
+        process.send_signal(signal.SIGINT)
+        begun += read_until(process.stdout, lambda text: text.endswith("\n> "))
+        assert len(begun) < 400
+        os.write(ours, b"Say yes.\n")
+        assert read_until(process.stdout, lambda text: text.endswith("\n> "))[0].isprintable()
+        os.write(ours, b"/stats\n\x04")
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    errors = errors.decode()
+    assert process.returncode == 0, errors
+    assert "2 turns" in errors and "tokens sent" in errors
+    assert "Traceback" not in errors and "error" not in errors
+
+
+def test_an_interrupted_batch(address, tmp_path):
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    prompts.write_text("".join(f"{number} and {number} make\n" for number in range(200)))
+    process = subprocess.Popen(
+        [
+            *command_line("swarm-client"),
+            *("generate", "--peers", address, "--max-new-tokens", "8"),
+            *("--prompts", str(prompts), "--output", str(output), "--concurrency", "3"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not output.exists() or output.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert 3 <= len(found) < 200
+    assert all(line["error"] is None and len(line["token_ids"]) == 8 for line in found)
+    assert f"{len(found)} of 200 prompts are answered" in errors
