@@ -33,7 +33,7 @@ from swarm.models.tensor_source import FetchProgress, TensorInfo
 
 INDEX_VERSION = 1
 """Raised when `_build_index` changes, so that no older outcome is taken from the cache."""
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 """Stored bytes that are dequantised at a time."""
 
 

@@ -12,6 +12,7 @@ from swarm.models.download_bar import download_bar
 from swarm.models.layer_list import find_layers
 from swarm.models.loading import load_model
 from swarm.models.remote_blocks import ATTENTION, RemoteBlocks
+from swarm.models.weights_memory import weights_apart
 
 
 def load_shell(
@@ -34,14 +35,15 @@ def load_shell(
     with download_bar(checkpoint.name) as progress:
         checkpoint.fetch(checkpoint.shell_tensors(), progress)
     state_dict = {name: checkpoint.lazy(name) for name in checkpoint.shell_tensors()}
-    model = load_model(
-        model_class,
-        checkpoint.config,
-        state_dict,
-        dtype,
-        name=checkpoint.name,
-        generation_config=checkpoint.load_generation_config(),
-    )
+    with weights_apart():
+        model = load_model(
+            model_class,
+            checkpoint.config,
+            state_dict,
+            dtype,
+            name=checkpoint.name,
+            generation_config=checkpoint.load_generation_config(),
+        )
     # Some say that they do not (MPT), but servers do, and without it every token would be a prompt.
     model.config.use_cache = True
     if model.generation_config is not None:

@@ -36,6 +36,7 @@ from swarm.models.session_passes import SessionPasses
 from swarm.models.slice_config import model_of_layers
 from swarm.models.slice_loading import Progress, load_model
 from swarm.models.slice_proof import GrowingStore, prove, sessions_are_independent
+from swarm.models.weights_memory import weights_apart
 from swarm.spans import Span
 
 logger = logging.getLogger("swarm.models.slice")
@@ -122,8 +123,10 @@ class BlockSlice:
         `tensors` holds real tensors or anything that is read by `[...]`.
         """
         place = torch.device(device)
-        blocks = cls(load_model(config, tensors, span, dtype, place, progress, quantization), span)
-        blocks.prepare()
+        with weights_apart():
+            model = load_model(config, tensors, span, dtype, place, progress, quantization)
+            blocks = cls(model, span)
+            blocks.prepare()
         return blocks
 
     @property

@@ -57,7 +57,8 @@ def _quantised_needs(
 ) -> MemoryNeeds:
     check_library(quantization)
     sizes = block_bytes(checkpoint.model_class, checkpoint.config, dtype, quantization)
-    compared = max(memory_needs(checkpoint, torch.float32).block_bytes)
+    # A block in float32, and its linear layers again while they are read and put in order.
+    compared = max(memory_needs(checkpoint, torch.float32).block_bytes) * 3 // 2
     return MemoryNeeds(tuple(sizes), _token_bytes_per_block(checkpoint, dtype), compared)
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, file.read_bytes(), {**common, "ETag": f'"{_digest(file)}"'}, head)
 
     def _send_weights(self, hub: StandIn, name: str, head: bool) -> None:
-        faults, data = hub.faults, (hub.files / name).read_bytes()
+        faults, file = hub.faults, hub.files / name
+        size = file.stat().st_size
         hub.weight_requests.append((name, self.headers.get("Range", "")))
         if faults.redirect is not None:
             self._send(302, b"", {"Location": faults.redirect}, head)
@@ -163,15 +165,17 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.compressed:
             headers["Content-Encoding"] = "gzip"
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        status, body = 200, data
+        status, start, end = 200, 0, size
         if found is not None and faults.ranges:
             start, end = int(found[1]) + faults.shifted, int(found[2]) + 1 + faults.shifted
-            if start >= len(data):
+            if start >= size:
                 self._send(416, b"", {}, head)
                 return
-            status, body = 206, data[start:end]
-            headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(data)}"
-        self._send(status, body, headers, head, counted=hub)
+            status, end = 206, min(end, size)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        with file.open("rb") as data:
+            data.seek(start)
+            self._send(status, data.read(end - start), headers, head, counted=hub)
 
     def _send(
         self,
@@ -205,4 +209,9 @@ def _entry(file: Path) -> dict[str, object]:
 
 
 def _digest(file: Path) -> str:
+    return _digest_at(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _digest_at(file: Path, _time_ns: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
