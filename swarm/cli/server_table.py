@@ -101,7 +101,7 @@ def _with_peers(report: Mapping[str, Any], what: str, way: str) -> str:
 
 def _reached(report: Mapping[str, Any]) -> str:
     count = report["accepted_streams"]
-    return f"yes, {count:,} links came in" if count else "not yet"
+    return f"yes, links that came in: {count:,}" if count else "not yet"
 
 
 def _peer_table(peers: Sequence[Mapping[str, Any]]) -> Table:

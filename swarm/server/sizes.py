@@ -20,7 +20,9 @@ def in_words(count: float) -> str:
     """Bytes as people write them: `1.5 GB`."""
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.0f} MB"
+    if count >= 1e6:
+        return f"{count / 1e6:.0f} MB"
+    return f"{count / 1e3:.0f} kB"
 
 
 def mbit(bytes_per_s: float) -> str:

@@ -101,7 +101,7 @@ def test_every_figure_has_its_line() -> None:
     assert line_of(text, "copies for repairs")[1:] == ["12 MB", "1 given up"]
     assert line_of(text, "sent")[1:] == ["1.00 of 20 Mbit/s", "5 MB to the peers below"]
     assert line_of(text, "received")[1] == "2.00 Mbit/s"
-    assert line_of(text, "reached by others")[1] == "yes, 12 links came in"
+    assert line_of(text, "reached by others")[1] == "yes, links that came in: 12"
     assert line_of(shown(report(accepted_streams=0)), "reached by others")[1] == "not yet"
     rates = ["1.00", "2.00", "5 MB", "2.0 GB", "12.3 ms"]
     assert line_of(text, "..000001")[1:] == ["client", *rates]

@@ -154,7 +154,8 @@ def test_limits_of_version_1(tmp_path: Path) -> None:
 
 
 def test_sizes_in_words() -> None:
-    assert [in_words(size) for size in (5e6, 999e6, 1.5e9)] == ["5 MB", "999 MB", "1.5 GB"]
+    sizes = (0, 2e3, 5e6, 999e6, 1.5e9)
+    assert [in_words(size) for size in sizes] == ["0 kB", "2 kB", "5 MB", "999 MB", "1.5 GB"]
 
 
 def test_sizes_from_text() -> None:
