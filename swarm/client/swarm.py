@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
+from swarm.client.agreement import outvoted
 from swarm.client.settings import ClientSettings
 from swarm.client.troubles import Troubles
 from swarm.errors import PeerError, PeerTimeoutError
@@ -62,6 +63,8 @@ class Swarm:
         self._listeners: dict[bytes, Listener] = {}
         self._snapshots: dict[str, _Snapshot] = {}
         self._lookups: dict[str, asyncio.Task[tuple[ServerRecord, ...]]] = {}
+        self._damaged: set[PeerId] = set()
+        """Servers whose files were found to be damaged and that were told of."""
         self._requests: dict[int, asyncio.Future[StatusReply]] = {}
         self._request_numbers = count(1)
         self._timer = self._loop.call_later(TICK_S, self._tick)
@@ -122,7 +125,8 @@ class Swarm:
     async def servers(
         self, checkpoint: str, max_age_s: float | None = None
     ) -> "tuple[ServerRecord, ...]":
-        """The servers of a checkpoint, from a list of at most `max_age_s`.
+        """The servers of a checkpoint, from a list of at most `max_age_s`, without those whose
+        blocks are not what most servers announce as these.
 
         By default an older list is good enough and is looked up anew behind the caller's back.
         Raises PeerTimeoutError.
@@ -151,6 +155,16 @@ class Swarm:
     async def _find_servers(self, checkpoint: str) -> "tuple[ServerRecord, ...]":
         assert self._directory is not None
         records = tuple(await self._directory.snapshot(checkpoint))
+        damaged = outvoted(records)
+        for peer in damaged.keys() - self._damaged:
+            logger.warning(
+                "%s is not used: most servers of this model serve another block %d than it does;"
+                " its files are damaged",
+                peer,
+                damaged[peer],
+            )
+        self._damaged |= damaged.keys()
+        records = tuple(record for record in records if record.peer not in damaged)
         self._snapshots[checkpoint] = _Snapshot(self._loop.time(), records)
         return records
 
