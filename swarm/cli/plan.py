@@ -1,0 +1,153 @@
+"""`swarm-plan`: who should host which blocks, and what a swarm would do, in advance."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swarm.cli.arguments import repeat_address_options, split_addresses
+from swarm.cli.errors import EXIT_USAGE, run, run_program
+from swarm.cli.interrupts import end_on_sigterm
+from swarm.errors import UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Plan a swarm: who hosts what, and what users can expect.",
+)
+
+InventoryFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="INVENTORY.yaml", help="Model, machines, clients, network.", show_default=False
+    ),
+]
+Peers = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Plan for a live swarm instead: addresses of any members.",
+        metavar="ADDR...",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, no tables.")]
+
+
+@app.command()
+def place(
+    inventory: InventoryFile = None,
+    peers: Peers = None,
+    placement: Annotated[
+        str,
+        typer.Option(help="best, petals, cg-bp, gbp-cr, parallax, optimum or optimum-products."),
+    ] = "best",
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds to look for the optimum. Default: 30, and 0 with more than 40 machines.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --peers: a model's name or folder, if the swarm's own name says nothing.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=0, help="With --peers.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1, help="With --peers.")] = 128,
+    sessions: Annotated[int, typer.Option(min=1, help="With --peers: at once.")] = 8,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show who should host which blocks, and what to expect of it.
+
+    The machines come from a file or from a live swarm (--peers); nothing is changed there.
+    """
+
+    def command() -> None:
+        from swarm.cli.plan_placing import (
+            MOST_MACHINES,
+            TIME_LIMIT_S,
+            make_plan,
+            plan_fields,
+            with_optimum,
+        )
+        from swarm.routing.inventory import Workload
+
+        end_on_sigterm()
+        now = None
+        if peers:
+            if inventory is not None:
+                raise UsageError("give an inventory or --peers, not both")
+            from swarm.cli.plan_live import live_plan
+
+            wanted = Workload(prompt_tokens, output_tokens, sessions)
+            now = live_plan(split_addresses(peers), model, wanted)
+            found, workload = now.inventory, now.workload
+        else:
+            from swarm.cli.plan_inventory import read_plan
+
+            file = read_plan(_given(inventory))
+            found, workload = file.inventory(), file.workload.workload()
+        plan = make_plan(placement, found, workload, seed)
+        limit = time_limit
+        if limit is None:
+            limit = TIME_LIMIT_S if len(found.machines) <= MOST_MACHINES else 0.0
+        plans = [one for one in (now, plan) if one is not None]
+        if limit > 0:
+            plans = [with_optimum(one, limit) for one in plans]
+        if as_json:
+            _write_json([plan_fields(one) for one in plans])
+            return
+        from swarm.cli.plan_picture import print_plan
+
+        for one in plans:
+            print_plan(one)
+
+    _run(command)
+
+
+def _given(inventory: Path | None) -> Path:
+    if inventory is None:
+        raise UsageError("no machines to plan with; give an INVENTORY.yaml, or --peers ADDR")
+    return inventory
+
+
+def _write_json(plans: list[dict[str, object]]) -> None:
+    """The plan; of a live swarm the one that it has now first."""
+    fields = plans[-1] if len(plans) == 1 else {**plans[-1], "now": plans[0]}
+    typer.echo(json.dumps(fields, indent=1))
+
+
+def _run(command: Callable[[], None]) -> None:
+    """Each mistake in a file gets a line of its own."""
+
+    def checked() -> None:
+        try:
+            command()
+        except UsageError as error:
+            lines = getattr(error, "lines", ())
+            if not lines:
+                raise
+            for line in lines:
+                sys.stderr.write(f"error: {line}\n")
+            raise SystemExit(EXIT_USAGE) from None
+
+    run(checked)
+
+
+@app.callback()
+def _program() -> None:
+    """Only so that there may be one command."""
+
+
+def main() -> None:
+    """Entry point of the program."""
+    run_program(app, "swarm-plan", repeat_address_options(sys.argv[1:]) or ["--help"])
