@@ -22,7 +22,10 @@ from swarm.models.layer_list import find_layers
 Quantization = Literal["none", "int8", "nf4"]
 
 LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
-INSTALL = "pip install 'swarm[quantization]'"
+INSTALL = {
+    "torchao": "pip install 'torchao>=0.18'",
+    "bitsandbytes": "pip install 'bitsandbytes>=0.50'",
+}
 _NF4_GROUP = 64
 _INT8_BYTES_PER_OUTPUT = 5
 """A float32 scale and a zero point."""
@@ -33,7 +36,7 @@ def check_library(kind: Quantization) -> None:
     library = LIBRARIES.get(kind)
     if library is not None and importlib.util.find_spec(library) is None:
         raise UsageError(
-            f"--quantization {kind} needs {library}, which is not here; run: {INSTALL}"
+            f"--quantization {kind} needs {library}, which is not here; run: {INSTALL[library]}"
         )
 
 

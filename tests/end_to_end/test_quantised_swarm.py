@@ -10,13 +10,13 @@ import torch
 from tiny_pairs import SIZES, plain_model, save_tiny, some_ids
 
 from swarm.errors import MissingBlocksError
-from swarm.models.quantization import INSTALL, LIBRARIES
+from swarm.models.quantization import LIBRARIES
 from swarm.server.lifecycle import ServerEvent
 from swarm.testing import LocalSwarm
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in LIBRARIES.values()),
-    reason=f"torchao and bitsandbytes are not installed; run: {INSTALL}",
+    reason="torchao and bitsandbytes are not installed",
 )
 
 

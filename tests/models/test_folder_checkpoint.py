@@ -13,6 +13,7 @@ from tiny_models import ARCHITECTURES, save_tiny
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from swarm.errors import BadSpanError, CheckpointError, ModelNotFoundError, NotServedError
+from swarm.models import checkpoint_identity
 from swarm.models.block_names import find_block_prefix, renumber
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.safetensors_source import INDEX_NAME, SINGLE_NAME
@@ -109,6 +110,34 @@ def test_identity_tells_weights_apart(tmp_path: Path) -> None:
         False,
         True,
     ]
+
+
+def test_identity_of_a_model_with_very_many_tensors(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of them is sampled, the same part everywhere; all their names and shapes count."""
+    monkeypatch.setattr(checkpoint_identity, "MOST_SAMPLES", 20)
+    checkpoint = open_checkpoint(str(folder))
+    source = checkpoint._source
+    sampled: list[str] = []
+
+    class Watched:
+        tensors = source.tensors
+
+        def stored_bytes(self, name: str, start: int, end: int) -> bytes:
+            sampled.append(name)
+            return source.stored_bytes(name, start, end) if name != changed else b"other"
+
+    def identity() -> str:
+        return checkpoint_identity.compute_identity(checkpoint.config, Watched())  # type: ignore[arg-type]
+
+    changed = ""
+    first = identity()
+    assert len(set(sampled)) == len(sampled) == 20 < len(source.tensors)
+    assert first == checkpoint.identity
+    changed = sampled[3]
+    assert identity() != first
+    assert {name.rpartition("layers.")[2].partition(".")[0] for name in sampled} >= set("0123")
 
 
 def test_identity_covers_settings_that_change_the_numbers(folder: Path) -> None:

@@ -20,7 +20,7 @@ from swarm.spans import Span
 
 needs_libraries = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in quantization.LIBRARIES.values()),
-    reason=f"torchao and bitsandbytes are not installed; run: {quantization.INSTALL}",
+    reason="torchao and bitsandbytes are not installed",
 )
 KINDS: list[quantization.Quantization] = ["int8", "nf4"]
 
