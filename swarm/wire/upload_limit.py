@@ -35,8 +35,8 @@ class UploadLimit:
     send: the line is by class, within a class by arrival, and one fragment is sent at a time. So
     no link's prompt keeps another link's decode step waiting for more than a fragment.
 
-    Counted are the bytes that links write, with their frame headers. Not counted are what TCP/IP and
-    encryption add below (52 bytes for each 1,448 and more), and the directory's messages.
+    Counted are the bytes that links write, with their frame headers. Not counted are what TCP/IP
+    and encryption add below (52 bytes for each 1,448 and more), and the directory's messages.
     """
 
     def __init__(self, bytes_per_s: float, loop: asyncio.AbstractEventLoop) -> None:
