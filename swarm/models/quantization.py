@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.errors import NotServedError, UsageError
 from swarm.models.building import building_model
@@ -67,12 +67,18 @@ def loading_options(
     return {"quantization_config": chosen}
 
 
-def proof_tolerance(model: nn.Module) -> float | None:
+def proof_tolerance(model: PreTrainedModel) -> float | None:
     """How far the passes of `model` may differ from each other; None: as its dtype says.
 
     bitsandbytes multiplies nf4 weights in bfloat16 where the processor can, whatever dtype it is
-    given.
+    given. Over 30 blocks of SmolLM2 packed passes and single ones then differ by up to 0.023 of the
+    largest value in float32, and by 0.13 in bfloat16 (0.048 unquantised): its noise, not a fault of
+    packing, which in float32 int8 is held to that dtype's own tolerance.
     """
+    if not getattr(model, "is_quantized", False):
+        return None
+    if model.dtype != torch.float32:
+        return 0.25
     return 0.05 if getattr(model, "is_loaded_in_4bit", False) else None
 
 
