@@ -19,6 +19,7 @@ from swarm.sessions.events import (
     Forward,
     Free,
     Instruction,
+    Leaving,
     NeedsRoute,
     Opened,
     PassDone,
@@ -26,6 +27,8 @@ from swarm.sessions.events import (
     Raise,
     Received,
     RouteChanged,
+    ShouldMove,
+    Stopping,
     Tick,
 )
 from swarm.sessions.grants import check_grant
@@ -114,6 +117,7 @@ class ModelServer:
         self.running: dict[SessionId, Running] = {}
         self.passes: deque[tuple[Running, Compute]] = deque()
         self._asked: dict[SessionId, tuple[Open, Grant, PeerId, float]] = {}
+        self.draining = False
         self._hop_class = hop_class
         self._strict = strict
         self._keep_backup = keep_backup
@@ -134,6 +138,20 @@ class ModelServer:
         if isinstance(message, Fence) and message.signed is not None:
             event = RouteChanged(sender, message, decode_grant(message.signed.grant))
         return self._handle(session, event, now)
+
+    def drain(self, now: float) -> list[Sent]:
+        """From now on nobody is let in; whoever is inside is asked to go."""
+        self.draining = True
+        sent: list[Sent] = []
+        for session in list(self.running):
+            sent += self._handle(session, Leaving("it drains"), now)
+        return sent
+
+    def stop(self, now: float) -> list[Sent]:
+        sent: list[Sent] = []
+        for session in list(self.running):
+            sent += self._handle(session, Stopping(FailKind.SHUTTING_DOWN, "it leaves"), now)
+        return sent
 
     def lose(self, peer: PeerId, now: float) -> list[Sent]:
         sent: list[Sent] = []
@@ -186,6 +204,8 @@ class ModelServer:
             return [(sender, refused, [])]
         self._asked[session] = (message, grant, sender, now)
         why = check_grant(grant, message.hop, self.peer, Span(0, BLOCKS), CHECKPOINT, sender)
+        if why is None and self.draining:
+            why = RefuseKind.DRAINING, "it drains"
         if why is not None:
             return [self._refuse(session, *why)]
         tokens = self.admission.tokens_of(grant)
@@ -311,6 +331,14 @@ class ModelClient:
         machines = (self.opening, self.session)
         deadlines = [m.deadline for m in machines if m is not None and m.deadline is not None]
         return min(deadlines, default=None)
+
+    def fence(self, now: float) -> list[Sent]:
+        """A step seems late: who has what?"""
+        if self.session is None or self.done or not self._can_reroute:
+            return []
+        if self.session.waited_s(now) <= 0:
+            return []
+        return self._do(self.session.reroute(self.session.grant, None, now), now)
 
     @property
     def may_act(self) -> bool:
@@ -487,6 +515,10 @@ class ModelClient:
                 case NeedsRoute(peer=peer):
                     self._lost.add(peer)
                     sent += self._new_route(peer, now)
+                case ShouldMove(peer=peer):
+                    if self._can_reroute and not self.done:
+                        self._lost.add(peer)
+                        sent += self._new_route(peer, now)
                 case Raise(error=error):
                     if self.session is not None and self.session.error is None:
                         # Only the way to a fresh hop failed: try others.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from model_peers import ModelClient, ModelServer, NoServersLeftError, Sent
 
-from swarm.errors import PeerTimeoutError, SessionLostError, UnreachablePeerError
+from swarm.errors import PeerTimeoutError, RefusedError, SessionLostError, UnreachablePeerError
 from swarm.sessions.hop import HopSession
 from swarm.sessions.messages import Close, Held, Message, Open, Refused
 from swarm.spans import PeerId
@@ -28,10 +28,16 @@ class Faults:
     cuts: float = 0.0
     kills: float = 0.0
     evictions: float = 0.0
+    freezes: float = 0.0
+    """A server does nothing for a while; if it is long, everybody gives up the link to it."""
+    drains: float = 0.0
+    """A server leaves: it asks for its sessions to be moved, and ends those that stay."""
+    hedges: float = 0.0
+    """A client fences its own route, as it does when a step is late."""
 
     @property
     def lossy(self) -> bool:
-        return bool(self.drops or self.cuts or self.kills)
+        return bool(self.drops or self.cuts or self.kills or self.freezes or self.drains)
 
 
 @dataclass
@@ -51,6 +57,8 @@ class World:
         self.now = 0.0
         self.engine_speed = rng.choice((1.0, 0.3, 0.05))
         self.links: dict[tuple[PeerId, PeerId], deque[Frame]] = {}
+        self.frozen: dict[PeerId, float] = {}
+        self.leaving: dict[PeerId, float] = {}
         rows, length = rng.randint(1, 4), 120
         names = [PeerId(f"server-{number:04}") for number in range(self.servers)]
         self.alive = {
@@ -91,8 +99,9 @@ class World:
             assert not server.admission.line
         for user in self.users.values():
             assert user.done, "a client waits for ever"
+            explained = BY_FAULTS + ((RefusedError,) if self.faults.drains else ())
             if user.error is not None and not (
-                self.faults.lossy and isinstance(user.error, BY_FAULTS)
+                self.faults.lossy and isinstance(user.error, explained)
             ):
                 raise AssertionError(f"no fault explains this: {user.error!r}")
 
@@ -101,10 +110,17 @@ class World:
     def _act(self) -> bool:
         self.now += ACTION_S
         self._misbehave()
+        self._end_troubles()
         actions: list[tuple[str, object]] = [
-            ("link", pair) for pair, frames in self.links.items() if frames
+            ("link", pair)
+            for pair, frames in self.links.items()
+            if frames and pair[1] not in self.frozen
         ]
-        actions += [("engine", name) for name, server in self.alive.items() if server.passes]
+        actions += [
+            ("engine", name)
+            for name, server in self.alive.items()
+            if server.passes and name not in self.frozen
+        ]
         actions += [("user", name) for name, user in self.users.items() if user.may_act]
         if not actions:
             return self._wait()
@@ -121,7 +137,9 @@ class World:
     def _wait(self) -> bool:
         """Nothing can happen but time; False: not even that."""
         everyone = {**self.alive, **self.users}
+        everyone = {name: peer for name, peer in everyone.items() if name not in self.frozen}
         deadlines = [d for peer in everyone.values() if (d := peer.deadline) is not None]
+        deadlines += [*self.frozen.values(), *self.leaving.values()]
         if not deadlines:
             return any(not user.done for user in self.users.values()) and any(
                 user.session is not None and not user.done for user in self.users.values()
@@ -167,11 +185,48 @@ class World:
         if rng.random() < self.faults.kills and len(names) > 1:
             dead = rng.choice(names)
             del self.alive[dead]
+            self.frozen.pop(dead, None)
+            self.leaving.pop(dead, None)
             for peer in [*self.alive, *self.users]:
                 self._cut(dead, peer)
+        if rng.random() < self.faults.freezes:
+            self._freeze(rng.choice(names), rng.choice((0.01, 0.1, 1.0)))
+        staying = [name for name in names if name not in self.leaving]
+        if rng.random() < self.faults.drains and len(staying) > 1:
+            name = rng.choice(staying)
+            self.leaving[name] = self.now + rng.choice((0.02, 0.2, 2.0))
+            self._send(name, self.alive[name].drain(self.now))
+        if rng.random() < self.faults.hedges:
+            name = rng.choice(list(self.users))
+            self._send(name, self.users[name].fence(self.now))
         if rng.random() < self.faults.evictions:
             for running in self.alive[rng.choice(list(self.alive))].running.values():
                 running.session.evict_backup()
+
+    def _freeze(self, name: PeerId, seconds: float) -> None:
+        """Its links are given up by the others when it is silent for long; it learns so later."""
+        self.frozen[name] = self.now + seconds
+        if seconds >= 1.0:
+            for peer in [*self.alive, *self.users]:
+                if peer != name:
+                    self._cut(name, peer)
+
+    def _end_troubles(self) -> None:
+        for name in [name for name, until in self.frozen.items() if until <= self.now]:
+            del self.frozen[name]
+        for name in [name for name, until in self.leaving.items() if until <= self.now]:
+            del self.leaving[name]
+            if name in self.alive:
+                self._send(name, self.alive[name].stop(self.now))
+                self._remove(name)
+
+    def _remove(self, name: PeerId) -> None:
+        """What it has sent still arrives, and then the end of its links."""
+        del self.alive[name]
+        self.frozen.pop(name, None)
+        for peer in [*self.alive, *self.users]:
+            self.links.setdefault((name, peer), deque()).append(None)
+            self.links[peer, name] = deque()
 
     def _cut(self, one: PeerId, other: PeerId) -> None:
         """Everything under way is lost, and both sides are told."""

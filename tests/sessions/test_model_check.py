@@ -11,7 +11,16 @@ from model_world import Faults, World
 
 from swarm.sessions.hop import HopSession
 
-EVERYTHING = Faults(kills=0.003, drops=0.01, duplicates=0.05, cuts=0.002, evictions=0.01)
+EVERYTHING = Faults(
+    kills=0.002,
+    drops=0.01,
+    duplicates=0.05,
+    cuts=0.002,
+    evictions=0.01,
+    freezes=0.001,
+    drains=0.001,
+    hedges=0.002,
+)
 MANY = 4000
 
 
@@ -72,6 +81,22 @@ def test_sessions_survive_killed_servers_on_other_routes() -> None:
     assert reroutes > 100
 
 
+def test_sessions_survive_frozen_servers_and_clients_that_ask_again() -> None:
+    faults = Faults(freezes=0.0015, hedges=0.003, evictions=0.01)
+    worlds = run(range(300), faults=faults, can_reroute=True, servers=10)
+    well, _, reroutes = outcomes(worlds)
+    assert well > 290
+    assert reroutes > 50
+
+
+def test_sessions_move_from_servers_that_leave() -> None:
+    """With room elsewhere and time to move, every session goes on to its end."""
+    worlds = run(range(300), faults=Faults(drains=0.002), can_reroute=True, servers=10)
+    well, _, reroutes = outcomes(worlds)
+    assert well > 290
+    assert reroutes > 50
+
+
 def test_without_another_route_a_killed_server_ends_sessions_with_a_typed_error() -> None:
     worlds = run(range(200), faults=Faults(kills=0.003), clients=2)
     well, _, _ = outcomes(worlds)
@@ -106,7 +131,15 @@ rates = st.sampled_from((0.0, 0.0, 0.003, 0.02))
 @given(
     seed=st.integers(0, 1 << 32),
     faults=st.builds(
-        Faults, duplicates=rates, drops=rates, cuts=rates, kills=rates, evictions=rates
+        Faults,
+        duplicates=rates,
+        drops=rates,
+        cuts=rates,
+        kills=rates,
+        evictions=rates,
+        freezes=rates,
+        drains=rates,
+        hedges=st.sampled_from((0.0, 0.003)),
     ),
     clients=st.integers(1, 3),
     sessions_per_server=st.integers(1, 4),
