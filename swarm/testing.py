@@ -191,6 +191,11 @@ class LocalSwarm:
         hub, peers = self._in_memory(), _peers(server, other)
         self.call(lambda: hub.heal(*peers) if len(peers) == 2 else hub.rejoin(*peers))
 
+    def break_streams(self) -> int:
+        """All streams end at once, as when a router restarts; the links go on over new ones. How
+        many there were."""
+        return self.call(self._in_memory().reset_all)
+
     # ---- in the swarm's loop
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:

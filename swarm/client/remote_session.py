@@ -26,6 +26,7 @@ from swarm.errors import (
     SwarmError,
 )
 from swarm.routing.shortest import ShortestRouter
+from swarm.scheduling.prefill_chunks import chunk_tokens
 from swarm.sessions.client import ClientSession
 from swarm.sessions.events import (
     Deliver,
@@ -136,7 +137,10 @@ class RemoteSession:
                 "the session belongs to the process that this one was forked from; open a new one",
                 session=self._session,
             )
-        pieces = cut(step.counts, step.keep, self._settings.prefill_chunk_tokens)
+        most = self._settings.prefill_chunk_tokens
+        pieces = cut(
+            step.counts, step.keep, most or chunk_tokens(sum(step.counts), len(self._route))
+        )
         encoded = [encode_piece(piece, step, self._dtype) for piece in pieces]
         call = _Call(encoded, step.operation)
         self._runtime.call_soon(self._begin, call)

@@ -28,8 +28,9 @@ class ClientSettings:
     """Age at which the list of servers is looked up again."""
     session_lifetime_s: float = 24 * 3600.0
     """How long servers may keep a session."""
-    prefill_chunk_tokens: int = 256
-    """Prompts travel in pieces of so many tokens, so that the servers work at the same time."""
+    prefill_chunk_tokens: int | None = None
+    """Prompts travel in pieces of so many tokens, so that the servers work at the same time; None:
+    32 to 256 of them, by the prompt and the route."""
     window: int = 8
     """Most pieces of a prompt on their way at once."""
     continuation_tokens: int = 512
@@ -43,7 +44,8 @@ class ClientSettings:
         for name, value in vars(self).items():
             if isinstance(value, float) and not value > 0:
                 raise UsageError(f"{name} is {value}; it must be greater than 0")
-        if not 1 <= self.prefill_chunk_tokens <= MAX_STEP_TOKENS:
+        chunk = self.prefill_chunk_tokens
+        if chunk is not None and not 1 <= chunk <= MAX_STEP_TOKENS:
             raise UsageError(f"prefill_chunk_tokens must be in 1..{MAX_STEP_TOKENS}")
         if not 0 <= self.continuation_tokens <= MAX_LENGTH:
             raise UsageError(f"continuation_tokens must be in 0..{MAX_LENGTH}")

@@ -16,10 +16,14 @@ import torch
 from swarm.errors import NotFiniteError, SessionError, StepRejectedError, SwarmError
 from swarm.models.packed_attention import KVStore, PassRow
 from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.cost_model import CostModel
 from swarm.scheduling.fair_queue import Entry, FairQueue
 from swarm.scheduling.gathering import Gathering
+from swarm.scheduling.pass_planner import PassPlanner
 from swarm.server.activations import own_copy
+from swarm.server.engine_counters import EngineCounters
 from swarm.server.engine_jobs import EngineJob, EngineResult, EngineStats
+from swarm.server.engine_parts import WaitingJob, pass_size
 from swarm.server.kv_cache import PagedCache
 from swarm.sessions.messages import RowOperation
 from swarm.spans import SessionId, Span
@@ -68,26 +72,29 @@ class Engine:
         *,
         max_pass_tokens: int = DEFAULT_MAX_PASS_TOKENS,
         threads: int | None = None,
+        costs: CostModel | None = None,
     ) -> None:
         """`max_pass_tokens`: the first decode step always joins a pass, further ones as long as
         all of them have at most so many tokens; the same holds for all other steps, so neither
-        kind shuts the other out. `threads`: how many torch may use in a pass; None leaves
-        torch's own setting."""
+        kind shuts the other out; longer steps that are not decode take several passes.
+        `threads`: how many torch may use in a pass; None leaves torch's own setting. `costs`: a
+        first guess of what passes cost."""
         self._blocks = blocks
         self._cache = cache
         self._on_results = on_results
-        self._max_pass_tokens = max_pass_tokens
         self._threads = threads
         self._changed = threading.Condition(threading.Lock())
-        self._queue: FairQueue[tuple[EngineJob, float]] = FairQueue()
+        self._queue: FairQueue[WaitingJob] = FairQueue()
+        self._costs = costs or CostModel(0.01, 1000.0)
+        self._planner = PassPlanner(self._queue, self._costs, max_tokens=max_pass_tokens)
+        self._taken: dict[int, tuple[WaitingJob, Entry[WaitingJob]]] = {}
+        """Whose part each job of the running pass is, by the id of that job."""
         self._commands: list[tuple[SessionId, Callable[[], object]]] = []
         self._stopping = False
         self._gathering = Gathering()
         self._faults: dict[SessionId, SwarmError] = {}
         """Why a session's cache is not what its client believes; the engine's thread only."""
-        self._passes = self._jobs = self._failed_jobs = 0
-        self._decode_tokens = self._prefill_tokens = 0
-        self._busy_s = self._queue_s = self._recent_queue_ms = 0.0
+        self._counters = EngineCounters()
         self._thread = threading.Thread(target=self._run, name="swarm-engine", daemon=True)
 
     # ---- any thread
@@ -103,8 +110,7 @@ class Engine:
     def submit(self, job: EngineJob) -> None:
         """Queue a step; a session's own steps run in the order of their submission."""
         now = time.perf_counter()
-        waiting = (job, now)
-        entry = Entry(waiting, job.service_class, job.client, job.session, job.tokens)
+        entry = Entry(WaitingJob(job, now), job.service_class, job.client, job.session, job.tokens)
         with self._changed:
             self._queue.push(entry, now)
             self._changed.notify()
@@ -120,15 +126,17 @@ class Engine:
         """
         with self._changed:
             for entry in self._queue.remove_session(session):
-                operation = entry.item[0].operation
-                if operation is not None:
+                waiting, operation = entry.item, entry.item.job.operation
+                waiting.dropped = True
+                if operation is not None and not waiting.done:
                     self._commands.append((session, _call(self._apply, session, operation)))
             self._changed.notify()
 
     def release(self, session: SessionId) -> None:
         """Drop the session's waiting jobs and give its cache back; unknown sessions are fine."""
         with self._changed:
-            self._queue.remove_session(session)
+            for entry in self._queue.remove_session(session):
+                entry.item.dropped = True
             self._commands.append((session, lambda: self._release(session)))
             self._changed.notify()
 
@@ -148,18 +156,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            return EngineStats(
-                passes=self._passes,
-                jobs=self._jobs,
-                failed_jobs=self._failed_jobs,
-                decode_tokens=self._decode_tokens,
-                prefill_tokens=self._prefill_tokens,
-                busy_s=self._busy_s,
-                queue_s=self._queue_s,
-                recent_queue_ms=self._recent_queue_ms,
-                waiting_jobs=len(self._queue),
-                waiting_tokens=sum(self._queue.cost(each) for each in ServiceClass),
-            )
+            tokens = sum(self._queue.cost(each) for each in ServiceClass)
+            return self._counters.stats(len(self._queue), tokens, self._costs)
 
     # ---- the engine's thread
 
@@ -204,31 +202,28 @@ class Engine:
         )
 
     def _take_batch(self) -> list[tuple[EngineJob, float]]:
+        self._taken.clear()
         batch: list[tuple[EngineJob, float]] = []
-        now = time.perf_counter()
-        self._join(batch, ServiceClass.CONTROL, ServiceClass.DECODE, now)
-        self._join(batch, ServiceClass.REPAIR, ServiceClass.BULK, now)
-        self._queue.release(now)
+        for share in self._planner.plan(time.perf_counter()).shares:
+            waiting = share.entry.item
+            job = waiting.take(share.tokens)
+            self._taken[id(job)] = (waiting, share.entry)
+            batch.append((job, waiting.submitted))
         return batch
 
-    def _join(
-        self,
-        batch: list[tuple[EngineJob, float]],
-        best: ServiceClass,
-        last: ServiceClass,
-        now: float,
-    ) -> None:
-        """Let waiting steps of the classes `best` to `last` into the batch, within the budget, one
-        of each session."""
-        tokens = 0
-        while (entry := self._queue.peek(now, best, last)) is not None:
-            if tokens and tokens + entry.cost > self._max_pass_tokens:
-                return
-            tokens += entry.cost
-            self._queue.serve(entry, entry.cost, now)
-            self._queue.hold(entry)
-            self._queue.finish(entry, now)
-            batch.append(entry.item)
+    def _whole(self, results: list[EngineResult]) -> list[EngineResult]:
+        """The results of the jobs that are done with this pass; a job with a failed part is."""
+        whole = []
+        with self._changed:
+            for result in results:
+                waiting, entry = self._taken[id(result.job)]
+                queued = waiting.left > 0 and not waiting.dropped
+                done = waiting.finished(result, time.perf_counter())
+                if done is not None:
+                    whole.append(done)
+                    if queued:
+                        self._queue.finish(entry)
+        return whole
 
     def _obey(self, session: SessionId, command: Callable[[], object]) -> None:
         try:
@@ -269,16 +264,26 @@ class Engine:
             processor_s = time.thread_time() - processor_s
             self._gathering.pass_ended(decoding, compute_s, processor_s, time.perf_counter())
         waits_ms = [(began - submitted) * 1e3 for _, submitted in batch]
-        self._count(batch, waits_ms, compute_s, len(errors))
+        with self._changed:
+            self._counters.count(batch, waits_ms, compute_s, len(errors))
+            self._learn([job for job, _ in ready], compute_s)
         results = [
             EngineResult(job, outputs.get(id(job)), errors.get(id(job)), compute_s * 1e3, wait)
             for (job, _), wait in zip(batch, waits_ms, strict=True)
         ]
         self._hand_over(results)
 
+    def _learn(self, jobs: list[EngineJob], seconds: float) -> None:
+        """What passes cost, in terms of passes over the whole span."""
+        spans = {job.blocks for job in jobs}
+        if len(spans) == 1:
+            part = len(spans.pop()) / len(self._blocks.span)
+            self._costs.learn(pass_size(jobs), seconds / part)
+
     def _hand_over(self, results: list[EngineResult]) -> None:
         try:
-            self._on_results(results)
+            if whole := self._whole(results):
+                self._on_results(whole)
         except Exception:
             # Nobody listens any more, as when the loop is closed; the next pass must not suffer.
             logger.exception("the results of a pass could not be handed over")
@@ -372,27 +377,6 @@ class Engine:
             session=job.session,
             blocks=span,
         )
-
-    def _count(
-        self,
-        batch: list[tuple[EngineJob, float]],
-        waits_ms: list[float],
-        compute_s: float,
-        failed: int,
-    ) -> None:
-        with self._changed:
-            self._passes += 1
-            self._jobs += len(batch)
-            self._failed_jobs += failed
-            self._busy_s += compute_s
-            self._queue_s += sum(waits_ms) / 1e3
-            for job, _ in batch:
-                if job.service_class <= ServiceClass.DECODE:
-                    self._decode_tokens += job.tokens
-                else:
-                    self._prefill_tokens += job.tokens
-            mean_ms = sum(waits_ms) / len(waits_ms)
-            self._recent_queue_ms += 0.1 * (mean_ms - self._recent_queue_ms)
 
 
 def _call(

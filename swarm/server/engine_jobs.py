@@ -67,6 +67,7 @@ class EngineStats:
 
     passes: int
     jobs: int
+    """One that takes several passes counts in each."""
     failed_jobs: int
     decode_tokens: int
     """Tokens of steps of the classes control and decode."""
@@ -79,3 +80,13 @@ class EngineStats:
     """Moving average of a job's wait."""
     waiting_jobs: int
     waiting_tokens: int
+    decode_queue_ms: float
+    """Moving average of the waits of decode steps."""
+    prefill_queue_ms: float
+    """Of all others, pass by pass."""
+    decode_share: float
+    """Part of the busy time that decode took, by tokens within each pass."""
+    decode_s: float
+    """What a pass of one token is expected to take, by what was learnt of passes."""
+    prefill_tokens_per_s: float
+    """Likewise, in passes of 128 tokens without a context."""

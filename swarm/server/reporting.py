@@ -18,6 +18,7 @@ from swarm.server.rates import SAMPLE_S, Rates
 from swarm.server.service import Service
 from swarm.server.status import LoopLag, process_fields, program_version
 from swarm.spans import PeerId, Span
+from swarm.wire.link_stats import LinkStats
 from swarm.wire.links import Links
 
 
@@ -54,14 +55,14 @@ class Reporter:
 
     def measured(self) -> dict[str, Any]:
         """Speed and load: the part of the status that is also in the directory's record."""
-        speed, service = self._serving.hosted.speed, self._serving.service
+        engine, service = self._serving.engine.stats(), self._serving.service
         return {
-            "decode_ms_per_block": round(speed.decode_ms_per_block, 4),
-            "prefill_tokens_per_s": round(speed.prefill_tokens_per_s, 1),
+            "decode_ms_per_block": round(1e3 * engine.decode_s / len(self._serving.span), 4),
+            "prefill_tokens_per_s": round(engine.prefill_tokens_per_s, 1),
             "cache_tokens_free": service.admission.free_tokens,
             "cache_tokens_total": service.admission.capacity_tokens,
             "sessions": service.session_count,
-            "queue_wait_ms": round(self._serving.engine.stats().recent_queue_ms, 3),
+            "queue_wait_ms": round(engine.recent_queue_ms, 3),
         }
 
     def status(self, state: ServerState) -> dict[str, Any]:
@@ -85,6 +86,9 @@ class Reporter:
             **self.measured(),
             "decode_tokens": engine.decode_tokens,
             "prefill_tokens": engine.prefill_tokens,
+            "decode_queue_ms": round(engine.decode_queue_ms, 3),
+            "prefill_queue_ms": round(engine.prefill_queue_ms, 3),
+            "decode_share": round(engine.decode_share, 4),
             "recent_decode_tokens_per_s": round(rates.per_s("decode_tokens"), 2),
             "recent_prefill_tokens_per_s": round(rates.per_s("prefill_tokens"), 2),
             "max_upload_mbit": serving.config.max_upload_mbit,
@@ -121,18 +125,18 @@ class Reporter:
             "prefill_tokens": engine.prefill_tokens,
             "busy_s": engine.busy_s,
         }
-        for peer, sent, received, _ in self._linked():
-            counters[peer, "sent"] = sent
-            counters[peer, "received"] = received
+        for peer, link in self._linked():
+            counters[peer, "sent"] = link.bytes_sent
+            counters[peer, "received"] = link.bytes_received
         self._rates.sample(time.monotonic(), counters)
 
-    def _linked(self) -> Iterator[tuple[PeerId, int, int, float | None]]:
-        """Each peer, the bytes sent to it and received from it, and the round trip in seconds."""
+    def _linked(self) -> Iterator[tuple[PeerId, LinkStats]]:
+        """Each peer whose link is up, and how its link is."""
         links = self._serving.links
         for peer in links.peers():
             link = links.stats(peer)
             if link is not None:
-                yield peer, link.bytes_sent, link.bytes_received, link.rtt_s
+                yield peer, link
 
     def _peers(self) -> list[dict[str, Any]]:
         names = self._serving.neighbourhood.names
@@ -143,9 +147,14 @@ class Reporter:
                 "name": names.get(peer, ""),
                 "up_bytes_per_s": round(self._rates.per_s((peer, "sent"))),
                 "down_bytes_per_s": round(self._rates.per_s((peer, "received"))),
-                "sent": sent,
-                "received": received,
-                "rtt_ms": None if rtt_s is None else round(1e3 * rtt_s, 2),
+                "sent": link.bytes_sent,
+                "received": link.bytes_received,
+                "rtt_ms": None if link.rtt_s is None else round(1e3 * link.rtt_s, 2),
+                "rate_bytes_per_s": link.rate_bytes_per_s and round(link.rate_bytes_per_s),
+                "window_bytes": link.window_bytes,
+                "fragment_bytes": link.fragment_bytes,
+                "in_flight_bytes": link.in_flight_bytes,
+                "waiting_bytes": link.outstanding_bytes,
             }
-            for peer, sent, received, rtt_s in self._linked()
+            for peer, link in self._linked()
         ]

@@ -12,6 +12,7 @@ from swarm.dht.joining import join_directory
 from swarm.dht.records import MAX_ADDRESSES, ServerRecord
 from swarm.errors import SwarmError
 from swarm.routing.view import ServerState, SwarmView
+from swarm.scheduling.cost_model import CostModel
 from swarm.server import telling
 from swarm.server.backup_memory import backup_bytes
 from swarm.server.config import ServerConfig
@@ -246,7 +247,9 @@ class Server:
         def on_results(results: list[EngineResult]) -> None:
             loop.call_soon_threadsafe(service.on_results, results)
 
-        engine = Engine(hosted.blocks, cache, on_results, threads=self._threads)
+        speed, blocks = hosted.speed, len(hosted.blocks.span)
+        costs = CostModel(speed.decode_ms_per_block * blocks / 1e3, speed.prefill_tokens_per_s)
+        engine = Engine(hosted.blocks, cache, on_results, threads=self._threads, costs=costs)
         service = Service(
             Hosting(network.peer_id, plan.identity, self.span, hosted.blocks.hidden_size),
             engine,

@@ -129,6 +129,13 @@ class MemoryNetworkHub:
             if (stream.owner, stream.peer) == (a, b):
                 stream.break_both()
 
+    def reset_all(self) -> int:
+        """Breaks all streams; how many there were."""
+        streams = list(self._streams)
+        for stream in streams:
+            stream.break_both()
+        return len(streams) // 2
+
     def streams(self, a: PeerId, b: PeerId) -> int:
         """How many streams are open between the two."""
         return sum((stream.owner, stream.peer) == (a, b) for stream in self._streams)

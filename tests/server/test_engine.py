@@ -193,20 +193,58 @@ def test_all_ready_decode_rows_join_before_any_prefill(world: World) -> None:
     assert [result.job.session for result in world.batches[-1]] == [name(1), name(2), name(3)]
 
 
-def test_a_pass_takes_prompts_within_its_budget_but_one_in_any_case(world: World) -> None:
+def test_long_prompts_take_several_passes_and_let_others_in(world: World) -> None:
     held = world.hold()
     prompts = [world.submit(session, [[1.0] * size]) for session, size in ((1, 20), (2, 5), (3, 4))]
     world.blocks.free.set()
     held()
     for prompt in prompts:
         prompt()
-    assert world.blocks.passes[1:] == [[20], [5], [4]]
+    assert world.blocks.passes[1:] == [[8], [5, 3], [1, 7], [5]]
+    for prompt, size in zip(prompts, (20, 5, 4), strict=True):
+        output = prompt().output
+        assert output is not None
+        assert output.view(-1).tolist() == [1.0 + index for index in range(size)]
     held = world.hold()
     prompts = [world.submit(session, [[1.0] * 4], [start]) for session, start in ((1, 20), (2, 5))]
     world.blocks.free.set()
     for prompt in prompts:
         prompt()
     assert world.blocks.passes[-1] == [4, 4]
+
+
+def test_a_step_of_several_rows_is_cut_anywhere(world: World) -> None:
+    rows = [[1.0] * 5, [2.0] * 9]
+    answer = world.submit(1, rows, service_class=ServiceClass.PREFILL)()
+    assert world.blocks.passes == [[5, 3], [6]]
+    assert answer.output is not None
+    expected = [value * (1 + index) for row in rows for index, value in enumerate(row)]
+    assert answer.output.view(-1).tolist() == expected
+    assert world.cache.held(name(1)) == (5, 9)
+
+
+def test_a_step_that_is_cancelled_between_its_passes_goes_no_further(world: World) -> None:
+    world.blocks.free.clear()
+    prompt = world.submit(1, [[1.0] * 20])
+    assert world.blocks.entered.acquire(timeout=PATIENCE_S)
+    world.engine.cancel(name(1))
+    world.blocks.free.set()
+    again = world.submit(1, [[2.0] * 10])()
+    assert again.error is None
+    assert again.output is not None
+    assert again.output[-1].item() == 20.0, "it begins where its client says, over what was done"
+    assert not prompt.has_come
+    assert world.blocks.passes == [[8], [8], [2]]
+
+
+def test_a_step_with_a_part_that_fails_has_one_answer(world: World) -> None:
+    values = [1.0] * 20
+    values[10] = OVERFLOWS
+    failed = world.submit(1, [values])()
+    assert isinstance(failed.error, NotFiniteError)
+    assert world.submit(2, [[1.0]])().error is None
+    assert sum(len(batch) for batch in world.batches) == 2
+    assert world.engine.stats().waiting_jobs == 0
 
 
 def test_decode_has_a_budget_and_does_not_shut_prompts_out(world: World) -> None:
@@ -218,7 +256,7 @@ def test_decode_has_a_budget_and_does_not_shut_prompts_out(world: World) -> None
     held()
     for answer in (*tokens, prompt):
         answer()
-    assert world.blocks.passes[1:] == [[5, 20], [5]]
+    assert world.blocks.passes[1:] == [[5, 8], [5, 8], [4]]
 
 
 def test_a_pass_has_one_step_of_a_session(world: World) -> None:

@@ -1,0 +1,64 @@
+"""Prompts in chunks of any size, over any number of hops, with streams that break: same ids."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from same_ids import assert_same_ids
+from tiny_pairs import greedy, plain_model, save_tiny, some_ids
+
+from swarm.testing import LocalSwarm
+
+ROUTES = {1: ["0:4"], 2: ["0:2", "2:4"], 4: ["0:1", "1:2", "2:3", "3:4"]}
+PROMPT_TOKENS = 100
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where: Path = tmp_path_factory.mktemp("models") / "chunked"
+    save_tiny("llama", where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Any:
+    return plain_model(folder)
+
+
+@pytest.fixture(scope="module", params=ROUTES)
+def swarm(request: pytest.FixtureRequest, folder: Path) -> Iterator[LocalSwarm]:
+    with LocalSwarm(folder, *ROUTES[request.param]) as swarm:
+        swarm.set_path(delay_s=0.002, bandwidth_bytes_per_s=2e6)
+        yield swarm
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, None])
+def test_ids_do_not_depend_on_the_chunks(swarm: LocalSwarm, plain: Any, chunk: int | None) -> None:
+    ids = some_ids(PROMPT_TOKENS, seed=chunk or 0)
+    with swarm.client(prefill_chunk_tokens=chunk) as model:
+        assert_same_ids(plain, greedy(plain, ids, 6), greedy(model, ids, 6))
+
+
+def test_ids_do_not_depend_on_streams_that_break(swarm: LocalSwarm, plain: Any) -> None:
+    """All streams end again and again while the prompt and the tokens travel."""
+    ids = some_ids(PROMPT_TOKENS, seed=5)
+    broken: list[int] = []
+    over = threading.Event()
+
+    def trouble() -> None:
+        while not over.wait(0.05):
+            broken.append(swarm.break_streams())
+
+    with swarm.client(prefill_chunk_tokens=7) as model:
+        model.generate(ids[:, :3], max_new_tokens=1)
+        thread = threading.Thread(target=trouble)
+        thread.start()
+        try:
+            got = greedy(model, ids, 6)
+        finally:
+            over.set()
+            thread.join()
+    assert_same_ids(plain, greedy(plain, ids, 6), got)
+    assert sum(broken) > 0
