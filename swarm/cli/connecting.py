@@ -1,11 +1,11 @@
 """The client's part of a model and its place in the swarm, for the length of a command."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from swarm.cli.logs import log_to_stderr
 from swarm.cli.terminal import say, take_any_text
 from swarm.errors import UsageError
 from swarm.wire.addresses import split_peer
@@ -59,7 +59,7 @@ class Connection:
 
 
 def _quiet_libraries() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
