@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from swarm.errors import NotServedError
 from swarm.models.row_state import RowState
+from swarm.models.varlen_attention import attend_ragged, fits
 
 ATTENTION_NAME = "swarm_packed"
 
@@ -176,6 +177,8 @@ def packed_attention(
     group = heads // kv_heads
     packed.kv.write(layer, key[0], value[0])
     by_token = query[0].transpose(0, 1)
+    if softcap is None and s_aux is None and not reach.chunks and fits(query, value):
+        return _pad(_ragged(by_token, packed, layer, reach, scaling), query.shape[2]), None
     answers: list[torch.Tensor] = []
     first = 0
     for index, row in enumerate(packed.rows):
@@ -196,10 +199,26 @@ def packed_attention(
             )  # fmt: skip
             answers.append(answer.transpose(0, 1))
         first = end
-    if first < query.shape[2]:
-        answers.append(answers[-1][-1:].expand(query.shape[2] - first, -1, -1))
-    answer = answers[0] if len(answers) == 1 else torch.cat(answers)
-    return answer.unsqueeze(0), None
+    return _pad(answers[0] if len(answers) == 1 else torch.cat(answers), query.shape[2]), None
+
+
+def _pad(answer: torch.Tensor, tokens: int) -> torch.Tensor:
+    """`[tokens of rows, heads, dim]` to `[1, tokens, heads, dim]`."""
+    missing = tokens - answer.shape[0]
+    if missing:
+        answer = torch.cat((answer, answer[-1:].expand(missing, -1, -1)))
+    return answer.unsqueeze(0)
+
+
+def _ragged(
+    by_token: torch.Tensor, packed: PackedPass, layer: int, reach: Reach, scaling: float | None
+) -> torch.Tensor:
+    """All rows in one kernel; `by_token` is `[tokens, heads, dim]`."""
+    counts = [row.count for row in packed.rows]
+    stored = [packed.kv.read(layer, index) for index in range(len(counts))]
+    keys, values = zip(*stored, strict=True)
+    query = by_token[: sum(counts)].contiguous()
+    return attend_ragged(query, keys, values, counts, reach.size, scaling)
 
 
 def _attend(

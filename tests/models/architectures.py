@@ -87,8 +87,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "qwen3_moe": _EXPERTS | {"mlp_only_layers": [0, 3]},
     "qwen3_next": {
-        **_EXPERTS, **_LINEAR, "shared_expert_intermediate_size": 16, "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        **_EXPERTS, **_LINEAR, "shared_expert_intermediate_size": 16, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     },
     "mistral": {"sliding_window": WINDOW},
     "mixtral": _LOCAL_EXPERTS | {"sliding_window": WINDOW},
@@ -177,7 +177,11 @@ def draw(architecture: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
         for name, tensor in model.state_dict().items():
             if name in parameters or (tensor.is_floating_point() and not tensor.any()):
                 noise = torch.randn(tensor.shape, generator=generator)
-                if tensor.ndim < 2:
+                if name.endswith("A_log"):
+                    # Slow decay: what is forgotten at once leaves sums near 0, and norms of those
+                    # multiply rounding.
+                    tensor.copy_(0.3 * noise - 3)
+                elif tensor.ndim < 2:
                     tensor.add_(noise, alpha=0.3)
                 else:
                     tensor.copy_(noise * tensor.shape[-1] ** -0.5)
