@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import Report, arguments, in_turns, plain_model  # sets the threads: before torch
+from common import Report, arguments, in_turns, plain_model
 
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.packed_attention import PassRow
