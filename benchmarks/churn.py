@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import Report, arguments, percentile, plain_model, random_prompt
 from faults import FROM_OUTSIDE, Fault, inflict, thaw
 from processes import ProgramFailedError, ServerProgram
-
-import torch
 from transformers import StoppingCriteria
 
 from swarm import AutoModelForCausalLM, ClientSettings
@@ -124,7 +123,8 @@ class Swarm:
     def replace(self, server: ServerProgram) -> None:
         index = self.servers.index(server)
         others = [one for one in self._sound() if one is not server]
-        fresh = self._start(server.blocks or "", others[0].address())
+        # Any of them may be lost while it joins.
+        fresh = self._start(server.blocks or "", *(one.address() for one in others))
         self.servers[index] = fresh
         self._starting.add(fresh)
 

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 from swarm.errors import SwarmError
@@ -21,7 +22,11 @@ EXIT_DEADLINE_S = 5.0
 
 
 class Runtime:
-    """The loop, used from any thread, also inside another running loop (Jupyter's)."""
+    """The loop, used from any thread, also inside another running loop (Jupyter's).
+
+    What runs there does not inherit the caller's context variables: the timers of a link would keep
+    alive, for as long as the link lives, the cache of the call that happened to open it.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -37,7 +42,7 @@ class Runtime:
         if threading.current_thread() is self._thread:
             work.close()
             raise SwarmError("the swarm's own event loop cannot wait for itself")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = Context().run(asyncio.run_coroutine_threadsafe, work, self._loop)
         try:
             return future.result(timeout_s)
         except concurrent.futures.CancelledError as error:
@@ -48,7 +53,7 @@ class Runtime:
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Run `callback` in the loop; never waits, also from a finalizer in any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to do
-            self._loop.call_soon_threadsafe(callback, *args)
+            self._loop.call_soon_threadsafe(callback, *args, context=Context())
 
     def close_at_exit(self, key: object, close: Callable[[], Awaitable[None]]) -> None:
         """Await `close()` when the program ends, unless `forget(key)` was called before."""

@@ -1,7 +1,7 @@
 """A session as its client sees it: steps in order, a window, epochs, and re-routes."""
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from swarm.errors import (
 )
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions import failures
+from swarm.sessions.asked import Asked, check_operation, check_step
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import (
     Deliver,
@@ -27,7 +28,6 @@ from swarm.sessions.events import (
     Tick,
 )
 from swarm.sessions.messages import (
-    MAX_STEP_TOKENS,
     Close,
     Fail,
     FailKind,
@@ -47,10 +47,7 @@ from swarm.sessions.rules import (
     added,
     applied,
     emitted,
-    lacks,
-    operation_fault,
     service_class_of,
-    shape_fault,
     wanted,
 )
 from swarm.spans import PeerId
@@ -59,16 +56,6 @@ MAX_REPAIRS = 3
 """Repairs without a single answer between them, before the session is given up."""
 STEP_DEADLINE_S = 60.0
 """How long the chain may be silent while the client waits for it."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A step that the user asked for."""
-
-    ticket: int
-    step: Step
-    payload: Any
-    size_bytes: int
 
 
 class ClientSession:
@@ -109,8 +96,8 @@ class ClientSession:
         self._closed = False
         self._next_seq = 0
         self._next_ticket = 0
-        self._queue: deque[_Asked] = deque()
-        self._unanswered: deque[_Asked] = deque()
+        self._queue: deque[Asked] = deque()
+        self._unanswered: deque[Asked] = deque()
         self._operations: list[Applied] = []
         """Sent, and not yet known to be applied by every hop."""
         self._inputs = Backup(keep=True)
@@ -173,14 +160,8 @@ class ClientSession:
         StepRejectedError; the session is then as it was before.
         """
         self._check_open()
-        if operation is not None and not self.planned:
-            raise failures.rejected(self.grant, "an operation before the first step")
         if operation is not None:
-            fault = operation_fault(operation, len(self.planned), self.grant.rows)
-            if fault is None and lacks(self.planned, operation):
-                fault = f"keeps {operation.truncate_to} slots of {self.planned}"
-            if fault is not None:
-                raise failures.rejected(self.grant, fault)
+            check_operation(self.grant, self.planned, operation)
         starts = applied(self.planned, operation) or (0,) * len(counts)
         step = Step(
             session=self.grant.session,
@@ -195,10 +176,10 @@ class ClientSession:
             operation=operation,
             horizon=horizon,
         )
-        self._check_step(step)
+        check_step(self.grant, step)
         self.planned = added(starts, counts)
         self._next_ticket += 1
-        self._queue.append(_Asked(self._next_ticket, step, payload, size_bytes))
+        self._queue.append(Asked(self._next_ticket, step, payload, size_bytes))
         return self._next_ticket, self._send_queued(now)
 
     def reroute(self, grant: Grant, signed: SignedGrant | None, now: float) -> list[Instruction]:
@@ -393,7 +374,7 @@ class ClientSession:
             return not self._unanswered
         return len(self._unanswered) < self._window
 
-    def _push(self, asked: _Asked) -> Forward:
+    def _push(self, asked: Asked) -> Forward:
         service_class = service_class_of(asked.step.counts, asked.step.emit_from)
         first = PeerId(self.grant.hops[0].peer)
         return Forward(first, asked.step, asked.payload, service_class=service_class)
@@ -406,19 +387,6 @@ class ClientSession:
     def _check_open(self) -> None:
         if self._closed:
             raise failures.closed(self.grant, self.error) from self.error
-
-    def _check_step(self, step: Step) -> None:
-        if len(step.starts) != len(step.counts):
-            text = f"{len(step.counts)} counts for {len(step.starts)} rows"
-            raise failures.rejected(self.grant, text)
-        longest = max(added(step.starts, step.counts), default=0)
-        if longest > self.grant.length:
-            raise failures.full(self.grant, longest)
-        if not 0 < sum(step.counts) <= MAX_STEP_TOKENS or min(step.counts) < 0:
-            text = f"{sum(step.counts)} tokens; a step has 1 to {MAX_STEP_TOKENS}"
-            raise failures.rejected(self.grant, text)
-        if (fault := shape_fault(step, self.grant)) is not None:
-            raise failures.rejected(self.grant, fault)
 
     def _timed_out(self) -> SwarmError:
         if self._resting:
