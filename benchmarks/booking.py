@@ -63,15 +63,18 @@ class Booking:
         setup_s: float = 0.0,
         rounding: Rounding = at_once,
         cache_tokens: Mapping[PeerId, int] | None = None,
+        ask_again: bool = False,
     ) -> None:
         """`setup_s`: added to each request, and its cache is held for it; `rounding`: from the
         time at which there is room to the start; `cache_tokens`: where a server's cache is not
-        all the memory beside its blocks."""
+        all the memory beside its blocks; `ask_again`: nothing is booked ahead, who finds no room
+        routes anew after 1, 2, 4 ... 60 s, as Petals' clients do."""
         self._inventory = inventory
         self._workload = workload
         self._router = router
         self._setup_s = setup_s
         self._rounding = rounding
+        self._ask_again = ask_again
         self._view = view_of(inventory, layout, workload.prompt_tokens)
         given = cache_tokens or {}
         self._total = {
@@ -86,12 +89,24 @@ class Booking:
         served."""
         outcomes: dict[int, Outcome] = {}
         events: list[tuple[float, int, int, SessionId | None]] = []
+        tries: dict[int, int] = {}
         order = count()
         for number, arrival in enumerate(arrivals):
             heapq.heappush(events, (arrival.at_s, next(order), number, None))
         line: deque[int] = deque()
         while events:
             now, _, number, ended = heapq.heappop(events)
+            if ended is None and self._ask_again:
+                arrival = arrivals[number]
+                started = self._start(arrival, now)
+                if started is None:
+                    tries[number] = tries.get(number, -1) + 1
+                    again = now + min(60.0, 2.0 ** tries[number])
+                    heapq.heappush(events, (again, next(order), number, None))
+                else:
+                    session, outcomes[number] = started
+                    heapq.heappush(events, (self._active[session].end_s, next(order), -1, session))
+                continue
             if ended is None:
                 line.append(number)
             else:
@@ -117,6 +132,8 @@ class Booking:
             return None
         truth = self._seen(now, lambda booking: booking.end_s)
         wait_s = self._rounding(self._wait_s(truth, route.hops, workload.session_tokens))
+        if self._ask_again and wait_s > 0:
+            return None
         expected_s = route.ttft_s + (workload.output_tokens - 1) * route.tpot_s + self._setup_s
         service_s = route.ttft_s + (arrival.output_tokens - 1) * route.tpot_s + self._setup_s
         session = SessionId(next(self._names).to_bytes(16, "big"))

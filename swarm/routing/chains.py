@@ -1,6 +1,7 @@
 """Chains with room of their own: how much of the caches each gets, and what the queue before them
 does to requests. Sun, He, Hou, arXiv 2604.14993."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -89,3 +90,22 @@ def mean_response_s(
     beyond = float(weights[-1]) * ratio * (states[-1] / (1 - ratio) + 1 / (1 - ratio) ** 2)
     jobs = (float((weights * states).sum()) + beyond) / (float(weights.sum()) + tail)
     return float(jobs / rate_per_s)
+
+
+def burst_response_s(chains: Sequence[tuple[float, int]], requests: int) -> float:
+    """Mean response of so many requests that come at one moment: each takes the slot on which it
+    ends first. `chains`: service time in seconds and capacity of each; infinite without slots."""
+    slots = [
+        (service_s, service_s)
+        for service_s, capacity in chains
+        for _ in range(min(capacity, requests))
+    ]
+    if not slots:
+        return float("inf")
+    heapq.heapify(slots)
+    total = 0.0
+    for _ in range(requests):
+        ends_s, service_s = slots[0]
+        total += ends_s
+        heapq.heapreplace(slots, (ends_s + service_s, service_s))
+    return total / requests
