@@ -124,21 +124,21 @@ def plain_model(folder: Path | None) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32
         )
-    return _never_stopping(model.eval())
+    return never_stopping(model.eval())
 
 
 def swarm_model(name: str | None, address: str) -> Any:
     """The same model over the swarm at `address`."""
     import swarm
 
-    return _never_stopping(
+    return never_stopping(
         swarm.AutoModelForCausalLM.from_pretrained(
             name, initial_peers=[address], dtype=torch.float32
         )
     )
 
 
-def _never_stopping(model: Any) -> Any:
+def never_stopping(model: Any) -> Any:
     """Greedy, and as many tokens as are asked for, whatever they say."""
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
