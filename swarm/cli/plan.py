@@ -34,6 +34,19 @@ Peers = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+Requests = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many. Default: the inventory's.", show_default=False),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Requests a second, 0: each client asks again when it has its answer. Default: the"
+        " inventory's.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, no tables.")]
 
 
@@ -114,6 +127,105 @@ def place(
     _run(command)
 
 
+@app.command("simulate")
+def simulate_command(
+    inventory: InventoryFile = None,
+    placement: Annotated[str, typer.Option(help="As of `place`.")] = "best",
+    router: Annotated[
+        str,
+        typer.Option(help="two-choices, petals, ws-rr, threshold, parallax, jffc or round-robin."),
+    ] = "two-choices",
+    requests: Requests = None,
+    rate: Rate = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the inventory's workload on a virtual clock, with its churn and its faults.
+
+    The same inventory, policy and seed give the same figures.
+    """
+
+    def command() -> None:
+        from swarm.cli.plan_inventory import read_plan
+        from swarm.cli.plan_simulating import (
+            Options,
+            result_fields,
+            result_lines,
+            result_table,
+            run_policies,
+        )
+        from swarm.simulator.results import Result
+
+        end_on_sigterm()
+        file = read_plan(_given(inventory))
+        policy = f"{placement}+{router}"
+        result = run_policies(file, [policy], Options(requests, rate, seed))[policy]
+        assert isinstance(result, Result)
+        if as_json:
+            typer.echo(json.dumps(result_fields(policy, result), indent=1))
+            return
+        from swarm.cli.plan_picture import console
+
+        console().print(result_table(policy, result))
+        for line in result_lines(result):
+            typer.echo(line)
+
+    _run(command)
+
+
+@app.command()
+def compare(
+    inventory: InventoryFile = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PLACEMENT+ROUTER, as often as you like. Default: the papers' pairs, and ours.",
+            metavar="PLACEMENT+ROUTER",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="A text file for the plot. Default: below the table.", metavar="FILE"),
+    ] = None,
+    requests: Requests = None,
+    rate: Rate = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the same workload with every policy: one table, and one plot."""
+
+    def command() -> None:
+        from swarm.cli.plan_inventory import read_plan
+        from swarm.cli.plan_simulating import (
+            POLICIES,
+            Options,
+            comparison_table,
+            result_fields,
+            run_policies,
+            text_plot,
+            write_plot,
+        )
+
+        end_on_sigterm()
+        file = read_plan(_given(inventory))
+        options = Options(requests, rate, seed)
+        found = run_policies(file, tuple(dict.fromkeys(policy or POLICIES)), options)
+        if plot is not None:
+            write_plot(found, plot)
+        if as_json:
+            fields = [result_fields(name, result) for name, result in found.items()]
+            typer.echo(json.dumps({"policies": fields}, indent=1))
+            return
+        from swarm.cli.plan_picture import console
+
+        console().print(comparison_table(found))
+        if plot is None:
+            typer.echo(text_plot(found))
+
+    _run(command)
+
+
 def _given(inventory: Path | None) -> Path:
     if inventory is None:
         raise UsageError("no machines to plan with; give an INVENTORY.yaml, or --peers ADDR")
@@ -141,11 +253,6 @@ def _run(command: Callable[[], None]) -> None:
             raise SystemExit(EXIT_USAGE) from None
 
     run(checked)
-
-
-@app.callback()
-def _program() -> None:
-    """Only so that there may be one command."""
 
 
 def main() -> None:

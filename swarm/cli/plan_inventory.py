@@ -15,14 +15,26 @@ from swarm.errors import UsageError
 from swarm.printable import printable
 from swarm.routing.hardware import hardware_named, roofline
 from swarm.routing.inventory import HostedModel, Inventory, Machine, Workload
+from swarm.routing.layout import Layout
 from swarm.routing.model_shape import ModelShape, bytes_per_weight
 from swarm.routing.network import MatrixNetwork
 from swarm.routing.performance import ChainMode, HopOverhead, ServerSpeed
-from swarm.simulator.scenario import HostCores
+from swarm.simulator.scenario import (
+    Churn,
+    Fault,
+    FaultKind,
+    HostCores,
+    Scenario,
+    Timing,
+    Traffic,
+)
 from swarm.spans import PeerId
 
 USABLE_MEMORY = 0.9
 """Of a machine's memory by its data sheet; the rest goes to the driver and to activations."""
+
+DEFAULT_SESSIONS = 8
+"""At once, where an inventory says neither sessions nor a rate."""
 
 
 class PlanMistakesError(UsageError):
@@ -209,15 +221,13 @@ class WorkloadPart(_Part):
     rate_per_s: Amount = 0.0
     held_s: Amount = 0.0
 
-    def workload(self) -> Workload:
-        """What placements take."""
-        return Workload(
-            self.prompt_tokens,
-            self.output_tokens,
-            self.sessions or (0 if self.rate_per_s else 8),
-            self.rate_per_s,
-            self.held_s,
-        )
+    def workload(self, rate_per_s: float | None = None) -> Workload:
+        """What placements take; a rate that is given replaces the file's rate and sessions."""
+        rate = self.rate_per_s if rate_per_s is None else rate_per_s
+        sessions = 0 if rate_per_s else self.sessions
+        if not rate and not sessions:
+            sessions = DEFAULT_SESSIONS
+        return Workload(self.prompt_tokens, self.output_tokens, sessions, rate, self.held_s)
 
 
 class HostPart(_Part):
@@ -234,6 +244,36 @@ class OverheadPart(_Part):
     prefill_ms: Amount = 2.0
 
 
+class FaultPart(_Part):
+    """One of `simulation.faults:`."""
+
+    kind: FaultKind
+    machine: Name
+    at_s: Amount
+    lasts_s: Amount = 0.0
+    factor: Annotated[float, BeforeValidator(_number), Field(ge=1, allow_inf_nan=False)] = 4.0
+
+
+class SimulationPart(_Part):
+    """`simulation:`; what happens while the workload is served."""
+
+    requests: Annotated[int, BeforeValidator(_number), Field(ge=1, le=10_000_000)] = 200
+    spread: Annotated[float, BeforeValidator(_number), Field(ge=0, le=3)] = 0.0
+    """Sigma of the log-normal lengths of prompts and outputs."""
+    median_stay_s: Amount = 0.0
+    """Of a machine; 0: nobody leaves."""
+    away_s: Amount = 600.0
+    crash_share: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] = 0.5
+    load_s_per_block: Amount = 0.5
+    liars: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] = 0.0
+    """Share of the machines that announce themselves `lie` times as fast as they are."""
+    lie: Annotated[float, BeforeValidator(_number), Field(ge=1, allow_inf_nan=False)] = 4.0
+    view_age_s: Positive = 10.0
+    """How often a client looks up the servers."""
+    announce_s: Positive = 20.0
+    faults: tuple[FaultPart, ...] = ()
+
+
 class PlanFile(_Part):
     """A whole inventory file."""
 
@@ -244,6 +284,7 @@ class PlanFile(_Part):
     workload: WorkloadPart = WorkloadPart()
     overhead: OverheadPart = OverheadPart()
     hosts: tuple[HostPart, ...] = ()
+    simulation: SimulationPart = SimulationPart()
     mode: ChainMode = ChainMode.PUSH
     seed: int = 0
     """Of what is drawn: the network's spread."""
@@ -282,6 +323,45 @@ class PlanFile(_Part):
             self._network(),
             self.mode,
             HopOverhead(self.overhead.decode_ms / 1e3, self.overhead.prefill_ms / 1e3),
+        )
+
+    def scenario(
+        self,
+        inventory: Inventory,
+        layout: Layout,
+        *,
+        requests: int | None = None,
+        rate_per_s: float | None = None,
+        seed: int = 0,
+    ) -> Scenario:
+        """What is given replaces what the file says.
+
+        Without a rate, the workload's sessions: each client asks again when it has its answer.
+        """
+        part, work = self.simulation, self.workload
+        rate = work.rate_per_s if rate_per_s is None else rate_per_s
+        traffic = Traffic(
+            rate,
+            requests or part.requests,
+            max(1, work.prompt_tokens),
+            work.output_tokens,
+            part.spread,
+            at_once=not rate,
+        )
+        return Scenario(
+            inventory,
+            layout,
+            traffic,
+            Churn(part.median_stay_s, part.away_s, part.crash_share, part.load_s_per_block),
+            Timing(announce_s=part.announce_s, view_age_s=part.view_age_s),
+            tuple(
+                Fault(one.kind, PeerId(one.machine), one.at_s, one.lasts_s, one.factor)
+                for one in part.faults
+            ),
+            self.host_cores(),
+            part.liars,
+            part.lie,
+            seed=seed,
         )
 
     def host_cores(self) -> tuple[HostCores, ...]:

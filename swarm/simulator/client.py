@@ -1,0 +1,76 @@
+"""A client on the virtual clock: what it believes of the swarm, and its router."""
+
+from collections import deque
+from random import Random
+from typing import TYPE_CHECKING
+
+from swarm.client.troubles import Troubles
+from swarm.routing.router import Route, Router, RouteRequest
+from swarm.routing.view import SwarmView
+from swarm.simulator.requests import Request
+from swarm.simulator.scenario import Timing
+from swarm.simulator.session import SimulatedSession
+from swarm.spans import PeerId, SessionId
+
+if TYPE_CHECKING:
+    from swarm.simulator.world import World
+
+
+class SimulatedClient:
+    """Its list of servers is looked up every `view_age_s` and is stale in between."""
+
+    def __init__(self, world: "World", peer: PeerId, router: Router, rng: Random) -> None:
+        self.world = world
+        self.peer = peer
+        self.timing: Timing = world.scenario.timing
+        self._router = router
+        self._rng = rng
+        self._view: SwarmView = world.directory.snapshot()
+        self._troubles = Troubles()
+        self._line: deque[SimulatedSession] = deque()
+        """Those for which a router that queues had no chain free."""
+        world.clock.after(rng.random() * self.timing.view_age_s, self._look_up)
+
+    def begin(self, request: Request) -> None:
+        """A request has arrived."""
+        session = SimulatedSession(self, request, SessionId(self._rng.randbytes(16)))
+        self.world.sessions[session.id] = session
+        session.find_route()
+
+    def route(self, session: SimulatedSession, question: RouteRequest) -> Route | None:
+        """The router's answer; from then on the session counts as running over it.
+
+        Raises MissingBlocksError, or SwarmError for a chain that is too long.
+        """
+        route = self._router.route(self._view, self.world.scenario.inventory.network, question)
+        if route is not None:
+            self._router.opened(session.id, route)
+        return route
+
+    def closed(self, session: SimulatedSession) -> None:
+        """It does not run over its route any more; those in line ask again."""
+        self._router.closed(session.id)
+        if self._line:
+            self.world.clock.after(0.0, self._line.popleft().find_route)
+
+    def ended(self, session: SimulatedSession) -> None:
+        """Its request has."""
+        del self.world.sessions[session.id]
+        self.closed(session)
+        self.world.ended(session.request)
+
+    def wait_in_line(self, session: SimulatedSession) -> None:
+        """Until another session of this client has closed."""
+        self._line.append(session)
+
+    def failed(self, peer: PeerId) -> None:
+        """A server is left out for a while."""
+        self._troubles.failed(peer, self.world.clock.now)
+
+    def left_out(self) -> set[PeerId]:
+        """The servers that failed lately."""
+        return self._troubles.left_out(self.world.clock.now)
+
+    def _look_up(self) -> None:
+        self._view = self.world.directory.snapshot()
+        self.world.clock.after(self.timing.view_age_s, self._look_up)

@@ -1,0 +1,138 @@
+"""Who comes, who goes, and what goes wrong."""
+
+import math
+from random import Random
+
+from swarm.routing.placement import least_covered
+from swarm.routing.view import ServerState
+from swarm.simulator.scenario import Fault, FaultKind
+from swarm.simulator.server import SimulatedServer
+from swarm.simulator.world import World
+from swarm.spans import PeerId
+
+DRAIN_S = 30.0
+"""How long a server that leaves waits for its sessions to be moved."""
+_LOOK_S = 1.0
+
+
+class Comings:
+    """Makes the scenario's faults and its churn happen."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._clock = world.clock
+        self._churn = world.scenario.churn
+        self._rng = Random(f"churn {world.scenario.seed}")
+        self.joins = 0
+        self.leaves = 0
+        self.faults = 0
+        for fault in world.scenario.faults:
+            self._clock.at(fault.at_s, self._happen, fault)
+        if self._churn.median_stay_s:
+            for peer in world.scenario.layout.spans:
+                self._plan_leave(peer)
+
+    # ---- churn
+
+    def _plan_leave(self, peer: PeerId) -> None:
+        mean_s = self._churn.median_stay_s / math.log(2)
+        server = self._world.servers[peer]
+        self._clock.after(self._rng.expovariate(1 / mean_s), self._leave, server)
+
+    def _leave(self, server: SimulatedServer) -> None:
+        if server.gone or server.state is not ServerState.ONLINE:
+            return
+        away_s = self._rng.expovariate(1 / self._churn.away_s) if self._churn.away_s else 0.0
+        if self._rng.random() < self._churn.crash_share:
+            self._crash(server, away_s, again=True)
+        else:
+            self._drain(server, away_s, again=True)
+
+    def _come(self, server: SimulatedServer, again: bool) -> None:
+        """The machine is back: it takes as many blocks as before, where the swarm is weakest."""
+        world = self._world
+        self.joins += 1
+        blocks = world.scenario.layout.num_blocks
+        span = least_covered(world.directory.snapshot(), blocks, len(server.span))
+        new = world.start_server(server.peer, span, ServerState.JOINING)
+        loading_s = self._churn.load_s_per_block * len(span)
+        self._clock.after(loading_s, self._loaded, new, again)
+
+    def _loaded(self, server: SimulatedServer, again: bool) -> None:
+        if server.gone:
+            return
+        server.state = ServerState.ONLINE
+        self._world.announce(server)
+        self._world.coverage_changed()
+        if again:
+            self._plan_leave(server.peer)
+
+    # ---- faults
+
+    def _happen(self, fault: Fault) -> None:
+        server = self._world.servers.get(fault.machine)
+        if server is None or server.gone:
+            return
+        self.faults += 1
+        match fault.kind:
+            case FaultKind.CRASH:
+                self._crash(server, fault.lasts_s)
+            case FaultKind.DRAIN:
+                self._drain(server, fault.lasts_s)
+            case FaultKind.SLOW:
+                server.slowed *= fault.factor
+                if fault.lasts_s:
+                    self._clock.after(fault.lasts_s, self._quick_again, server, fault.factor)
+            case FaultKind.FREEZE | FaultKind.CUT_OFF:
+                self._cut_off(server, fault)
+
+    def _quick_again(self, server: SimulatedServer, factor: float) -> None:
+        server.slowed /= factor
+
+    def _cut_off(self, server: SimulatedServer, fault: Fault) -> None:
+        server.cut_off(frozen=fault.kind is FaultKind.FREEZE)
+        for session in self._world.sessions_over(server.peer):
+            self._world.watch(session, server)
+        if fault.lasts_s:
+            self._clock.after(fault.lasts_s, self._reach_again, server)
+        self._world.coverage_changed()
+
+    def _reach_again(self, server: SimulatedServer) -> None:
+        server.reach_again()
+        self._world.announce(server)
+        self._world.coverage_changed()
+
+    def _crash(self, server: SimulatedServer, away_s: float, again: bool = False) -> None:
+        self.leaves += 1
+        sessions = self._world.sessions_over(server.peer)
+        server.vanish()
+        self._world.coverage_changed()
+        for session in sessions:
+            self._world.watch(session, server)
+        if away_s or again:
+            self._clock.after(away_s, self._come, server, again)
+
+    def _drain(self, server: SimulatedServer, away_s: float, again: bool = False) -> None:
+        self.leaves += 1
+        server.state = ServerState.DRAINING
+        self._world.announce(server)
+        for session in self._world.sessions_over(server.peer):
+            self._clock.after(0.0, session.should_move, server.peer)
+        self._drained(server, self._clock.now + DRAIN_S, away_s, again)
+
+    def _drained(
+        self, server: SimulatedServer, deadline: float, away_s: float, again: bool
+    ) -> None:
+        if server.gone:
+            return
+        if not server.idle and self._clock.now < deadline:
+            self._clock.after(_LOOK_S, self._drained, server, deadline, away_s, again)
+            return
+        sessions = self._world.sessions_over(server.peer)
+        self._world.directory.withdraw(server.peer)
+        server.vanish()
+        self._world.coverage_changed()
+        for session in sessions:
+            self._world.watch(session, server)
+        if away_s or again:
+            self._clock.after(away_s, self._come, server, again)
