@@ -26,11 +26,13 @@ PACE_GAIN = 1.25
 """Beside decode, fragments leave at most so much faster than the path delivers: a window that
 opens at once would stand in the path's queue at once."""
 RTT_MEMORY_S = 10.0
+_LEAST_PAUSE_S = 1e-4
 _RATE_ROUNDS = 10
 _RATE_MEMORY_S = 0.5
 """The rate is the largest of this time, or of so many round trips where they are longer."""
 _FULL_ROUNDS = 3
 _FULL_GROWTH = 1.25
+_LATE = 1.25
 
 
 @dataclass(slots=True)
@@ -46,7 +48,7 @@ class _Sent:
     app_limited: bool
     urgent: bool
     drained: bool
-    """Sent alone, to measure the round trip."""
+    """Sent with nothing but decode in flight, to measure the round trip."""
 
 
 class LinkWindow:
@@ -63,6 +65,8 @@ class LinkWindow:
         self._full_rate = 0.0
         self._full_rounds = 0
         self._next_round = 0
+        self._round_rtt_s = float("inf")
+        """The least round trip of the present round."""
         self._probing_rtt = False
         self.begin_stream(0.0)
 
@@ -119,7 +123,8 @@ class LinkWindow:
         if pace is None:
             return 0.0
         burst_s = 2 * self.fragment_bytes(decode_active) / pace
-        return max(0.0, self._paid_until - now - burst_s)
+        wait_s = self._paid_until - now - burst_s
+        return wait_s if wait_s > _LEAST_PAUSE_S else 0.0
 
     def _pace(self, decode_active: bool) -> float | None:
         """Bytes a second; None: as they come. A path that holds no more than the two fragments on
@@ -142,7 +147,8 @@ class LinkWindow:
         acknowledge at once."""
         if not self.in_flight:
             self._first_sent_at = self._delivered_at = now
-        drained = self._probing_rtt and not urgent and not self.in_flight
+        alone = self.delivered_bytes >= self._patient_end
+        drained = self._probing_rtt and not urgent and alone
         if drained:
             self._probing_rtt = False
         begin = self.sent_bytes
@@ -190,6 +196,7 @@ class LinkWindow:
             self.round_trip(now - alone.at, now, drained=True)
         elif not newest.urgent:
             self.round_trip(now - newest.at, now)
+        self._round_rtt_s = min(self._round_rtt_s, now - newest.at)
         interval = max(now - newest.delivered_at, newest.at - newest.first_sent_at)
         if interval > 0:
             rate = (received - newest.delivered) / interval
@@ -220,12 +227,16 @@ class LinkWindow:
         self.rate_bytes_per_s = self._rates[0][1]
 
     def _round_ended(self, app_limited: bool) -> None:
-        """The rate grows no more when three rounds in a row did not raise it by a quarter."""
-        rate = self.rate_bytes_per_s
-        if not self._startup or app_limited or rate is None:
+        """The start is over when three rounds in a row did not raise the rate by a quarter, or when
+        every answer of a round is late: what is sent more now stands in a queue."""
+        rate, rtt_s, self._round_rtt_s = self.rate_bytes_per_s, self._round_rtt_s, float("inf")
+        if not self._startup or app_limited or rate is None or self.min_rtt_s is None:
             return
-        if rate >= _FULL_GROWTH * self._full_rate:
+        queue_s = 2 * self.fragment_bytes(True) / rate
+        if rtt_s > _LATE * self.min_rtt_s + queue_s:
+            self._startup = False
+        elif rate >= _FULL_GROWTH * self._full_rate:
             self._full_rate, self._full_rounds = rate, 0
-            return
-        self._full_rounds += 1
-        self._startup = self._full_rounds < _FULL_ROUNDS
+        else:
+            self._full_rounds += 1
+            self._startup = self._full_rounds < _FULL_ROUNDS

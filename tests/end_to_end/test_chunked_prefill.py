@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from same_ids import assert_same_ids
-from tiny_pairs import greedy, plain_model, save_tiny, some_ids
+from tiny_models import save_tiny
+from tiny_pairs import greedy, plain_model, some_ids
 
 from swarm.testing import LocalSwarm
 
