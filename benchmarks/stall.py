@@ -67,7 +67,7 @@ class Clock:
                 marks.setdefault("held", time.monotonic())
             return result
 
-        ClientSession._after_repair = wrapped  # type: ignore[method-assign]
+        setattr(ClientSession, "_after_repair", wrapped)  # noqa: B010
 
 
 class Event(StoppingCriteria):  # type: ignore[misc]

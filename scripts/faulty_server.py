@@ -6,40 +6,39 @@ from typing import Any
 
 from faults import Fault
 
-from swarm.server import service
+from swarm.server.engine import Engine
 from swarm.server.reception import Reception
 from swarm.sessions.messages import RefuseKind
 from swarm.wire.links import Links
 
 
 def _refuse() -> None:
-    def fault(self: Reception, *_: Any) -> tuple[RefuseKind, str]:
+    def fault(*_: Any) -> tuple[RefuseKind, str]:
         return RefuseKind.QUOTA, "it was told to refuse"
 
-    Reception._fault = fault  # type: ignore[method-assign]
+    setattr(Reception, "_fault", fault)  # noqa: B010  (a method of the class is replaced)
 
 
-def _at_step(number: int, wrong: bool) -> None:
-    make, count = service.engine_job, 0
+def _at_step(number: int, *, wrong: bool) -> None:
+    forward, count = vars(Engine)["_forward"], 0
 
-    def engine_job(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         nonlocal count
         count += 1
-        if count >= number and not wrong:
+        if count < number:
+            return forward(*arguments)
+        if not wrong:
             os._exit(3)
-        job = make(*arguments)
-        if count >= number:
-            job.hidden.fill_(float("inf"))
-        return job
+        return forward(*arguments) * float("nan")
 
-    service.engine_job = engine_job
+    setattr(Engine, "_forward", counted)  # noqa: B010
 
 
 def _deaf() -> None:
-    async def start(self: Links) -> None:
-        self._loop = asyncio.get_running_loop()
+    async def start(links: Any) -> None:
+        links._loop = asyncio.get_running_loop()
 
-    Links.start = start  # type: ignore[method-assign]
+    setattr(Links, "start", start)  # noqa: B010
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
 """Real servers with the embedded model, killed, frozen and cut off: the ids stay exact."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any, Self
 
+import faults
 import pytest
 import torch
 from faults import FROM_OUTSIDE, Fault, inflict, thaw
@@ -13,6 +16,7 @@ from same_ids import assert_same_ids
 from transformers import AutoModelForCausalLM as PlainAutoModel
 
 from swarm import AutoModelForCausalLM
+from swarm.errors import SessionError
 from swarm.models.embedded import embedded_gguf
 
 TOKENS = 24
@@ -130,3 +134,34 @@ def test_two_hops_at_once_and_then_a_replacement(thirds: Servers, plain: Any) ->
             inflict(thirds.hop(model, 2), Fault.KILL)
 
         check(plain, model, PROMPT, {6: two}, TOKENS)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("fault", ["refuse", "crash_at_step:9", "stale_record"])
+def test_servers_with_a_fault_of_their_own(halves: Servers, plain: Any, fault: str) -> None:
+    """Whether or not the route begins over it, the ids are the same."""
+    halves.make_whole()
+    program = [sys.executable, str(Path(faults.__file__).with_name("faulty_server.py"))]
+    with ServerProgram(
+        blocks="0:30",
+        peers=[halves.living()[0].address()],
+        program=program,
+        environment={"SWARM_FAULT": fault},
+    ) as faulty:
+        faulty.wait_online()
+        with halves.model() as model:
+            check(plain, model, PROMPT, {}, TOKENS)
+
+
+@pytest.mark.matrix
+def test_what_is_no_number_is_blamed_on_its_server() -> None:
+    program = [sys.executable, str(Path(faults.__file__).with_name("faulty_server.py"))]
+    with ServerProgram(
+        blocks="0:30", program=program, environment={"SWARM_FAULT": "wrong_output:5"}
+    ) as faulty:
+        peer = faulty.wait_online()["peer"]
+        address = faulty.address()
+        with closing(AutoModelForCausalLM.from_pretrained(initial_peers=[address])) as model:
+            with pytest.raises(SessionError) as blamed:
+                generate(model, PROMPT, TOKENS)
+            assert blamed.value.peer == peer

@@ -28,7 +28,7 @@ def test_a_kill_in_mid_generation_and_the_blocks_that_are_missing_then(
     address = servers[0].address()
     client = start_generating(address, PROMPT, 1500)
     os.kill(servers[1].pid, signal.SIGKILL)
-    _, errors = client.communicate(timeout=60)
+    _, errors = client.communicate(timeout=120)
     assert client.returncode == 1
     assert "10:20" in errors
     assert "Traceback" not in errors
