@@ -1,6 +1,7 @@
 """Who comes, who goes, and what goes wrong."""
 
 import math
+from dataclasses import replace
 from random import Random
 
 from swarm.routing.placement import least_covered
@@ -52,8 +53,10 @@ class Comings:
         """The machine is back: it takes as many blocks as before, where the swarm is weakest."""
         world = self._world
         self.joins += 1
+        view = world.directory.snapshot()
+        others = tuple(one for one in view.servers if one.peer != server.peer)
         blocks = world.scenario.layout.num_blocks
-        span = least_covered(world.directory.snapshot(), blocks, len(server.span))
+        span = least_covered(replace(view, servers=others), blocks, len(server.span))
         new = world.start_server(server.peer, span, ServerState.JOINING)
         loading_s = self._churn.load_s_per_block * len(span)
         self._clock.after(loading_s, self._loaded, new, again)

@@ -20,73 +20,87 @@ _NEED_RELEASES = frozenset({"ws-rr", "threshold"})
 """Routers that go by when sessions will end."""
 
 
+class Simulation:
+    """Serves the scenario's requests with one router in every client."""
+
+    def __init__(
+        self, scenario: Scenario, router: str, on_progress: Progress | None = None
+    ) -> None:
+        """Raises UsageError for a router that nobody knows."""
+        self.scenario = scenario
+        self.requests = _requests(scenario)
+        self.world = World(scenario, self._ended, announce_releases=router in _NEED_RELEASES)
+        self.comings = Comings(self.world)
+        self._router = router
+        self._on_progress = on_progress
+        self._to_come = iter(self.requests)
+        self._done = 0
+        costs = route_costs(scenario.inventory)
+        self._clients = {
+            peer: SimulatedClient(
+                self.world,
+                peer,
+                router_named(router, costs, Random(f"router {scenario.seed} {peer}")),
+                Random(f"client {scenario.seed} {peer}"),
+            )
+            for peer in scenario.inventory.clients
+        }
+
+    def run(self) -> Result:
+        """Until every request has ended; once."""
+        world, clock = self.world, self.world.clock
+        if self.scenario.traffic.at_once:
+            for peer in self._clients:
+                self._begin_next(peer)
+        else:
+            for request in self.requests:
+                clock.at(request.arrived, self._clients[request.client].begin, request)
+        clock.run(lambda: self._done >= len(self.requests))
+        world.coverage_changed()
+        return Result(
+            router=self._router,
+            seed=self.scenario.seed,
+            requests=tuple(self.requests),
+            servers=tuple(
+                load_of(server, clock.now, server.peer in world.liars)
+                for server in world.every_server
+            ),
+            simulated_s=clock.now,
+            events=clock.events,
+            uncovered_s=world.uncovered_s,
+            joins=self.comings.joins,
+            leaves=self.comings.leaves,
+            faults=self.comings.faults,
+        )
+
+    def _ended(self, request: Request) -> None:
+        self._done += 1
+        if self._on_progress is not None:
+            self._on_progress(self._done, len(self.requests))
+        if self.scenario.traffic.at_once:
+            self._begin_next(request.client)
+
+    def _begin_next(self, client: PeerId) -> None:
+        request = next(self._to_come, None)
+        if request is not None:
+            request.client, request.arrived = client, self.world.clock.now
+            self.world.clock.after(0.0, self._clients[client].begin, request)
+
+
 def simulate(scenario: Scenario, router: str, on_progress: Progress | None = None) -> Result:
     """Run it. The same scenario (with its seed) and router give the same result.
 
-    Raises UsageError for a router that nobody knows, MissingBlocksError if the layout leaves blocks
-    without a server.
+    Raises UsageError for a router that nobody knows.
     """
-    ended = 0
-    requests = _requests(scenario)
-    arrivals = iter(requests)
-
-    def on_ended(request: Request) -> None:
-        nonlocal ended
-        ended += 1
-        if on_progress is not None:
-            on_progress(ended, len(requests))
-        if scenario.traffic.at_once:
-            begin_next(request.client)
-
-    world = World(scenario, on_ended, announce_releases=router in _NEED_RELEASES)
-    costs = route_costs(scenario.inventory)
-    clients = {
-        peer: SimulatedClient(
-            world,
-            peer,
-            router_named(router, costs, Random(f"router {scenario.seed} {peer}")),
-            Random(f"client {scenario.seed} {peer}"),
-        )
-        for peer in scenario.inventory.clients
-    }
-
-    def begin_next(client: PeerId) -> None:
-        request = next(arrivals, None)
-        if request is not None:
-            request.client, request.arrived = client, world.clock.now
-            world.clock.after(0.0, clients[client].begin, request)
-
-    if scenario.traffic.at_once:
-        for peer in clients:
-            begin_next(peer)
-    else:
-        for request in requests:
-            world.clock.at(request.arrived, clients[request.client].begin, request)
-    comings = Comings(world)
-    world.clock.run(lambda: ended >= len(requests))
-    world.coverage_changed()
-    now = world.clock.now
-    return Result(
-        router=router,
-        seed=scenario.seed,
-        requests=tuple(requests),
-        servers=tuple(
-            load_of(server, now, server.peer in world.liars) for server in world.every_server
-        ),
-        simulated_s=now,
-        events=world.clock.events,
-        uncovered_s=world.uncovered_s,
-        joins=comings.joins,
-        leaves=comings.leaves,
-        faults=comings.faults,
-    )
+    return Simulation(scenario, router, on_progress).run()
 
 
 def _requests(scenario: Scenario) -> list[Request]:
     """Their lengths and times do not depend on the policy, so that policies can be compared."""
     traffic, clients = scenario.traffic, scenario.inventory.clients
     rng = Random(f"requests {scenario.seed}")
-    now, requests = 0.0, []
+    now = 0.0
+    requests: list[Request] = []
     for number in range(traffic.requests):
         prompt = _length(traffic.prompt_tokens, traffic, rng)
         output = _length(traffic.output_tokens, traffic, rng)
