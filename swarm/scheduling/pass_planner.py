@@ -12,7 +12,7 @@ from swarm.scheduling.cost_model import CostModel, PassSize, tokens_after
 from swarm.scheduling.decode_activity import DecodeActivity
 from swarm.scheduling.fair_queue import Entry, FairQueue
 
-PASS_BUDGET_S = 0.05
+PASS_BUDGET_S = 0.1
 """A pass takes no longer than this while somebody decodes, unless the decode rows alone do."""
 IDLE_PASS_BUDGET_S = 0.5
 """The same while nobody does."""
