@@ -32,6 +32,10 @@ class Timed(Peer):
         super().__init__(*arguments, **options)
         self.came: dict[int, float] = {}
 
+    async def __aenter__(self) -> "Timed":
+        await self.links.start()
+        return self
+
     def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
         super().on_message(peer, message, payload)
         self.came[request(message)] = asyncio.get_running_loop().time()
