@@ -120,7 +120,7 @@ class Comings:
         server.state = ServerState.DRAINING
         self._world.announce(server)
         for session in self._world.sessions_over(server.peer):
-            self._clock.after(0.0, session.should_move, server.peer)
+            self._clock.after(0.0, session.lost, server.peer)
         self._drained(server, self._clock.now + DRAIN_S, away_s, again)
 
     def _drained(

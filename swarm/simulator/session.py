@@ -265,28 +265,17 @@ class SimulatedSession:
     # ---- trouble
 
     def lost(self, peer: PeerId) -> None:
-        """The client has noticed that a server of the route is gone or silent."""
-        if self.request.outcome is not None or peer in self._lost:
+        """The client has noticed that a server of the route is gone, is silent, or will leave."""
+        if self.request.outcome is not None or peer in self._lost or peer not in self.peers:
             return
-        if not any(stage.server.peer == peer for stage in self._stages):
-            return
-        self._leave(peer)
-
-    def should_move(self, peer: PeerId) -> None:
-        """A server of the route is about to leave."""
-        if self.request.outcome is None and self._opening is None:
-            self._leave(peer)
-
-    def _leave(self, peer: PeerId) -> None:
         if self._opening is not None:
             self._opening_event(LostPeer(peer, "its link is lost"))
-            return
-        if peer in self._lost:
             return
         first = not self._lost
         self._lost.add(peer)
         self._owner.failed(peer)
         if not first:
+            # The route that is looked for already will not have it.
             return
         self.epoch += 1
         self.request.repairs += 1

@@ -254,17 +254,31 @@ def test_a_short_silence_is_only_waited_for():
     assert request.longest_gap_s == pytest.approx(2.0, abs=0.1)
 
 
+def test_cached_tokens_lengthen_passes():
+    speed = replace(SPEED, context_s=1e-5)
+    plain, longer = (
+        simulate(chain({"server-a": (0, 8)}, speeds={"server-a": one}), "petals").requests[0].tpot_s
+        for one in (SPEED, speed)
+    )
+    # Fifteen tokens over 20 to 34 cached ones in eight blocks.
+    assert longer - plain == pytest.approx(8 * 27 * 1e-5)
+
+
 def test_a_repair_keeps_the_tokens_and_fills_the_new_hop():
-    fault = Fault(FaultKind.CRASH, PeerId("server-b"), 0.3)
+    fault = Fault(FaultKind.CRASH, PeerId("server-b"), 0.8)
     spans = {**TWO_HALVES, "server-c": (4, 8)}
     slower = {"server-c": replace(SPEED, block_s=0.004)}
-    scenario = chain(spans, speeds=slower, traffic=traffic(output_tokens=40), faults=(fault,))
+    asked = traffic(prompt_tokens=500, output_tokens=40)
+    scenario = chain(spans, speeds=slower, traffic=asked, faults=(fault,))
     simulation = Simulation(scenario, "petals")
     (request,) = simulation.run().requests
     assert (request.repairs, request.hops, request.tokens) == (1, [2, 2], 40)
-    # Noticed after 0.2 s, a round trip to open, then the cached tokens, then one token.
-    assert 0.2 + 0.02 < request.longest_gap_s < 0.2 + 0.02 + 0.15
-    assert simulation.world.servers[PeerId("server-a")].passes > 40
+    # Noticed after 0.2 s, a round trip to open, the cached tokens over four blocks, then one token.
+    filling_s = 500 * 4 * SPEED.prefill_token_s
+    assert 0.22 + filling_s < request.longest_gap_s < 0.22 + filling_s + 0.12
+    # The hop that was not lost did not compute them again.
+    kept = simulation.world.servers[PeerId("server-a")]
+    assert kept.busy_s < filling_s + 41 * SPEED.decode_s(4)
 
 
 def test_blocks_that_nobody_serves_are_counted_and_said():
