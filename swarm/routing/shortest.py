@@ -75,7 +75,7 @@ class ShortestRouter:
         tokens_needed: int,
         avoid: Collection[PeerId] = (),
     ) -> tuple[Hop, ...]:
-        """The chain for a new session.
+        """The chain for a new session; of quantised weights only where no other chain is.
 
         `rtt_s`: measured round trips from this client; `tokens_needed`: rows x length of the
         session; `avoid`: servers that just failed.
@@ -86,14 +86,16 @@ class ShortestRouter:
         groups: dict[object, list[ServerView]] = {}
         for server in online:
             groups.setdefault(None if self._mix_numerics else server.numerics, []).append(server)
-        best: tuple[float, tuple[Hop, ...]] | None = None
+        best: tuple[tuple[bool, float], tuple[Hop, ...]] | None = None
         for servers in groups.values():
             if missing_spans([server.span for server in servers], view.num_blocks):
                 continue
             options = [self._option(server, rtt_s, tokens_needed) for server in servers]
-            found = _shortest_without_repeats(options, view.num_blocks)
-            if best is None or found[0] < best[0]:
-                best = found
+            cost_s, hops = _shortest_without_repeats(options, view.num_blocks)
+            # Who quantises is faster and says other things than the model does.
+            rank = (not self._mix_numerics and servers[0].numerics.quantised, cost_s)
+            if best is None or rank < best[0]:
+                best = (rank, hops)
         if best is None:
             raise _missing(view, online, avoid)
         return best[1]

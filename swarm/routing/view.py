@@ -28,8 +28,12 @@ class Numerics:
     kernel_class: str = "cpu"
     """Servers of one class agree to the last bits: `cpu`, `cuda`."""
 
+    @property
+    def quantised(self) -> bool:
+        return self.quantisation != "none"
+
     def __str__(self) -> str:
-        if self.quantisation == "none":
+        if not self.quantised:
             return f"{self.dtype} on {self.kernel_class}"
         return f"{self.dtype} ({self.quantisation}) on {self.kernel_class}"
 

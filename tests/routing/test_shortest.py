@@ -12,7 +12,7 @@ from routing_views import BFLOAT16, CHECKPOINT, round_trips, server, swarm, view
 
 from swarm.errors import MissingBlocksError, SwarmError
 from swarm.routing.shortest import ShortestRouter, block_cost, fixed_cost, one_way_delay
-from swarm.routing.view import ServerState, SwarmView
+from swarm.routing.view import Numerics, ServerState, SwarmView
 from swarm.sessions.messages import MAX_HOPS, Hop
 
 
@@ -155,6 +155,14 @@ def test_one_chain_has_one_kind_of_numerics() -> None:
     without_c = swarm(8, *view.servers[:2])
     with pytest.raises(MissingBlocksError, match=r"float32 on cpu: 4:8 missing.*--mix-numerics"):
         route(without_c)
+
+
+def test_quantised_weights_are_the_last_resort() -> None:
+    whole = server("whole", 0, 8, decode_ms_per_block=50.0)
+    small = server("small", 0, 8, numerics=Numerics("float32", "nf4"), decode_ms_per_block=0.1)
+    assert route(swarm(8, whole, small))[0].peer == whole.peer
+    assert route(swarm(8, small))[0].peer == small.peer
+    assert route(swarm(8, whole, small), avoid=[whole.peer])[0].peer == small.peer
 
 
 def test_only_online_servers_of_the_checkpoint_count() -> None:
