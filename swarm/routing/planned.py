@@ -11,9 +11,10 @@ from swarm.routing.hop_graph import HopCosts
 from swarm.routing.inventory import Inventory, Workload
 from swarm.routing.layer_graph import cheapest_chain
 from swarm.routing.layout import Layout, PlannedChain, view_of
-from swarm.routing.router import Route, RouteCosts, RouteRequest, missing_error
+from swarm.routing.router import Route, RouteCosts, RouteRequest, no_route
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import ServerIndex
+from swarm.sessions.messages import MAX_HOPS
 from swarm.spans import PeerId
 
 
@@ -34,7 +35,7 @@ def best_routes(inventory: Inventory, layout: Layout, workload: Workload) -> lis
         found = index.candidates(view, inventory.network, request, cache_penalties=False)
         chain = cheapest_chain(found)
         if chain is None:
-            raise missing_error(view, ())
+            raise no_route(view, request)
         routes.append(route_over(chain, view.servers, inventory.network, request, costs))
     return routes
 
@@ -52,6 +53,9 @@ def planned_chains(
     room = [server.cache_tokens_free for server in view.servers]
     planned: list[PlannedChain] = []
     for chain, capacity in allocate_greedily(HopCosts.of(found), room, cache_needs(view, request)):
+        if len(chain.parts) > MAX_HOPS:
+            # What caches are left makes chains that no session may take.
+            continue
         route = route_over(chain, view.servers, inventory.network, request, costs)
         planned.append(PlannedChain(route.hops, capacity, route.request_s(workload.output_tokens)))
     return planned

@@ -1,15 +1,15 @@
 """What all routers have in common: the question, the answer, and what a hop costs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from swarm.errors import MissingBlocksError
+from swarm.errors import CacheFullError, MissingBlocksError, SwarmError
 from swarm.routing.network import Network
 from swarm.routing.performance import ChainMode, HopOverhead
 from swarm.routing.view import ServerView, SwarmView
 from swarm.sessions.messages import Hop
-from swarm.spans import PeerId, SessionId, Span, missing_spans
+from swarm.spans import PeerId, SessionId, missing_spans
 
 DEFAULT_DECODE_MS_PER_BLOCK = 10.0
 """Of a server that has not measured itself yet."""
@@ -72,7 +72,8 @@ class Router(Protocol):
         """The chain; None: the session waits until another of this router's sessions has closed
         (only routers that queue say so), then ask again.
 
-        Raises MissingBlocksError when no chain covers all blocks.
+        Raises MissingBlocksError when no chain covers all blocks, and CacheFullError when none
+        will ever have room for the session (of routers that look at caches).
         """
         ...
 
@@ -174,13 +175,27 @@ def request_weights(request: RouteRequest) -> tuple[int, int]:
     return steps, request.prompt_tokens + steps
 
 
-def missing_error(view: SwarmView, avoid: Collection[PeerId]) -> MissingBlocksError:
-    """Says which blocks nobody serves."""
-    servers = view.online(avoid)
-    missing: list[Span] = missing_spans([one.span for one in servers], view.num_blocks)
-    runs = ", ".join(map(str, missing)) or "none, but no servers that compute alike hold them all"
+def no_route(view: SwarmView, request: RouteRequest) -> SwarmError:
+    """Why there is no chain: blocks that nobody serves, servers that do not compute alike, or
+    caches that are too small."""
+    servers = view.online(request.avoid)
+    missing = missing_spans([server.span for server in servers], view.num_blocks)
+    if missing:
+        runs = ", ".join(map(str, missing))
+        return MissingBlocksError(
+            f"no server is online for blocks {runs} of {view.num_blocks} ({len(servers)} are); "
+            "start one with: swarm-server --blocks ...",
+            tuple(map(str, missing)),
+        )
+    for kind in {server.numerics for server in servers}:
+        alike = [server.span for server in servers if server.numerics == kind]
+        if not missing_spans(alike, view.num_blocks):
+            return CacheFullError(
+                f"no chain over {view.num_blocks} blocks ever has room for a session of "
+                f"{request.cache_tokens} tokens; ask for fewer, or add servers with more cache"
+            )
     return MissingBlocksError(
-        f"no chain covers all {view.num_blocks} blocks (missing: {runs}; {len(servers)} servers "
-        "online); start a server for them: swarm-server --blocks ...",
-        tuple(map(str, missing)),
+        f"no servers that compute alike cover all {view.num_blocks} blocks; allow mixed numerics,"
+        " or start servers that compute like the others",
+        (),
     )

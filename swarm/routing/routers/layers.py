@@ -7,7 +7,7 @@ import numpy as np
 
 from swarm.routing.layer_graph import Chain, Part, chain_cost_s, cheapest_chain
 from swarm.routing.network import Floats, Network
-from swarm.routing.router import Route, RouteCosts, RouteRequest, missing_error
+from swarm.routing.router import Route, RouteCosts, RouteRequest, no_route
 from swarm.routing.routes import route_over
 from swarm.routing.server_index import Candidates, ServerIndex
 from swarm.routing.view import ServerView, SwarmView
@@ -42,7 +42,7 @@ class LayerRouter:
         exact = self._width is None or len(view.servers) <= EXACT_UP_TO
         chain = _short_chain(found, None if exact else self._width)
         if chain is None:
-            raise missing_error(view, request.avoid)
+            raise no_route(view, request)
         chain = self._among_equals(found, chain)
         route = route_over(chain, view.servers, network, request, self._costs)
         self._announced = {

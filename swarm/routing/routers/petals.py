@@ -12,7 +12,7 @@ from swarm.routing.router import (
     RouteCosts,
     RouteRequest,
     decode_block_s,
-    missing_error,
+    no_route,
 )
 from swarm.routing.routes import route_over
 from swarm.routing.view import SwarmView
@@ -73,5 +73,5 @@ class PetalsRouter(Forgetful):
         ]
         best = min((one for one in found if one), key=lambda one: one.chain.cost_s, default=None)
         if best is None:
-            raise missing_error(view, request.avoid)
+            raise no_route(view, request)
         return route_over(best.chain, servers, network, request, self._costs)

@@ -8,7 +8,7 @@ from swarm.routing.chains import allocate_greedily, disjoint_chains
 from swarm.routing.hop_graph import HopCosts
 from swarm.routing.layer_graph import Chain
 from swarm.routing.network import Network
-from swarm.routing.router import Route, RouteCosts, RouteRequest, missing_error
+from swarm.routing.router import Route, RouteCosts, RouteRequest, no_route
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import ServerIndex
 from swarm.routing.view import ServerView, SwarmView
@@ -45,7 +45,7 @@ class _PipelineRouter:
             self._chains.sort(key=lambda one: one[0].cost_s)
             self._signature = signature
         if not self._chains:
-            raise missing_error(view, request.avoid)
+            raise no_route(view, request)
         chain = self._next(view)
         if chain is None:
             return None

@@ -9,7 +9,7 @@ import numpy as np
 from swarm.routing.hop_graph import HopChain, HopCosts, cheapest_hops, waits
 from swarm.routing.layer_graph import Chain
 from swarm.routing.network import Floats, Network
-from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest, missing_error
+from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest, no_route
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import Candidates, ServerIndex
 from swarm.routing.view import SwarmView
@@ -56,7 +56,7 @@ class _WaitingRouter(Forgetful):
             if best is None or total_s < best[0]:
                 best = total_s, wait_s, answer.chain
         if best is None:
-            raise missing_error(view, request.avoid)
+            raise no_route(view, request)
         _, wait_s, chain = best
         return route_over(chain, view.servers, network, request, self._costs, wait_s)
 
