@@ -435,7 +435,7 @@ def test_every_router_gives_a_chain_within_spans(data: st.DataObject, name: str)
     router = router_named(name, COSTS, random.Random(0))
     try:
         route = router.route(view, network, REQUEST)
-    except MissingBlocksError as error:
+    except MissingBlocksError:
         assert view.missing()
         return
     except SwarmError as error:
