@@ -16,7 +16,6 @@ WIDTH = 120
 """Of what goes into a file or another program."""
 BAR_CELLS = 60
 MOST_ROWS = 60
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def console() -> Console:

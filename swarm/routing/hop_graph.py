@@ -65,7 +65,6 @@ class HopChain:
     """Its cost is without waits."""
     wait_s: float
     """Until every hop has room: the longest of its waits."""
-    summed_wait_s: float
 
 
 def cheapest_hops(
@@ -125,7 +124,7 @@ def _chain(
         waits.append(float(costs.wait_s[server, end - start]))
         position = before
     cost_s = total_s - (sum(waits) if add_waits else 0.0)
-    return HopChain(Chain(cost_s, tuple(reversed(parts))), max(waits), sum(waits))
+    return HopChain(Chain(cost_s, tuple(reversed(parts))), max(waits))
 
 
 def waits(

@@ -1,6 +1,6 @@
 """Who hosts which blocks: what placements decide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,10 +135,3 @@ def view_of(
         for peer, span in layout.spans.items()
     )
     return SwarmView(PLANNED_CHECKPOINT, layout.num_blocks, servers, unit)
-
-
-def hops_of(peers: Sequence[PeerId], cuts: Sequence[int]) -> tuple[Hop, ...]:
-    """A chain over `peers` whose hops begin and end at `cuts` (one more than peers)."""
-    return tuple(
-        Hop(peer, start, end) for peer, start, end in zip(peers, cuts, cuts[1:], strict=True)
-    )

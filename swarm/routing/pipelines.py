@@ -251,16 +251,3 @@ def water_fill(
                 whole[at] += 1
                 lacking -= 1
     return [(number, count) for number, count in zip(order, whole, strict=True) if count > 0]
-
-
-def should_rebalance(loads: Sequence[float], threshold: float = 0.25) -> bool:
-    """Whether all machines are to be placed anew: a layer without a host, or a coefficient of
-    variation of the layers' load above `threshold`.
-
-    `loads`: what each layer's hosts offer it (cache bytes); only hosts that are there count.
-    """
-    if not loads or min(loads) <= 0:
-        return True
-    mean = sum(loads) / len(loads)
-    deviation = math.sqrt(sum((load - mean) ** 2 for load in loads) / len(loads))
-    return deviation / mean > threshold

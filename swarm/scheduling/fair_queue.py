@@ -112,10 +112,6 @@ class FairQueue(Generic[T]):
         """The cost of everything that waits in this class."""
         return self._costs[service_class]
 
-    def waiting(self, service_class: ServiceClass) -> int:
-        """How many sessions wait with an entry of this class."""
-        return self._waiting[service_class]
-
     def credit(self, service_class: ServiceClass) -> float:
         """What the class has earned and not yet received, in the unit of `serve`."""
         return self._credit[service_class]
@@ -132,10 +128,6 @@ class FairQueue(Generic[T]):
             and self._waiting[service_class] > 0
             and now - self._since[service_class] >= bound
         )
-
-    def received(self, service_class: ServiceClass, client: str) -> float:
-        """The client's counter in this class: weighted service, and what lifted it."""
-        return self._trees[service_class].counter(self._group_of(client))
 
     # ---- changes
 

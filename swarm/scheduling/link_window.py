@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 MIN_FRAGMENT_BYTES = 2 * 1024
 MAX_FRAGMENT_BYTES = 64 * 1024
+"""Of one frame's body."""
 FRAGMENT_S = 0.006
 """A fragment takes so long on the wire, within the bounds above. Decode waits for up to three: one
 to two that are in flight beyond what fills the path, and one that the measured round trip itself

@@ -49,7 +49,6 @@ class Share(Generic[WorkT]):
 class Plan(Generic[WorkT]):
     shares: tuple[Share[WorkT], ...]
     size: PassSize
-    expected_s: float
 
 
 class PassPlanner(Generic[WorkT]):
@@ -80,7 +79,7 @@ class PassPlanner(Generic[WorkT]):
         size = self._take_decode(shares, now)
         size += self._take_others(shares, size, now)
         self._queue.release(now)
-        return Plan(tuple(shares), size, self._costs.seconds(size))
+        return Plan(tuple(shares), size)
 
     def _take_decode(self, shares: list[Share[WorkT]], now: float) -> PassSize:
         queue, size = self._queue, PassSize()

@@ -10,7 +10,7 @@ the lowest only: a client with one step at a time is away for a moment after eac
 what it is behind.
 
 Guarantee, on each level: of two siblings that wait all the time, but for the moments after they
-are served, the service differs by at most twice the largest single charge (weight 1).
+are served, the service differs by at most twice the largest single charge.
 """
 
 from collections.abc import Hashable
@@ -24,7 +24,7 @@ _KEPT = 256
 
 
 class _Node:
-    """`counter`: weighted service received. `order`: of the latest change, which breaks ties."""
+    """`counter`: service received, and lifts. `order`: of the latest change, which breaks ties."""
 
     __slots__ = (
         "active",
@@ -36,14 +36,12 @@ class _Node:
         "largest",
         "order",
         "served",
-        "weight",
     )
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.counter = 0.0
         self.order = 0
-        self.weight = 1.0
         self.active = 0
         """Leaves below that wait; 1 for a leaf that does."""
         self.children: dict[Hashable, _Node] = {}
@@ -127,33 +125,13 @@ class ServiceTree:
         """The leaf has been served, in any unit that is always the same."""
         parent = self._root
         for node in self._walk(path):
-            weighted = amount / node.weight
-            node.counter += weighted
+            node.counter += amount
             node.served = True
-            parent.largest = max(parent.largest, weighted)
+            parent.largest = max(parent.largest, amount)
             if node.active:
                 self._changes += 1
                 parent.place(node, self._changes)
             parent = node
-
-    def weigh(self, key: Hashable, weight: float) -> None:
-        """From now on the child `key` of the root counts its service divided by `weight`."""
-        self._walk((key,))[0].weight = weight
-
-    def waiting(self, key: Hashable) -> int:
-        """How many children of the root's child `key` wait at present."""
-        node = self._root.children.get(key)
-        return sum(child.active > 0 for child in node.children.values()) if node else 0
-
-    def counter(self, path: Path) -> float:
-        """For reports and tests: the service counted for this node, lifts included."""
-        node = self._root
-        for key in path:
-            child = node.children.get(key)
-            if child is None:
-                return 0.0
-            node = child
-        return node.counter
 
     def _walk(self, path: Path) -> list[_Node]:
         nodes, node = [], self._root

@@ -106,7 +106,7 @@ class Link:
         self._inbox = Inbox(budget)
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._pace_timer: asyncio.TimerHandle | None = None
-        self._messages_sent = self._messages_received = self._streams = 0
+        self._streams = 0
         self._bytes_sent = self._bytes_received = 0
         """By streams that are over."""
         self._acknowledgements = Acknowledgements(loop, self._send_ack)
@@ -153,15 +153,11 @@ class Link:
             rtt_s=self._heartbeat.rtt_s,
             min_rtt_s=self._heartbeat.min_rtt_s,
             outstanding_bytes=self._outbox.outstanding_bytes,
-            waiting_messages=self._outbox.waiting,
             unfinished_bytes=self._inbox.unfinished_bytes,
-            messages_sent=self._messages_sent,
-            messages_received=self._messages_received,
             bytes_sent=self._bytes_sent + sent,
             bytes_received=self._bytes_received + received,
             streams=self._streams,
             rate_bytes_per_s=self._window.rate_bytes_per_s,
-            least_rtt_s=self._window.min_rtt_s,
             window_bytes=self._window.window_bytes(decode_active),
             fragment_bytes=self._window.fragment_bytes(decode_active),
             in_flight_bytes=self._window.in_flight,
@@ -246,7 +242,6 @@ class Link:
         connection, inbox, now = self.connection, self._inbox, self._loop.time()
         if connection is None or not connection.writable or self._upload is not None:
             self._outbox.push(message, payload, service_class, session, client, now)
-            self._messages_sent += 1
             self.flush()
             return
         frame = self._outbox.pack_or_push(
@@ -259,7 +254,6 @@ class Link:
             inbox.grant(),
             now,
         )
-        self._messages_sent += 1
         if frame is None:
             self.flush()
         else:
@@ -324,7 +318,6 @@ class Link:
             urgent = frame.service_class <= ServiceClass.DECODE
             self._acknowledgements.owe(len(frame.body), at_once=not urgent)
             if arrived is not None:
-                self._messages_received += 1
                 self._deliver(*arrived)
                 if not isinstance(arrived[0], _FLOW):
                     self._count_control()

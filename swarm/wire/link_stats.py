@@ -13,18 +13,13 @@ class LinkStats:
     min_rtt_s: float | None
     outstanding_bytes: int
     """What waits to be sent or is not acknowledged."""
-    waiting_messages: int
     unfinished_bytes: int
-    messages_sent: int
-    messages_received: int
     bytes_sent: int
     bytes_received: int
     streams: int
     """How many raw streams the link has had."""
     rate_bytes_per_s: float | None
     """What the way to the peer delivers, learnt from acknowledgements."""
-    least_rtt_s: float | None
-    """Least round trip of fragments and pings in the last seconds."""
     window_bytes: int
     """How much may be in flight now."""
     fragment_bytes: int

@@ -16,7 +16,6 @@ from swarm.routing.pipelines import (
     StageCapacity,
     pipeline_score,
     plan_pipelines,
-    should_rebalance,
     stage_capacity,
     water_fill,
 )
@@ -210,15 +209,6 @@ def test_many_different_machines_are_planned_in_bounded_time() -> None:
     used = [number for chain in plan.members for number in chain]
     assert len(set(used)) == len(used)
     assert len(plan.members) >= sum(one.inner for one in capacities) // 80 * 0.7
-
-
-def test_rebalancing_on_the_coefficient_of_variation() -> None:
-    assert should_rebalance([])
-    assert should_rebalance([1.0, 0.0, 1.0])
-    assert not should_rebalance([1.0, 1.0, 1.0])
-    assert not should_rebalance([1.0, 1.3])
-    assert should_rebalance([1.0, 2.0])
-    assert not should_rebalance([1.0, 2.0], threshold=0.4)
 
 
 def test_load_leaves_with_the_machine() -> None:

@@ -61,10 +61,11 @@ class Engine:
             step.held += share.tokens
         if any(share.entry.item.service_class == DECODE for share in plan.shares):
             self.served_s[DECODE] += self.costs.fixed_s
-        self.now += plan.expected_s
+        seconds = self.costs.seconds(plan.size)
+        self.now += seconds
         for share in plan.shares:
             self._last[share.entry.item.service_class] = self.now
-        return plan.expected_s, plan.shares
+        return seconds, plan.shares
 
 
 def test_a_pass_beside_decode_keeps_its_budget() -> None:
@@ -85,7 +86,7 @@ def test_without_decode_a_pass_is_as_large_as_it_may_be() -> None:
     seconds, (share,) = engine.run()
     assert 0.45 < seconds <= 0.5
     assert not share.last
-    assert engine.queue.waiting(PREFILL) == 1
+    assert engine.queue.cost(PREFILL) == 1000
 
 
 def test_all_decode_goes_before_any_prompt() -> None:

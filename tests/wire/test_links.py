@@ -68,7 +68,7 @@ def test_messages_both_ways() -> None:
         stats = anna.links.stats(BERT)
         assert stats is not None
         assert stats.rtt_s == pytest.approx(0.02)
-        assert (stats.messages_sent, stats.messages_received, stats.streams) == (1, 1, 1)
+        assert stats.streams == 1
         assert stats.outstanding_bytes == 0
 
     two_peers(body)
