@@ -7,12 +7,11 @@ from typing import Protocol
 from swarm.errors import CacheFullError, MissingBlocksError, SwarmError
 from swarm.routing.network import Network
 from swarm.routing.performance import ChainMode, HopOverhead
+from swarm.routing.shortest import decode_block_s
 from swarm.routing.view import ServerView, SwarmView
 from swarm.sessions.messages import Hop
 from swarm.spans import PeerId, SessionId, missing_spans
 
-DEFAULT_DECODE_MS_PER_BLOCK = 10.0
-"""Of a server that has not measured itself yet."""
 ROW_SHARE = 0.2
 """Of the time of a pass with one row, added by each further one (eight rows packed were computed
 3.5 times as fast as one after another)."""
@@ -97,11 +96,6 @@ class Forgetful:
 
 
 # ---- what a hop costs
-
-
-def decode_block_s(server: ServerView) -> float:
-    """Of one token in one block."""
-    return (server.decode_ms_per_block or DEFAULT_DECODE_MS_PER_BLOCK) / 1e3
 
 
 def row_block_s(server: ServerView) -> float:

@@ -15,6 +15,7 @@ from swarm.spans import PeerId, Span, missing_spans
 DEFAULT_RTT_S = 0.15
 """Of a server that was never measured (as in Petals)."""
 DEFAULT_DECODE_MS_PER_BLOCK = 10.0
+"""Of a server that has not measured itself yet."""
 HOP_OVERHEAD_S = 0.002
 """What one more hop costs beside compute and delay: codecs, frames, one task switch or two."""
 BUSY_CACHE_PENALTY_S = 10.0
@@ -106,7 +107,7 @@ class ShortestRouter:
         stretch = 1 + self._near_equal * self._rng.random()
         fixed_s = fixed_cost(server, tokens_needed) * stretch
         delay_s = one_way_delay(server.peer, rtt_s)
-        return _Option(server.peer, server.span, delay_s, fixed_s, block_cost(server) * stretch)
+        return _Option(server.peer, server.span, delay_s, fixed_s, decode_block_s(server) * stretch)
 
 
 def fixed_cost(server: ServerView, tokens_needed: int) -> float:
@@ -119,7 +120,7 @@ def fixed_cost(server: ServerView, tokens_needed: int) -> float:
     return cost
 
 
-def block_cost(server: ServerView) -> float:
+def decode_block_s(server: ServerView) -> float:
     """Seconds that one token takes in one block of `server`."""
     return (server.decode_ms_per_block or DEFAULT_DECODE_MS_PER_BLOCK) / 1000
 

@@ -7,11 +7,10 @@ import torch
 
 from swarm.models.packed_attention import PassRow
 from swarm.models.slice import BlockSlice
+from swarm.scheduling.cost_model import PROMPT_TOKENS
 from swarm.server.kv_cache import PagedCache
 from swarm.spans import SessionId
 
-PROMPT_TOKENS = 128
-"""Tokens of the pass that the prefill speed is taken from."""
 LONGEST_S = 1.0
 """No further round begins after this time."""
 _ROUNDS = 5

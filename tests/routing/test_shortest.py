@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from routing_views import BFLOAT16, CHECKPOINT, round_trips, server, swarm, views
 
 from swarm.errors import MissingBlocksError, SwarmError
-from swarm.routing.shortest import ShortestRouter, block_cost, fixed_cost, one_way_delay
+from swarm.routing.shortest import ShortestRouter, decode_block_s, fixed_cost, one_way_delay
 from swarm.routing.view import Numerics, ServerState, SwarmView
 from swarm.sessions.messages import MAX_HOPS, Hop
 
@@ -44,7 +44,7 @@ def cost(view: SwarmView, hops: tuple[Hop, ...], rtt_s: dict) -> float:
     found = delays[0] + sum(map(max, delays, delays[1:])) + delays[-1]
     for hop in hops:
         server = servers[hop.peer]
-        found += fixed_cost(server, 100) + block_cost(server) * (hop.end - hop.start)
+        found += fixed_cost(server, 100) + decode_block_s(server) * (hop.end - hop.start)
     return found
 
 
