@@ -12,6 +12,10 @@ COMMANDS = (
     ("swarm-client", "generate"),
     ("swarm-client", "status"),
     ("swarm-dht",),
+    ("swarm-plan",),
+    ("swarm-plan", "place"),
+    ("swarm-plan", "simulate"),
+    ("swarm-plan", "compare"),
 )
 
 
