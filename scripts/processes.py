@@ -46,7 +46,7 @@ class ProgramFailedError(Exception):
 
 
 def command_line(program: str) -> list[str]:
-    """How to start `swarm-server`, `swarm-client`, `swarm-dht` or `swarm-plan` of this environment."""
+    """How to start a command (`swarm-server`, `swarm-plan` ...) of this environment."""
     script = Path(sys.executable).with_name(program)
     if script.exists():
         return [str(script)]
