@@ -44,7 +44,9 @@ def pair(
     model = draw(request.param, **ARCHITECTURES[request.param])
     with building_model():
         model.save_pretrained(folder)
-    with LocalSwarm(folder, *SPANS) as swarm, swarm.client(prefill_chunk_tokens=7) as remote:
+    # Recurrent state takes as much room as hundreds of tokens, in each row.
+    room = {"cache_tokens": 16384}
+    with LocalSwarm(folder, *SPANS, **room) as swarm, swarm.client(prefill_chunk_tokens=7) as remote:
         yield Pair(plain_model(folder), remote, swarm, folder)
 
 

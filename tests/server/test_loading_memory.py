@@ -1,4 +1,8 @@
-"""Loading a span takes at its peak less than 1.2 times what the span takes, wherever it lies."""
+"""Loading a span takes at its peak less than 1.2 times what the span takes, wherever it lies.
+
+Quantised, the peak depends on when the library frees each block that it has converted: twice what
+is left and loaded at once at most, and never the whole span in float32.
+"""
 
 import importlib.util
 import json
@@ -17,7 +21,7 @@ from hub_stand_in import REPOSITORY, running_hub
 from large_gguf import write_large_gguf
 
 SPAN = "1:11"
-MOST = 1.2
+MOST = {"none": 1.2, "int8": 2.0}
 
 PROGRAM = """
 import ctypes, gc, json, re, sys
@@ -111,8 +115,8 @@ def test_the_peak_of_loading(models: dict[str, Path]) -> None:
     found = dict(zip(kinds, json.loads(done.stdout), strict=False))
     for kind, one in found.items():
         # Quantised blocks are compared with one in float32 at a time.
-        most = MOST * (one["weights"] + one["loading"])
-        assert one["grown"] < most, (kind, one)
+        most = MOST["int8" if kind == "int8" else "none"] * (one["weights"] + one["loading"])
+        assert one["grown"] < min(most, 1.2 * found["single"]["weights"]), (kind, one)
         # The measure sees the weights at all.
         assert one["grown"] > 0.95 * one["weights"], (kind, one)
         assert one["read"] >= one["stored"], kind
