@@ -46,7 +46,10 @@ def pair(
         model.save_pretrained(folder)
     # Recurrent state takes as much room as hundreds of tokens, in each row.
     room = {"cache_tokens": 16384}
-    with LocalSwarm(folder, *SPANS, **room) as swarm, swarm.client(prefill_chunk_tokens=7) as remote:
+    with (
+        LocalSwarm(folder, *SPANS, **room) as swarm,
+        swarm.client(prefill_chunk_tokens=7) as remote,
+    ):
         yield Pair(plain_model(folder), remote, swarm, folder)
 
 
