@@ -9,10 +9,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from swarm.testing import LocalSwarm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from processes import Program, ServerProgram, interrupt_on_sigterm, running_servers
@@ -142,3 +148,31 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     save_tiny("llama", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of 2 blocks that can be talked with, and its tokenizer."""
+    from tiny_chat import save_chat_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
+    save_chat_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat_swarm(chat_folder: Path) -> Iterator["LocalSwarm"]:
+    """Two servers of `chat_folder`'s model, and what else is in memory only."""
+    from swarm.testing import LocalSwarm
+
+    with LocalSwarm(chat_folder, "0:1", "1:2") as swarm:
+        yield swarm
+
+
+@pytest.fixture(scope="module")
+def chat_plain(chat_folder: Path) -> "PreTrainedModel":
+    """The same model in plain transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(chat_folder, dtype=torch.float32).eval()

@@ -3,19 +3,18 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_chat import save_chat_model, tokenizer
-from transformers import AutoModelForCausalLM, set_seed
+from tiny_chat import tokenizer
+from transformers import set_seed
 
 from swarm.cli import batch
 from swarm.cli.answering import Answering, Sampling
 from swarm.cli.batch_files import Prompt, read_prompts
-from swarm.cli.client import app
 from swarm.errors import SessionLostError, UsageError
 from swarm.testing import LocalSwarm
 
@@ -23,48 +22,19 @@ TEXTS = ["Hello", "the second one", "ab", "a fourth", "5", "the last of six"]
 TOKENS = 8
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
-    save_chat_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def swarm(folder: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(folder, "0:1", "1:2") as swarm:
-        yield swarm
-
-
-@pytest.fixture(scope="module")
-def plain(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
+RunClient = Callable[[Sequence[str]], tuple[int, str, str]]
 Generate = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def generate(
-    folder: Path,
-    swarm: LocalSwarm,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Generate:
+def generate(chat_folder: Path, chat_swarm: LocalSwarm, run_client: RunClient) -> Generate:
     """`generate(*options)`: exit code, standard output and standard error of the command."""
-    monkeypatch.setattr("swarm.cli.client.end_on_sigterm", lambda: None)
 
     def generate(*options: str | Path) -> tuple[int, str, str]:
-        arguments = ["generate", str(folder), "--peers", swarm.address, *map(str, options)]
+        arguments = ["generate", str(chat_folder), "--peers", chat_swarm.address]
         if "--max-new-tokens" not in options:
             arguments += ["--max-new-tokens", str(TOKENS)]
-        capsys.readouterr()
-        try:
-            code = app(args=arguments, standalone_mode=False) or 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return run_client([*arguments, *map(str, options)])
 
     return generate
 
@@ -80,10 +50,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def expected_ids(plain: Any, text: str, tokens: int = TOKENS, **options: Any) -> list[int]:
+def expected_ids(chat_plain: Any, text: str, tokens: int = TOKENS, **options: Any) -> list[int]:
     ids = torch.tensor([tokenizer()(text).input_ids])
     options = {"do_sample": False, **options}
-    found: list[int] = plain.generate(ids, max_new_tokens=tokens, pad_token_id=0, **options)[
+    found: list[int] = chat_plain.generate(ids, max_new_tokens=tokens, pad_token_id=0, **options)[
         0, ids.shape[1] :
     ].tolist()
     return found
@@ -94,7 +64,7 @@ def errors_of(err: str) -> list[str]:
 
 
 def test_all_prompts_are_answered_in_order(
-    generate: Generate, prompts: Path, tmp_path: Path, plain: Any, swarm: LocalSwarm
+    generate: Generate, prompts: Path, tmp_path: Path, chat_plain: Any, chat_swarm: LocalSwarm
 ) -> None:
     output = tmp_path / "answers.jsonl"
     code, out, err = generate("--prompts", prompts, "--output", output, "--concurrency", "3")
@@ -103,14 +73,16 @@ def test_all_prompts_are_answered_in_order(
     found = lines(output)
     assert [line["index"] for line in found] == list(range(6))
     for line, text in zip(found, TEXTS, strict=True):
-        assert line["token_ids"] == expected_ids(plain, text)
+        assert line["token_ids"] == expected_ids(chat_plain, text)
         assert line["text"] == tokenizer().decode(line["token_ids"], skip_special_tokens=True)
         assert line["error"] is None
         assert line["ttft_s"] > 0
-    swarm.wait_until_free()
+    chat_swarm.wait_until_free()
 
 
-def test_samples_are_those_of_single_runs(generate: Generate, tmp_path: Path, plain: Any) -> None:
+def test_samples_are_those_of_single_runs(
+    generate: Generate, tmp_path: Path, chat_plain: Any
+) -> None:
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     options: list[dict[str, Any]] = [{}, {"seed": 9}, {"temperature": 0}, {"num_beams": 3}]
     prompts.write_text(
@@ -131,9 +103,9 @@ def test_samples_are_those_of_single_runs(generate: Generate, tmp_path: Path, pl
         assert line["token_ids"] == single["token_ids"]
         set_seed(seed)
         sample = {"do_sample": True, "temperature": 1.3, "top_k": 40}
-        assert line["token_ids"] == expected_ids(plain, "Hello", **sample)
+        assert line["token_ids"] == expected_ids(chat_plain, "Hello", **sample)
     assert found[0]["token_ids"] != found[1]["token_ids"]
-    assert found[2]["token_ids"] == expected_ids(plain, "Hello")
+    assert found[2]["token_ids"] == expected_ids(chat_plain, "Hello")
 
 
 def test_it_goes_on_where_it_stopped(
@@ -243,7 +215,7 @@ def test_ctrl_c_leaves_a_file_to_go_on_with(
     prompts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    swarm: LocalSwarm,
+    chat_swarm: LocalSwarm,
 ) -> None:
     output = tmp_path / "answers.jsonl"
     original = batch.ResultFile.add
@@ -259,7 +231,7 @@ def test_ctrl_c_leaves_a_file_to_go_on_with(
     assert "2 of 6" in err and "Traceback" not in err
     assert len(lines(output)) == 2
     assert not [one for one in threading.enumerate() if one.name.startswith("prompt")]
-    swarm.wait_until_free()
+    chat_swarm.wait_until_free()
     monkeypatch.setattr(batch.ResultFile, "add", original)
     code, _, err = generate("--prompts", prompts, "--output", output)
     assert code == 0

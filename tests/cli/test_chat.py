@@ -2,41 +2,21 @@
 
 import io
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_chat import FORGETFUL, save_chat_model, tokenizer
-from transformers import AutoModelForCausalLM
 
 from swarm.cli import chatting
-from swarm.cli.client import app
 from swarm.cli.conversation import Conversation
 from swarm.client.remote_session import RemoteSession
 from swarm.errors import SessionLostError, UsageError
 from swarm.testing import LocalSwarm
 
 TOKENS = 12
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
-    save_chat_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def swarm(folder: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(folder, "0:1", "1:2") as swarm:
-        yield swarm
-
-
-@pytest.fixture(scope="module")
-def plain(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture
@@ -52,31 +32,25 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+RunClient = Callable[[Sequence[str]], tuple[int, str, str]]
 Talk = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def talk(
-    folder: Path,
-    swarm: LocalSwarm,
+    chat_folder: Path,
+    chat_swarm: LocalSwarm,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run_client: RunClient,
 ) -> Talk:
     """`talk(lines, *options)`: exit code, standard output and standard error of the command."""
-    monkeypatch.setattr("swarm.cli.client.end_on_sigterm", lambda: None)
 
-    def talk(lines: list[str], *options: str, model: Path = folder) -> tuple[int, str, str]:
+    def talk(lines: list[str], *options: str, model: Path = chat_folder) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        arguments = ["chat", str(model), "--peers", swarm.address, *options]
+        arguments = ["chat", str(model), "--peers", chat_swarm.address, *options]
         if "--max-new-tokens" not in options:
             arguments += ["--max-new-tokens", str(TOKENS)]
-        capsys.readouterr()
-        try:
-            code = app(args=arguments, standalone_mode=False) or 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return run_client(arguments)
 
     return talk
 
@@ -84,8 +58,8 @@ def talk(
 class Reference:
     """The same conversation with the whole model, computed anew for each turn."""
 
-    def __init__(self, plain: Any, system: str | None = None) -> None:
-        self._plain = plain
+    def __init__(self, chat_plain: Any, system: str | None = None) -> None:
+        self._plain = chat_plain
         self._tokenizer = tokenizer()
         self._conversation = Conversation(self._tokenizer, system)
 
@@ -99,15 +73,17 @@ class Reference:
         return str(self._tokenizer.decode(said, skip_special_tokens=True))
 
 
-def test_several_turns_give_what_the_whole_model_says(talk: Talk, plain: Any) -> None:
+def test_several_turns_give_what_the_whole_model_says(talk: Talk, chat_plain: Any) -> None:
     questions = ["Hello", "and ab then", "more"]
     code, out, _ = talk([*questions, "", "/quit", "never asked"], "--system", "Be brief.")
     assert code == 0
-    reference = Reference(plain, "Be brief.")
+    reference = Reference(chat_plain, "Be brief.")
     assert out == "".join(reference.answer(one) + "\n" for one in questions)
 
 
-def test_a_turn_sends_only_its_new_tokens(talk: Talk, sent: list[int], swarm: LocalSwarm) -> None:
+def test_a_turn_sends_only_its_new_tokens(
+    talk: Talk, sent: list[int], chat_swarm: LocalSwarm
+) -> None:
     code, _, err = talk(["Hello", "second", "third", "/stats"])
     assert code == 0
     prompts = [count for count in sent if count > 1]
@@ -119,11 +95,11 @@ def test_a_turn_sends_only_its_new_tokens(talk: Talk, sent: list[int], swarm: Lo
     assert prompts[1:] == [between + frame + len(text) for text in ("second", "third")]
     assert "3 turns" in err
     assert f"{prompts[2]} tokens sent, {TOKENS} received" in err
-    swarm.wait_until_free()
+    chat_swarm.wait_until_free()
 
 
 def test_a_template_that_rewrites_history_is_followed(
-    talk: Talk, sent: list[int], plain: Any, tmp_path: Path
+    talk: Talk, sent: list[int], chat_plain: Any, tmp_path: Path
 ) -> None:
     template = tmp_path / "template.jinja"
     template.write_text(FORGETFUL)
@@ -134,7 +110,7 @@ def test_a_template_that_rewrites_history_is_followed(
     expected = []
     for question in ("second", None):
         ids = made.apply_chat_template(messages, add_generation_prompt=True).input_ids
-        output = plain.generate(torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False)
+        output = chat_plain.generate(torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False)
         expected.append(made.decode(output[0, len(ids) :], skip_special_tokens=True))
         messages += [
             {"role": "assistant", "content": expected[-1]},
@@ -147,7 +123,7 @@ def test_a_template_that_rewrites_history_is_followed(
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_chat(
-    talk: Talk, plain: Any, monkeypatch: pytest.MonkeyPatch, sent: list[int]
+    talk: Talk, chat_plain: Any, monkeypatch: pytest.MonkeyPatch, sent: list[int]
 ) -> None:
     written: list[str] = []
 
@@ -160,7 +136,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(
     monkeypatch.setattr(chatting, "write", write)
     code, out, _ = talk(["Hello", "second"])
     assert code == 0
-    reference = Reference(plain)
+    reference = Reference(chat_plain)
     # Three tokens of the first answer stay in the conversation, and the session with them.
     expected = reference.answer("Hello", cut=3) + "\n" + reference.answer("second") + "\n"
     assert out == expected
@@ -168,7 +144,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(
 
 
 def test_a_second_ctrl_c_does_not_wait(
-    talk: Talk, plain: Any, monkeypatch: pytest.MonkeyPatch, swarm: LocalSwarm
+    talk: Talk, chat_plain: Any, monkeypatch: pytest.MonkeyPatch, chat_swarm: LocalSwarm
 ) -> None:
     written: list[str] = []
 
@@ -182,23 +158,23 @@ def test_a_second_ctrl_c_does_not_wait(
     monkeypatch.setattr(chatting, "write", write)
     code, out, _ = talk(["Hello", "second"])
     assert code == 0
-    reference = Reference(plain)
+    reference = Reference(chat_plain)
     expected = reference.answer("Hello", cut=3) + "\n" + reference.answer("second") + "\n"
     assert out == expected
-    swarm.wait_until_free()
+    chat_swarm.wait_until_free()
 
 
-def test_reset_begins_anew(talk: Talk, plain: Any) -> None:
+def test_reset_begins_anew(talk: Talk, chat_plain: Any) -> None:
     code, out, err = talk(["Hello", "/reset", "Hello", "/nonsense"])
     assert code == 2
     assert "/help" in err and "/nonsense" in err
-    assert out == 2 * (Reference(plain).answer("Hello") + "\n")
+    assert out == 2 * (Reference(chat_plain).answer("Hello") + "\n")
 
 
-def test_a_message_that_begins_with_a_slash(talk: Talk, plain: Any) -> None:
+def test_a_message_that_begins_with_a_slash(talk: Talk, chat_plain: Any) -> None:
     code, out, _ = talk(["//quit is a word"])
     assert code == 0
-    assert out == Reference(plain).answer("/quit is a word") + "\n"
+    assert out == Reference(chat_plain).answer("/quit is a word") + "\n"
 
 
 def test_a_seed_repeats_the_whole_chat(talk: Talk) -> None:
@@ -250,11 +226,14 @@ def test_a_template_that_refuses() -> None:
 
 
 def test_an_answer_that_breaks_off_for_a_person_and_for_a_script(
-    folder: Path, plain: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    chat_folder: Path,
+    chat_plain: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A person goes on in another session, as soon as the servers are back."""
     with (
-        LocalSwarm(folder, "0:1", "1:2") as swarm,
+        LocalSwarm(chat_folder, "0:1", "1:2") as swarm,
         swarm.client(missing_timeout_s=0.5, link_grace_s=0.5) as model,
     ):
         conversation = Conversation(tokenizer())
@@ -267,7 +246,7 @@ def test_an_answer_that_breaks_off_for_a_person_and_for_a_script(
         chat.run(iter(["second"]), forgiving=False)
         chat.close()
     out, err = capsys.readouterr()
-    reference = Reference(plain)
+    reference = Reference(chat_plain)
     assert [line for line in out.split("\n") if line] == [
         line
         for text in (reference.answer("Hello"), reference.answer("second"))

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from processes import command_line
 
 from swarm.cli.plan_inventory import PlanMistakesError, read_plan
 from swarm.cli.plan_models import CONFIGS, model_shape
@@ -39,33 +38,14 @@ workload: {prompt_tokens: 10, output_tokens: 90, sessions: 4}
 """
 
 
-@pytest.fixture
-def file(tmp_path):
-    def write(text):
-        path = tmp_path / "plan.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
-def plan(*arguments):
-    return subprocess.run(
-        [*command_line("swarm-plan"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def mistakes(path):
     with pytest.raises(PlanMistakesError) as caught:
         read_plan(path)
     return caught.value.lines
 
 
-def test_an_inventory_means_what_it_says(file):
-    read = read_plan(file(INVENTORY))
+def test_an_inventory_means_what_it_says(plan_file):
+    read = read_plan(plan_file(INVENTORY))
     inventory = read.inventory()
     assert [one.peer for one in inventory.machines] == ["desk-1", "desk-2", "old-1", "old-2", "lab"]
     assert inventory.machines[0].memory_bytes == pytest.approx(0.9 * 24e9)
@@ -86,22 +66,22 @@ def test_an_inventory_means_what_it_says(file):
     assert read.workload.workload().session_tokens == 400
 
 
-def test_what_was_measured_goes_before_the_data_sheet(file):
+def test_what_was_measured_goes_before_the_data_sheet(plan_file):
     measured = INVENTORY.replace(
         "count: 2, region: eu}",
         "region: eu, memory_gb: 10, decode_ms_per_block: 3, row_ms_per_block: 0.5}",
         1,
     )
-    machine = read_plan(file(measured)).inventory().machines[0]
+    machine = read_plan(plan_file(measured)).inventory().machines[0]
     assert machine.memory_bytes == 10e9
     assert machine.speed.block_s == pytest.approx(0.003)
     assert machine.speed.decode_s(1, 3) - machine.speed.decode_s(1, 1) == pytest.approx(0.001)
 
 
-def test_a_spread_network_is_the_same_for_the_same_seed(file):
+def test_a_spread_network_is_the_same_for_the_same_seed(plan_file):
     def delay(seed):
         text = INVENTORY.replace("relay_ms: 60", "spread: 0.5") + f"seed: {seed}\n"
-        network = read_plan(file(text)).inventory().network
+        network = read_plan(plan_file(text)).inventory().network
         return network.one_way_s(PeerId("desk-1"), PeerId("desk-2"))
 
     assert delay(1) == delay(1) != delay(2)
@@ -135,13 +115,13 @@ def test_a_model_of_ones_own(tmp_path):
         model_shape(str(tmp_path))
 
 
-def test_each_mistake_gets_its_own_line(file):
+def test_each_mistake_gets_its_own_line(plan_file):
     wrong = (
         INVENTORY.replace("hardware: a100-40gb", "hardware: abacus")
         .replace("count: 2, region: eu}", "count: 0, memory_gb: -4}", 1)
         .replace("sessions: 8", "session: 8")
     )
-    lines = mistakes(file(wrong))
+    lines = mistakes(plan_file(wrong))
     assert len(lines) == 4
     assert any("machines[0].memory_gb" in line and "-4" in line for line in lines)
     assert any("machines[0].count" in line for line in lines)
@@ -162,20 +142,20 @@ def test_each_mistake_gets_its_own_line(file):
         ("relay_ms: 60", "relay_ms: fast", "'fast' is no number"),
     ],
 )
-def test_mistakes_are_named(file, old, new, said):
+def test_mistakes_are_named(plan_file, old, new, said):
     assert old in INVENTORY
     text = INVENTORY.replace(old, new)
-    assert said in " ".join(mistakes(file(text)))
+    assert said in " ".join(mistakes(plan_file(text)))
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "model: [", "a: \x00"])
-def test_what_is_no_inventory_is_said(file, text):
+def test_what_is_no_inventory_is_said(plan_file, text):
     with pytest.raises(UsageError, match=r"YAML|inventory"):
-        read_plan(file(text))
+        read_plan(plan_file(text))
 
 
-def test_a_plan_says_what_it_delivers(file):
-    read = read_plan(file(BLOOM))
+def test_a_plan_says_what_it_delivers(plan_file):
+    read = read_plan(plan_file(BLOOM))
     found = with_optimum(make_plan("best", read.inventory(), read.workload.workload(), 0), 10)
     fields = json.loads(json.dumps(plan_fields(found)))
     assert [row["blocks"] for row in fields["machines"]] == ["0:10", "0:10"]
@@ -190,7 +170,7 @@ def test_a_plan_says_what_it_delivers(file):
     assert fields["optimum"]["gap"] == pytest.approx(0.0, abs=1e-3)
 
 
-def test_a_bad_placement_shows_its_gap(file):
+def test_a_bad_placement_shows_its_gap(plan_file):
     text = BLOOM.replace(
         "memory_gb: 12, decode_ms_per_block: 4", "memory_gb: 6, decode_ms_per_block: 4"
     )
@@ -198,7 +178,7 @@ def test_a_bad_placement_shows_its_gap(file):
         "  - {name: slow",
         "  - {name: other, memory_gb: 6, decode_ms_per_block: 4}\n  - {name: slow",
     )
-    read = read_plan(file(text))
+    read = read_plan(plan_file(text))
     inventory, workload = read.inventory(), read.workload.workload()
     plan = make_plan("best", inventory, workload, 0)
     slow = Layout(10, {PeerId("other"): Span(0, 5), PeerId("slow"): Span(5, 10)})
@@ -208,8 +188,8 @@ def test_a_bad_placement_shows_its_gap(file):
     assert worse.optimum.best_s == pytest.approx(best.optimum.best_s, rel=1e-3)
 
 
-def test_too_little_memory_says_how_many_gb(file):
-    read = read_plan(file(BLOOM.replace("memory_gb: 12", "memory_gb: 4")))
+def test_too_little_memory_says_how_many_gb(plan_file):
+    read = read_plan(plan_file(BLOOM.replace("memory_gb: 12", "memory_gb: 4")))
     with pytest.raises(MemoryShortError, match=r"needs 4\.0 GB more"):
         make_plan("best", read.inventory(), read.workload.workload(), 0)
 
@@ -240,8 +220,8 @@ def test_help_imports_nothing_heavy():
     assert "INVENTORY.yaml" in done.stdout
 
 
-def test_place_prints_a_picture_and_json(file):
-    path = file(BLOOM)
+def test_place_prints_a_picture_and_json(plan_file, plan):
+    path = plan_file(BLOOM)
     table = plan("place", path)
     assert table.returncode == 0, table.stderr
     assert "██████████" in table.stdout
@@ -251,20 +231,20 @@ def test_place_prints_a_picture_and_json(file):
     assert (found["placement"], found["optimum"], len(found["machines"])) == ("cg-bp", None, 2)
 
 
-def test_mistakes_on_the_command_line_are_single_lines(file, tmp_path):
-    wrong = plan("place", file(BLOOM.replace("memory_gb: 12", "memory_gb: -1")))
+def test_mistakes_on_the_command_line_are_single_lines(plan_file, tmp_path, plan):
+    wrong = plan("place", plan_file(BLOOM.replace("memory_gb: 12", "memory_gb: -1")))
     assert wrong.returncode == 2
     assert wrong.stderr.count("error: ") == len(wrong.stderr.splitlines()) == 2
     nothing = plan("place", tmp_path / "none.yaml")
     assert nothing.returncode == 2
     assert nothing.stderr.startswith("error: ")
     assert len(nothing.stderr.splitlines()) == 1
-    unknown = plan("place", file(BLOOM), "--placement", "magic")
+    unknown = plan("place", plan_file(BLOOM), "--placement", "magic")
     assert (unknown.returncode, len(unknown.stderr.splitlines())) == (2, 1)
     assert "cg-bp" in unknown.stderr
 
 
-def test_a_live_swarm_is_planned_for(three_servers):
+def test_a_live_swarm_is_planned_for(three_servers, plan):
     address = three_servers[0].address()
     done = plan("place", "--peers", address, "--json", "--output-tokens", "16")
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,8 @@
 """`swarm-plan simulate` and `swarm-plan compare`."""
 
 import json
-import subprocess
 
 import pytest
-from processes import command_line
 
 from swarm.cli.plan_inventory import PlanMistakesError, read_plan
 from swarm.cli.plan_simulating import (
@@ -32,25 +30,6 @@ simulation: {requests: 40, spread: 0.5}
 """
 
 
-@pytest.fixture
-def file(tmp_path):
-    def write(text=INVENTORY):
-        path = tmp_path / "plan.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
-def plan(*arguments):
-    return subprocess.run(
-        [*command_line("swarm-plan"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_every_named_policy_exists():
     for policy in POLICIES:
         placement, _, router = policy.partition("+")
@@ -58,8 +37,8 @@ def test_every_named_policy_exists():
         assert router in ROUTERS
 
 
-def test_all_policies_serve_the_same_scenario(file):
-    found = run_policies(read_plan(file()), POLICIES, Options(None, None, 0))
+def test_all_policies_serve_the_same_scenario(plan_file):
+    found = run_policies(read_plan(plan_file(INVENTORY)), POLICIES, Options(None, None, 0))
     assert list(found) == list(POLICIES)
     fields = [result_fields(name, result) for name, result in found.items()]
     assert [one["done"] for one in fields] == [40] * len(POLICIES)
@@ -75,11 +54,11 @@ def test_all_policies_serve_the_same_scenario(file):
     assert bars[slowest] == max(bars.values()) > 40
 
 
-def test_a_policy_that_cannot_place_is_shown_with_its_reason(file):
+def test_a_policy_that_cannot_place_is_shown_with_its_reason(plan_file):
     # Petals keeps 4,096 tokens of cache for each block: ten blocks do not fit so.
     text = INVENTORY.replace("10000", "1000000").replace("count: 4, memory_gb: 7", "memory_gb: 1")
     text = text.replace("count: 2, memory_gb: 12", "memory_gb: 14")
-    read = read_plan(file(text))
+    read = read_plan(plan_file(text))
     found = run_policies(read, ["petals+petals", "cg-bp+parallax"], Options(5, None, 0))
     assert isinstance(found["petals+petals"], MemoryShortError)
     assert "GB more" in result_fields("petals+petals", found["petals+petals"])["error"]
@@ -92,18 +71,20 @@ def test_a_policy_that_cannot_place_is_shown_with_its_reason(file):
     ("policy", "said"),
     [("petals", "PLACEMENT"), ("magic+petals", "cg-bp"), ("petals+magic", "two-choices")],
 )
-def test_unknown_policies_are_refused_before_anything_runs(file, policy, said):
+def test_unknown_policies_are_refused_before_anything_runs(plan_file, policy, said):
     with pytest.raises(UsageError, match=said):
-        run_policies(read_plan(file()), ["best+petals", policy], Options(None, None, 0))
+        run_policies(
+            read_plan(plan_file(INVENTORY)), ["best+petals", policy], Options(None, None, 0)
+        )
 
 
-def test_the_file_says_what_happens(file):
+def test_the_file_says_what_happens(plan_file):
     text = INVENTORY.replace(
         "spread: 0.5}",
         "median_stay_s: 60, liars: 0.5, view_age_s: 30,"
         " faults: [{kind: freeze, machine: fast-1, at_s: 2, lasts_s: 5}]}",
     ).replace("count: 4, memory_gb: 7,", "count: 4, memory_gb: 7, host: box,")
-    read = read_plan(file(text + "hosts: [{name: box, cores: 2}]\n"))
+    read = read_plan(plan_file(text + "hosts: [{name: box, cores: 2}]\n"))
     inventory = read.inventory()
     from swarm.routing.placements.best import BestPlacement
 
@@ -115,18 +96,18 @@ def test_the_file_says_what_happens(file):
     assert (scenario.liars, scenario.timing.view_age_s) == (0.5, 30)
     assert scenario.hosts[0].machines == ("half-1", "half-2", "half-3", "half-4")
     with pytest.raises(PlanMistakesError, match=r"simulation\.requests"):
-        read_plan(file(INVENTORY.replace("requests: 40", "requests: -1")))
+        read_plan(plan_file(INVENTORY.replace("requests: 40", "requests: -1")))
 
 
-def test_a_rate_that_is_given_is_planned_for(file):
-    work = read_plan(file(INVENTORY.replace("rate_per_s: 3", "sessions: 5"))).workload
+def test_a_rate_that_is_given_is_planned_for(plan_file):
+    work = read_plan(plan_file(INVENTORY.replace("rate_per_s: 3", "sessions: 5"))).workload
     assert (work.workload().sessions, work.workload().rate_per_s) == (5, 0)
     assert (work.workload(2.0).sessions, work.workload(2.0).rate_per_s) == (0, 2.0)
     assert work.workload(0.0).sessions == 5
 
 
-def test_simulate_says_the_same_for_the_same_seed(file):
-    path = file()
+def test_simulate_says_the_same_for_the_same_seed(plan_file, plan):
+    path = plan_file(INVENTORY)
     first, again = (plan("simulate", path, "--json", "--seed", 4) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == again.stdout
@@ -135,8 +116,8 @@ def test_simulate_says_the_same_for_the_same_seed(file):
     assert len(found["servers"]) == 6
 
 
-def test_simulate_and_compare_print_tables_and_a_plot(file, tmp_path):
-    path = file()
+def test_simulate_and_compare_print_tables_and_a_plot(plan_file, tmp_path, plan):
+    path = plan_file(INVENTORY)
     one = plan("simulate", path, "--requests", 10)
     assert one.returncode == 0, one.stderr
     assert "to the first token" in one.stdout

@@ -40,18 +40,6 @@ BOTH = Flags.FIRST | Flags.LAST
 TOKENS = 24
 
 
-@pytest.fixture(scope="module")
-def swarm(tiny_llama: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(tiny_llama, "0:2", "2:4", loopback=True) as swarm:
-        yield swarm
-
-
-@pytest.fixture(scope="module")
-def model(swarm: LocalSwarm) -> Iterator[Any]:
-    with swarm.client() as model:
-        yield model
-
-
 class Stranger:
     """A libp2p peer that speaks bytes; its methods run in the servers' loop."""
 
@@ -112,14 +100,14 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def stranger(swarm: LocalSwarm) -> Iterator[Stranger]:
+def stranger(loopback_swarm: LocalSwarm) -> Iterator[Stranger]:
     async def start() -> Libp2pNetwork:
-        peers = [server.address for server in swarm.servers]
+        peers = [server.address for server in loopback_swarm.servers]
         return await Libp2pNetwork.create(Identity.create(), initial_peers=peers, client_only=True)
 
-    network = swarm.run(start())
+    network = loopback_swarm.run(start())
     yield Stranger(network)
-    swarm.run(network.close())
+    loopback_swarm.run(network.close())
 
 
 def frame(
@@ -229,23 +217,25 @@ def generating(model: Any, expected: torch.Tensor, ids: torch.Tensor) -> Iterato
 
 
 def test_others_generate_while_strangers_write_junk(
-    tiny_llama: Path, swarm: LocalSwarm, model: Any, stranger: Stranger
+    tiny_llama: Path, loopback_swarm: LocalSwarm, loopback_model: Any, stranger: Stranger
 ) -> None:
     ids = some_ids(9)
     expected = greedy(plain_model(tiny_llama), ids, TOKENS)
-    assert torch.equal(greedy(model, ids, TOKENS), expected)
-    before = [status["streams"] for status in swarm.statuses()]
+    assert torch.equal(greedy(loopback_model, ids, TOKENS), expected)
+    before = [status["streams"] for status in loopback_swarm.statuses()]
     not_closed = []
-    with generating(model, expected, ids):
-        for server in swarm.servers:
+    with generating(loopback_model, expected, ids):
+        for server in loopback_swarm.servers:
             for name, tell in CASES.items():
                 try:
-                    swarm.run(tell(stranger, server))
+                    loopback_swarm.run(tell(stranger, server))
                 except TimeoutError:
                     not_closed.append(name)
     assert not_closed == []
-    assert torch.equal(greedy(model, ids, TOKENS), expected)
-    swarm.wait_until_free()
+    assert torch.equal(greedy(loopback_model, ids, TOKENS), expected)
+    loopback_swarm.wait_until_free()
     # The stranger is forgotten, and with it what it left unfinished.
-    swarm.wait_until(lambda: [server.status()["streams"] for server in swarm.servers] == before)
-    assert all(str(server.state) == "online" for server in swarm.servers)
+    loopback_swarm.wait_until(
+        lambda: [server.status()["streams"] for server in loopback_swarm.servers] == before
+    )
+    assert all(str(server.state) == "online" for server in loopback_swarm.servers)

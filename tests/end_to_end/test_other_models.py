@@ -2,14 +2,13 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_pairs import (
     LOGITS_TOLERANCE,
+    Pair,
     greedy,
     plain_model,
     save_tiny,
@@ -28,16 +27,6 @@ SWARMS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "gpt2": ("gpt2", {}, ("0:3", "3:4")),
 }
 """Architecture, how it is saved, and the spans of its servers."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The same checkpoint twice, and the servers of one of them."""
-
-    plain: Any
-    remote: Any
-    swarm: LocalSwarm
-    folder: Path
 
 
 @pytest.fixture(scope="module", params=SWARMS)

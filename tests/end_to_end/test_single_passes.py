@@ -1,13 +1,12 @@
 """Models that run one session a pass, or rewind by snapshots, generate what transformers does."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_pairs import draw, greedy, plain_model, some_ids
+from tiny_pairs import Pair, draw, greedy, plain_model, some_ids
 from transformers import set_seed
 
 from swarm.models.building import building_model
@@ -24,16 +23,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 RECURRENT = {"falcon_h1", "qwen3_next"}
 SPANS = ("0:2", "1:5")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The same checkpoint twice, and the servers of one of them."""
-
-    plain: Any
-    remote: Any
-    swarm: LocalSwarm
-    folder: Path
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,6 @@ def plain(tiny_llama: Path) -> Any:
     return plain_model(tiny_llama)
 
 
-@pytest.fixture(scope="module")
-def swarm(tiny_llama: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(tiny_llama, "0:1", "1:4", loopback=True) as swarm:
-        yield swarm
-
-
-@pytest.fixture(scope="module")
-def model(swarm: LocalSwarm) -> Iterator[Any]:
-    with swarm.client() as model:
-        yield model
-
-
 def daemons() -> dict[int, psutil.Process]:
     """The libp2p daemons of this process."""
     found = psutil.Process().children(recursive=True)
@@ -69,12 +57,16 @@ def test_by_a_bootstrap_peer_without_blocks(
         assert torch.equal(greedy(model, some_ids(7), TOKENS), expected)
 
 
-def test_all_of_it_inside_a_running_loop(tiny_llama: Path, swarm: LocalSwarm, plain: Any) -> None:
+def test_all_of_it_inside_a_running_loop(
+    tiny_llama: Path, loopback_swarm: LocalSwarm, plain: Any
+) -> None:
     """As in a notebook, where the loop runs while a cell does."""
 
     async def cells() -> torch.Tensor:
         ticking = asyncio.create_task(asyncio.sleep(3600))
-        model = AutoModelForCausalLM.from_pretrained(tiny_llama, initial_peers=[swarm.address])
+        model = AutoModelForCausalLM.from_pretrained(
+            tiny_llama, initial_peers=[loopback_swarm.address]
+        )
         try:
             with model.session(max_length=64):
                 greedy(model, some_ids(7), 4)
@@ -86,42 +78,34 @@ def test_all_of_it_inside_a_running_loop(tiny_llama: Path, swarm: LocalSwarm, pl
     assert torch.equal(asyncio.run(cells()), greedy(plain, some_ids(7), TOKENS))
 
 
+def answered_in_two_threads(answer: Callable[[torch.Tensor], torch.Tensor], plain: Any) -> None:
+    """Both threads' answers are what the whole model says."""
+    prompts = [some_ids(9, seed=seed) for seed in range(2)]
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        for ids, found in zip(prompts, threads.map(answer, prompts), strict=True):
+            assert torch.equal(found, greedy(plain, ids, TOKENS))
+
+
 def test_two_threads_with_models_of_their_own(
-    tiny_llama: Path, swarm: LocalSwarm, plain: Any
+    tiny_llama: Path, loopback_swarm: LocalSwarm, plain: Any
 ) -> None:
-    found: dict[int, torch.Tensor] = {}
+    def answer(ids: torch.Tensor) -> torch.Tensor:
+        with loopback_swarm.client() as model:
+            return greedy(model, ids, TOKENS)
 
-    def work(seed: int) -> None:
-        with swarm.client() as model:
-            found[seed] = greedy(model, some_ids(9, seed=seed), TOKENS)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for seed in range(2):
-        assert torch.equal(found[seed], greedy(plain, some_ids(9, seed=seed), TOKENS))
+    answered_in_two_threads(answer, plain)
 
 
-def test_two_threads_with_sessions_of_one_model(model: Any, plain: Any) -> None:
-    found: dict[int, torch.Tensor] = {}
+def test_two_threads_with_sessions_of_one_model(loopback_model: Any, plain: Any) -> None:
+    def answer(ids: torch.Tensor) -> torch.Tensor:
+        with loopback_model.session(max_length=64):
+            greedy(loopback_model, ids, 5)
+            return greedy(loopback_model, ids, TOKENS)
 
-    def work(seed: int) -> None:
-        with model.session(max_length=64):
-            greedy(model, some_ids(9, seed=seed), 5)
-            found[seed] = greedy(model, some_ids(9, seed=seed), TOKENS)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for seed in range(2):
-        assert torch.equal(found[seed], greedy(plain, some_ids(9, seed=seed), TOKENS))
+    answered_in_two_threads(answer, plain)
 
 
-def test_a_pipeline_with_a_batch(model: Any, plain: Any) -> None:
+def test_a_pipeline_with_a_batch(loopback_model: Any, plain: Any) -> None:
     words = {f"w{number}": number for number in range(96)}
     backend = Tokenizer(WordLevel(words, unk_token="w3"))
     backend.pre_tokenizer = Whitespace()
@@ -133,7 +117,7 @@ def test_a_pipeline_with_a_batch(model: Any, plain: Any) -> None:
         pipeline("text-generation", model=one, tokenizer=tokenizer, batch_size=4)(
             prompts, max_new_tokens=TOKENS, do_sample=False
         )
-        for one in (plain, model)
+        for one in (plain, loopback_model)
     ]
     assert answers[0] == answers[1]
     assert len({answer[0]["generated_text"] for answer in answers[1]}) == len(prompts)

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,23 @@ import torch
 from transformers import AutoModelForCausalLM as PlainAutoModel
 
 from swarm import AutoModelForCausalLM
+from swarm.testing import LocalSwarm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 from architectures import draw  # noqa: F401
 from tiny_models import SIZES, save_tiny  # noqa: F401  (for the tests here)
 
 LOGITS_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same checkpoint twice, and the servers of one of them."""
+
+    plain: Any
+    remote: Any
+    swarm: LocalSwarm
+    folder: Path
 
 
 def plain_model(folder: Path) -> Any:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import platformdirs
 import pytest
 import torch
+from gguf_files import write_tensors
 from transformers import AutoModelForCausalLM
 
 from swarm.errors import CheckpointError, NotServedError
@@ -28,7 +28,6 @@ def write_gguf(
     path: Path, architecture: str, shapes: dict[str, tuple[int, ...]], kind: Any
 ) -> Path:
     """A file of random tensors; matrices are stored as `kind`, the rest as float32."""
-    random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
@@ -48,16 +47,7 @@ def write_gguf(
         writer.add_expert_count(4)
         writer.add_expert_used_count(2)
         writer.add_expert_feed_forward_length(EXPERT)
-    for name, shape in shapes.items():
-        values = random.normal(size=shape).astype(np.float32)
-        if len(shape) > 1 and kind != Types.F32:
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors(writer, shapes, kind)
     return path
 
 

@@ -17,8 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
+from gguf_files import write_large_gguf
 from hub_stand_in import REPOSITORY, running_hub
-from large_gguf import write_large_gguf
 
 SPAN = "1:11"
 MOST = {"none": 1.2, "int8": 2.0}

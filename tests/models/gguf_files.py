@@ -1,4 +1,4 @@
-"""A GGUF file of a Llama with random weights, as large as its config says."""
+"""GGUF files with random weights, and one of a Llama as large as its config says."""
 
 from pathlib import Path
 
@@ -6,11 +6,28 @@ import gguf
 import numpy as np
 from transformers import LlamaConfig
 
+Shapes = dict[str, tuple[int, ...]]
+Kind = gguf.GGMLQuantizationType
+
+
+def write_tensors(writer: gguf.GGUFWriter, shapes: Shapes, kind: Kind, scale: float = 1.0) -> None:
+    """Random ones, and with them the whole file; matrices as `kind`, the rest as float32."""
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        values = random.normal(size=shape, scale=scale).astype(np.float32)
+        if len(shape) > 1 and kind != Kind.F32:
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
 
 def write_large_gguf(path: Path, config: LlamaConfig) -> None:
     """Matrices as Q8_0, the rest as float32."""
     hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
-    random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(hidden)
@@ -36,14 +53,4 @@ def write_large_gguf(path: Path, config: LlamaConfig) -> None:
     shapes = {"token_embd.weight": (vocabulary, hidden), "output_norm.weight": (hidden,)}
     for number in range(config.num_hidden_layers):
         shapes |= {f"blk.{number}.{name}": shape for name, shape in block.items()}
-    for name, shape in shapes.items():
-        values = random.normal(size=shape, scale=0.02).astype(np.float32)
-        if len(shape) > 1:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors(writer, shapes, Kind.Q8_0, scale=0.02)
