@@ -30,6 +30,8 @@ class Heartbeat:
         self._timer: asyncio.TimerHandle | None = None
         self._number = 0
         self._sent_at: float | None = None
+        self._asked_at: float | None = None
+        """When the first ping went out after which nothing has come yet."""
         self._measured_at = 0.0
         self._samples = 0
         """Round trips measured on this connection."""
@@ -41,10 +43,16 @@ class Heartbeat:
         self._timer = self._loop.call_later(PING_INTERVAL_S, self._tick, connection)
 
     def stop(self) -> None:
-        self._sent_at = None
+        self._sent_at = self._asked_at = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def unanswered_s(self, connection: Connection) -> float:
+        """How long a ping has waited while nothing at all came; 0 if none does."""
+        if self._asked_at is None or connection.last_received >= self._asked_at:
+            return 0.0
+        return self._loop.time() - self._asked_at
 
     def answered(self, connection: Connection, number: int) -> float | None:
         """A pong came; the round trip in seconds, if it answers our latest ping."""
@@ -78,5 +86,7 @@ class Heartbeat:
 
     def _ping(self, connection: Connection) -> None:
         self._number += 1
-        self._sent_at = self._loop.time()
+        self._sent_at = now = self._loop.time()
+        if self._asked_at is None or connection.last_received >= self._asked_at:
+            self._asked_at = now
         connection.write(pack_plain(FrameType.PING, self._number))
