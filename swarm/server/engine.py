@@ -21,7 +21,7 @@ from swarm.scheduling.fair_queue import Entry, FairQueue
 from swarm.scheduling.gathering import Gathering
 from swarm.scheduling.pass_planner import PassPlanner
 from swarm.server.activations import own_copy
-from swarm.server.engine_counters import EngineCounters
+from swarm.server.engine_counters import EngineCounters, FinishedPass
 from swarm.server.engine_jobs import EngineJob, EngineResult, EngineStats
 from swarm.server.engine_parts import WaitingJob, pass_size
 from swarm.server.kv_cache import PagedCache
@@ -31,6 +31,8 @@ from swarm.spans import SessionId, Span
 logger = logging.getLogger("swarm.server.engine")
 
 DEFAULT_MAX_PASS_TOKENS = 512
+_SETTLE_S = 0.002
+"""An engine that has been idle for so long counts its last pass, if nothing came before."""
 
 
 class Blocks(Protocol):
@@ -95,6 +97,8 @@ class Engine:
         self._faults: dict[SessionId, SwarmError] = {}
         """Why a session's cache is not what its client believes; the engine's thread only."""
         self._counters = EngineCounters()
+        self._last_pass: FinishedPass | None = None
+        """A pass whose results are handed over, and which is not counted and learnt from yet."""
         self._thread = threading.Thread(target=self._run, name="swarm-engine", daemon=True)
 
     # ---- any thread
@@ -156,6 +160,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         with self._changed:
+            self._settle()
             tokens = sum(self._queue.cost(each) for each in ServiceClass)
             return self._counters.stats(len(self._queue), tokens, self._costs)
 
@@ -172,8 +177,8 @@ class Engine:
         with torch.inference_mode():
             while True:
                 with self._changed:
-                    while not (self._commands or self._queue or self._stopping):
-                        self._changed.wait()
+                    self._await_work()
+                    self._settle()
                     while (wait_s := self._gather_s()) > 0:
                         self._changed.wait(wait_s)
                     if self._stopping:
@@ -189,6 +194,25 @@ class Engine:
                         # The edge of the thread's work: this pass's sessions fail, others go on.
                         logger.exception("a pass was not finished")
                         self._hand_over([self._unfinished(job, error) for job, _ in batch])
+
+    def _await_work(self) -> None:
+        while not (self._commands or self._queue or self._stopping):
+            if self._last_pass is None:
+                self._changed.wait()
+            elif not self._changed.wait(_SETTLE_S):
+                self._settle()
+
+    def _settle(self) -> None:
+        """Count the last pass, and learn from it. Its results went to the loop before: this takes
+        long beside a small pass, and keeps the loop's thread from sending them on."""
+        last, self._last_pass = self._last_pass, None
+        if last is None:
+            return
+        self._counters.count(last)
+        spans = {job.blocks for job in last.computed}
+        if len(spans) == 1:
+            part = len(spans.pop()) / len(self._blocks.span)
+            self._costs.learn(pass_size(last.computed), last.compute_s / part)
 
     def _gather_s(self) -> float:
         """How long to wait for more decode rows; other work is begun at once."""
@@ -264,21 +288,15 @@ class Engine:
             processor_s = time.thread_time() - processor_s
             self._gathering.pass_ended(decoding, compute_s, processor_s, time.perf_counter())
         waits_ms = [(began - submitted) * 1e3 for _, submitted in batch]
-        with self._changed:
-            self._counters.count(batch, waits_ms, compute_s, len(errors))
-            self._learn([job for job, _ in ready], compute_s)
         results = [
             EngineResult(job, outputs.get(id(job)), errors.get(id(job)), compute_s * 1e3, wait)
             for (job, _), wait in zip(batch, waits_ms, strict=True)
         ]
+        jobs, computed = [job for job, _ in batch], [job for job, _ in ready]
+        done = FinishedPass(jobs, computed, waits_ms, compute_s, len(errors))
+        with self._changed:
+            self._last_pass = done
         self._hand_over(results)
-
-    def _learn(self, jobs: list[EngineJob], seconds: float) -> None:
-        """What passes cost, in terms of passes over the whole span."""
-        spans = {job.blocks for job in jobs}
-        if len(spans) == 1:
-            part = len(spans.pop()) / len(self._blocks.span)
-            self._costs.learn(pass_size(jobs), seconds / part)
 
     def _hand_over(self, results: list[EngineResult]) -> None:
         try:

@@ -1,6 +1,7 @@
 """What the engine counts of its passes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.cost_model import PROMPT_TOKENS, CostModel, PassSize, tokens_after
@@ -8,6 +9,20 @@ from swarm.server.engine_jobs import EngineJob, EngineStats
 
 _WEIGHT = 0.1
 """Of the newest pass, in moving averages."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedPass:
+    """A pass whose results are known."""
+
+    batch: Sequence[EngineJob]
+    computed: Sequence[EngineJob]
+    """Without those that failed before."""
+    waits_ms: Sequence[float]
+    """Of each job of the batch, from its submission, or from the pass that computed its last part,
+    to the beginning of this one."""
+    compute_s: float
+    failed: int
 
 
 class EngineCounters:
@@ -20,32 +35,24 @@ class EngineCounters:
         self._decode_queue_ms = self._prefill_queue_ms = 0.0
         self._decode_share_s = self._prefill_share_s = 0.0
 
-    def count(
-        self,
-        batch: Sequence[tuple[EngineJob, float]],
-        waits_ms: Sequence[float],
-        compute_s: float,
-        failed: int,
-    ) -> None:
-        """`waits_ms`: of each job of the pass, from its submission, or from the pass that computed
-        its last part, to the beginning of this one."""
+    def count(self, done: FinishedPass) -> None:
         self._passes += 1
-        self._jobs += len(batch)
-        self._failed_jobs += failed
-        self._busy_s += compute_s
-        self._queue_s += sum(waits_ms) / 1e3
+        self._jobs += len(done.batch)
+        self._failed_jobs += done.failed
+        self._busy_s += done.compute_s
+        self._queue_s += sum(done.waits_ms) / 1e3
         decode: list[tuple[int, float]] = []
         prefill: list[tuple[int, float]] = []
-        for (job, _), wait_ms in zip(batch, waits_ms, strict=True):
+        for job, wait_ms in zip(done.batch, done.waits_ms, strict=True):
             (decode if _is_decode(job) else prefill).append((job.tokens, wait_ms))
         decode_tokens = sum(tokens for tokens, _ in decode)
         prefill_tokens = sum(tokens for tokens, _ in prefill)
         self._decode_tokens += decode_tokens
         self._prefill_tokens += prefill_tokens
         part = decode_tokens / max(1, decode_tokens + prefill_tokens)
-        self._decode_share_s += part * compute_s
-        self._prefill_share_s += (1.0 - part) * compute_s
-        self._recent_queue_ms = _moved(self._recent_queue_ms, waits_ms)
+        self._decode_share_s += part * done.compute_s
+        self._prefill_share_s += (1.0 - part) * done.compute_s
+        self._recent_queue_ms = _moved(self._recent_queue_ms, done.waits_ms)
         self._decode_queue_ms = _moved(self._decode_queue_ms, [wait for _, wait in decode])
         self._prefill_queue_ms = _moved(self._prefill_queue_ms, [wait for _, wait in prefill])
 
