@@ -49,9 +49,14 @@ def _own_table(report: Mapping[str, Any]) -> Table:
             f"{report['passes']:,} passes, {report['failed_jobs']:,} steps failed",
         ),
         (
+            "of it decode, prefill",
+            f"{report['decode_queue_ms']:,.1f} ms, {report['prefill_queue_ms']:,.1f} ms",
+            "",
+        ),
+        (
             "computing",
             f"{100 * report['busy_share']:.0f} % of the time",
-            duration(report["busy_s"]),
+            f"{duration(report['busy_s'])}, {100 * report['decode_share']:.0f} % of it decode",
         ),
         (
             "cache",
@@ -109,10 +114,18 @@ def _peer_table(peers: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(caption=f"and {more} more" if more > 0 else None, caption_justify="left")
     for heading in ("peer", ""):
         table.add_column(heading, no_wrap=True)
-    for heading in ("up Mbit/s", "down Mbit/s", "sent", "received", "round trip"):
+    for heading in (
+        "up Mbit/s",
+        "down Mbit/s",
+        "sent",
+        "received",
+        "round trip",
+        "rate Mbit/s",
+        "window",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for peer in peers[:MOST_PEERS]:
-        rtt_ms = peer["rtt_ms"]
+        rtt_ms, rate = peer["rtt_ms"], peer["rate_bytes_per_s"]
         table.add_row(
             f"..{peer['peer'][-6:]}",
             Text(f"{peer['kind']} {peer['name']}".rstrip()),
@@ -121,6 +134,8 @@ def _peer_table(peers: Sequence[Mapping[str, Any]]) -> Table:
             in_words(peer["sent"]),
             in_words(peer["received"]),
             "" if rtt_ms is None else f"{rtt_ms:.1f} ms",
+            "" if rate is None else mbit(rate),
+            in_words(peer["window_bytes"]),
         )
     return table
 

@@ -149,12 +149,20 @@ class Reporter:
                 "down_bytes_per_s": round(self._rates.per_s((peer, "received"))),
                 "sent": link.bytes_sent,
                 "received": link.bytes_received,
-                "rtt_ms": None if link.rtt_s is None else round(1e3 * link.rtt_s, 2),
+                "rtt_ms": _ms(link.rtt_s),
+                "min_rtt_ms": _ms(link.min_rtt_s),
                 "rate_bytes_per_s": link.rate_bytes_per_s and round(link.rate_bytes_per_s),
                 "window_bytes": link.window_bytes,
                 "fragment_bytes": link.fragment_bytes,
                 "in_flight_bytes": link.in_flight_bytes,
                 "waiting_bytes": link.outstanding_bytes,
+                "arriving_bytes": link.unfinished_bytes,
+                "decode_active": link.decode_active,
+                "streams": link.streams,
             }
             for peer, link in self._linked()
         ]
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1e3 * seconds, 2)

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from swarm.errors import FramingError
 from swarm.scheduling.classes import ServiceClass
-from swarm.scheduling.decode_activity import DecodeActivity
 from swarm.scheduling.link_window import LinkWindow
 from swarm.sessions.messages import Message, Output, Step
 from swarm.spans import PeerId
@@ -26,13 +25,12 @@ from swarm.wire.frames import (
     unpack_ranges,
 )
 from swarm.wire.heartbeat import Heartbeat
-from swarm.wire.inbox import Inbox, UnfinishedBudget
+from swarm.wire.inbox import Inbox
 from swarm.wire.link_stats import LinkStats
 from swarm.wire.network import Network
 from swarm.wire.outbox import Outbox
 from swarm.wire.outgoing_message import Buffer
-from swarm.wire.rate import TokenBucket
-from swarm.wire.upload_limit import UploadLimit
+from swarm.wire.shared_limits import SharedLimits
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +73,8 @@ class Link:
         handler: LinkHandler,
         owner: LinkOwner,
         loop: asyncio.AbstractEventLoop,
-        max_outstanding_bytes: int,
-        budget: UnfinishedBudget,
-        control: TokenBucket,
-        upload: UploadLimit | None,
-        decode: DecodeActivity,
+        limits: SharedLimits,
     ) -> None:
-        """`decode`: of all links that share our way out."""
         self.peer = peer
         self.incarnation = secrets.randbits(63) + 1
         self.peer_incarnation = 0
@@ -96,14 +89,12 @@ class Link:
         self._loop = loop
         self._heartbeat = Heartbeat(loop, self.broken)
         self._window = LinkWindow()
-        self._decode = decode
-        self._max_outstanding_bytes = max_outstanding_bytes
-        self._budget = budget
-        self._control = control
-        self._upload = upload
+        self._limits = limits
+        self._control = limits.control_bucket(loop.time())
+        self._upload = upload = limits.upload
         self._fragment_bytes = upload.fragment_bytes if upload else MAX_FRAGMENT_BYTES
         self._throttled = False
-        self._inbox = Inbox(budget)
+        self._inbox = Inbox(limits.unfinished)
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._pace_timer: asyncio.TimerHandle | None = None
         self._streams = 0
@@ -120,8 +111,9 @@ class Link:
         """Begin afresh in both directions."""
         self.detach()
         self.peer_incarnation = 0
-        self._inbox = Inbox(self._budget)
-        self._outbox = Outbox(self._max_outstanding_bytes, self._window, self._decode)
+        limits = self._limits
+        self._inbox = Inbox(limits.unfinished)
+        self._outbox = Outbox(limits.max_outstanding_bytes, self._window, limits.sending_decode)
 
     @property
     def met(self) -> bool:
@@ -147,11 +139,13 @@ class Link:
         connection = self.connection
         sent = connection.bytes_sent_total if connection else 0
         received = connection.bytes_received_total if connection else 0
-        decode_active = self._decode.is_active(self._loop.time())
+        decode_active = self._limits.sending_decode.is_active(self._loop.time())
         return LinkStats(
             up=connection is not None,
+            heard_s=self._loop.time() - connection.last_received if connection else None,
+            unanswered_s=self._heartbeat.unanswered_s(connection) if connection else 0.0,
             rtt_s=self._heartbeat.rtt_s,
-            min_rtt_s=self._heartbeat.min_rtt_s,
+            min_rtt_s=self._window.min_rtt_s,
             outstanding_bytes=self._outbox.outstanding_bytes,
             unfinished_bytes=self._inbox.unfinished_bytes,
             bytes_sent=self._bytes_sent + sent,

@@ -8,12 +8,18 @@ class LinkStats:
     """A link as it is now; times in seconds, None while unknown."""
 
     up: bool
+    heard_s: float | None
+    """How long ago something came over this stream; None while there is none."""
+    unanswered_s: float
+    """How long a ping has waited while nothing came; 0 if none does."""
     rtt_s: float | None
     """Smoothed round trip of pings."""
     min_rtt_s: float | None
+    """The least of the last 10 s, which the window is made of."""
     outstanding_bytes: int
     """What waits to be sent or is not acknowledged."""
     unfinished_bytes: int
+    """Announced by messages that have begun to come and not ended."""
     bytes_sent: int
     bytes_received: int
     streams: int
@@ -23,5 +29,7 @@ class LinkStats:
     window_bytes: int
     """How much may be in flight now."""
     fragment_bytes: int
+    """The longest fragment now, but for decode."""
     in_flight_bytes: int
     decode_active: bool
+    """Whether decode goes out over any link of the process, so that windows are small."""

@@ -14,9 +14,9 @@ from swarm.errors import (
     UnreachablePeerError,
 )
 from swarm.scheduling.classes import ServiceClass
-from swarm.scheduling.decode_activity import DecodeActivity
 from swarm.sessions.messages import Message
 from swarm.spans import PeerId
+from swarm.wire.accepting import Accepting
 from swarm.wire.connection import Connection
 from swarm.wire.dialling import Dialling
 from swarm.wire.frames import (
@@ -31,17 +31,14 @@ from swarm.wire.frames import (
 from swarm.wire.inbox import UnfinishedBudget
 from swarm.wire.link import Link, LinkHandler
 from swarm.wire.link_stats import LinkStats
-from swarm.wire.network import ByteStream, Network
+from swarm.wire.network import Network
 from swarm.wire.outgoing_message import Buffer
-from swarm.wire.rate import TokenBucket
+from swarm.wire.shared_limits import SharedLimits
 from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger(__name__)
 
-MAX_STREAMS_WITHOUT_HELLO = 4
-"""Of one peer; further ones are closed at once."""
 MAX_REMEMBERED_CLIENTS = 10_000
-CONTROL_BURST_S = 5.0
 CLOSE_S = 1.0
 """How long `close` waits for what is still to be written."""
 SECOND_DIALLER_S = 0.5
@@ -82,18 +79,23 @@ class Links:
         self._grace_s = grace_s
         self._hello_timeout_s = hello_timeout_s
         self._dial_timeout_s = dial_timeout_s
-        self._max_outstanding_bytes = max_outstanding_bytes
-        self._budget = UnfinishedBudget(max_unfinished_bytes)
+        self._limits = SharedLimits(
+            max_outstanding_bytes=max_outstanding_bytes,
+            control_per_s=control_per_s,
+            unfinished=UnfinishedBudget(max_unfinished_bytes),
+            upload=upload,
+        )
         self._max_links = max_links
-        self._max_streams_without_hello = max_streams_without_hello
-        self._control_per_s = control_per_s
-        self._upload = upload
-        self._decode = DecodeActivity()
+        self._accepting = Accepting(
+            network.peer_id,
+            hello_timeout_s,
+            max_streams_without_hello,
+            is_welcome=self._is_welcome,
+            on_hello=self._hello_received,
+        )
         self._links: dict[PeerId, Link] = {}
         self._dialling: dict[PeerId, Dialling] = {}
         self._waiters: dict[PeerId, list[asyncio.Future[None]]] = {}
-        self._accepted: dict[Connection, asyncio.TimerHandle] = {}
-        """Streams that peers opened and that have not said hello, with their deadlines."""
         self._clients: dict[PeerId, None] = {}
         """Peers that said that they cannot be dialled."""
         self.accepted_streams = 0
@@ -106,7 +108,7 @@ class Links:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._network.on_stream = self._accept
+        self._network.on_stream = self._accepting.accept
 
     def peers(self) -> list[PeerId]:
         """Those whose link is up."""
@@ -191,10 +193,7 @@ class Links:
         self._network.on_stream = None
         for dialling in list(self._dialling.values()):
             dialling.cancel()
-        for connection, timer in list(self._accepted.items()):
-            timer.cancel()
-            connection.close()
-        self._accepted.clear()
+        self._accepting.close()
         for peer in list(self._waiters):
             self._settle(peer, UnreachablePeerError("the links are closed", peer=peer))
         if self._tasks:
@@ -223,21 +222,7 @@ class Links:
             raise UnreachablePeerError(f"{peer} is this very peer", peer=peer)
         link = self._links.get(peer)
         if link is None:
-            link = Link(
-                peer,
-                self._handler,
-                self,
-                self._running_loop,
-                self._max_outstanding_bytes,
-                self._budget,
-                TokenBucket(
-                    self._control_per_s,
-                    CONTROL_BURST_S * self._control_per_s,
-                    self._running_loop.time(),
-                ),
-                self._upload,
-                self._decode,
-            )
+            link = Link(peer, self._handler, self, self._running_loop, self._limits)
             self._links[peer] = link
         return link
 
@@ -319,57 +304,22 @@ class Links:
         if dialling is not None:
             dialling.cancel()
 
-    # ---- accepting
-
-    def _accept(self, stream: ByteStream) -> None:
-        waiting = sum(connection.peer == stream.peer for connection in self._accepted)
-        ourselves = stream.peer == self._network.peer_id
-        full = (
-            waiting >= MAX_STREAMS_WITHOUT_HELLO
-            or len(self._accepted) >= self._max_streams_without_hello
-            or (stream.peer not in self._links and len(self._links) >= self._max_links)
-        )
-        if self._closed or ourselves or full:
-            stream.close()
-            return
-        connection = Connection(
-            stream,
-            self._running_loop,
-            dialled=False,
-            on_hello=self._hello_received,
-            on_end=self._accepted_stream_ended,
-        )
-        self._accepted[connection] = self._running_loop.call_later(
-            self._hello_timeout_s, self._no_hello, connection
-        )
-        connection.start()
-
-    def _no_hello(self, connection: Connection) -> None:
-        logger.info("%s opened a stream and did not say hello", connection.peer)
-        self._accepted.pop(connection, None)
-        connection.close()
-
-    def _accepted_stream_ended(self, connection: Connection, error: Exception | str) -> None:
-        timer = self._accepted.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
-        if isinstance(error, Exception):
-            logger.warning("%s", error)
-
     # ---- hello
+
+    def _is_welcome(self, peer: PeerId) -> bool:
+        """Whether we take a link that the peer opens."""
+        return peer in self._links or len(self._links) < self._max_links
 
     def _hello_received(self, connection: Connection, frame: Frame) -> None:
         """The first frame on a stream. Raises FramingError."""
         peer = connection.peer
-        timer = self._accepted.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
+        self._accepting.greeted(connection)
         version = hello_version(frame)
         if version != PROTOCOL_VERSION:
             self._refuse_version(connection, version)
             return
         hello = unpack_hello(frame)
-        if peer not in self._links and len(self._links) >= self._max_links:
+        if not self._is_welcome(peer):
             logger.info("%s is turned away: there are %d links", peer, len(self._links))
             connection.close()
             return

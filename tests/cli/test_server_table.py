@@ -30,6 +30,8 @@ def peer(number: int, **changes: Any) -> dict[str, Any]:
         "sent": 5_000_000,
         "received": 2_000_000_000,
         "rtt_ms": 12.34,
+        "rate_bytes_per_s": 2_500_000,
+        "window_bytes": 64_000,
     }
     return {**values, **changes}
 
@@ -51,6 +53,9 @@ def report(**changes: Any) -> dict[str, Any]:
         "decode_tokens": 123_456,
         "prefill_tokens": 7_890,
         "queue_wait_ms": 2.5,
+        "decode_queue_ms": 1.5,
+        "prefill_queue_ms": 40.0,
+        "decode_share": 0.75,
         "waiting_jobs": 2,
         "passes": 99,
         "failed_jobs": 0,
@@ -93,7 +98,8 @@ def test_every_figure_has_its_line() -> None:
     assert line_of(text, "decode")[1:] == ["41.2 tokens/s", "123,456 tokens"]
     assert line_of(text, "prefill")[1:] == ["1,310.0 tokens/s", "7,890 tokens"]
     assert line_of(text, "wait for a pass")[1:] == ["2.5 ms, 2 wait", "99 passes, 0 steps failed"]
-    assert line_of(text, "computing")[1:] == ["50 % of the time", "1 min 1 s"]
+    assert line_of(text, "of it decode, prefill")[1] == "1.5 ms, 40.0 ms"
+    assert line_of(text, "computing")[1:] == ["50 % of the time", "1 min 1 s, 75 % of it decode"]
     assert line_of(text, "cache")[1:] == [
         "49,152 of 65,536 tokens taken (75 %)",
         "492 MB of 655 MB",
@@ -103,7 +109,7 @@ def test_every_figure_has_its_line() -> None:
     assert line_of(text, "received")[1] == "2.00 Mbit/s"
     assert line_of(text, "reached by others")[1] == "yes, links that came in: 12"
     assert line_of(shown(report(accepted_streams=0)), "reached by others")[1] == "not yet"
-    rates = ["1.00", "2.00", "5 MB", "2.0 GB", "12.3 ms"]
+    rates = ["1.00", "2.00", "5 MB", "2.0 GB", "12.3 ms", "20.00", "64 kB"]
     assert line_of(text, "..000001")[1:] == ["client", *rates]
 
 
