@@ -3,20 +3,13 @@
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swarm.dht.source_limits import (
-    HANDED_OVER_BYTES,
-    HANDED_OVER_RECORDS,
-    STORE_BURST_BYTES,
-    SourceLimits,
-    records_in,
-)
+from swarm.dht.protocol_rules import limited_store, skip_what_is_bad
+from swarm.dht.source_limits import SourceLimits
 from swarm.errors import (
     DaemonError,
-    PeerError,
     PeerTimeoutError,
     UnreachablePeerError,
     UsageError,
@@ -27,7 +20,6 @@ from swarm.wire.libp2p import Libp2pNetwork
 
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
-    from hivemind.dht.protocol import DHTProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +31,6 @@ JOIN_TIMEOUT_S = 12.0
 REJOIN_EVERY_S = 30.0
 REJOIN_PEERS = 4
 BLACKLIST_S = 5.0
-_RECORD_OVERHEAD_BYTES = 128
-"""The subkey, the expiration and the packing."""
 _HANDLERS = "DHTProtocol."
 _STORE_HANDLER = _HANDLERS + "rpc_store"
 FIRST_BACKOFF_S = 0.2
@@ -183,35 +173,13 @@ class DhtNode:
         protocol = node.protocol
         protocol.storage = before.protocol.storage if before is not None else BoundedStorage()
         protocol.cache = BoundedStorage()
-        _skip_what_is_bad(protocol)
+        skip_what_is_bad(protocol)
         handlers = p2p._client.control.unary_handlers
         if _STORE_HANDLER in handlers:
-            handlers[_STORE_HANDLER] = self._limited(handlers[_STORE_HANDLER], protocol)
+            handlers[_STORE_HANDLER] = limited_store(
+                handlers[_STORE_HANDLER], protocol, self._limits, self.network.peer_id
+            )
         return node
-
-    def _limited(
-        self, handler: Callable[[bytes, Any], Awaitable[bytes]], protocol: "DHTProtocol"
-    ) -> Any:
-        """`handler`, but what is over a source's limits is refused before anything is checked."""
-        from hivemind.proto import dht_pb2
-
-        async def limited(request: bytes, source: Any) -> bytes:
-            if len(request) > STORE_BURST_BYTES:
-                raise PeerError("you store too much at once", peer=self.network.peer_id)
-            wanted = dht_pb2.StoreRequest.FromString(request)
-            records = sum(
-                records_in(value) if tag == protocol.IS_DICTIONARY else 1
-                for tag, value in zip(wanted.subkeys, wanted.values, strict=False)
-            )
-            if self._limits.allow(str(source), len(request), records, time.monotonic()):
-                return await handler(request, source)
-            logger.info("%s stores too much here", source)
-            refused = dht_pb2.StoreResponse(
-                store_ok=[False] * len(wanted.keys), peer=protocol.node_info
-            )
-            return bytes(refused.SerializeToString())
-
-        return limited
 
     async def _join(self, node: "DHTNode") -> None:
         if not self._initial_peers:
@@ -350,71 +318,6 @@ class DhtNode:
         if self._node is None:
             raise DaemonError("this member of the DHT is closed")
         return self._node
-
-
-def _skip_what_is_bad(protocol: Any) -> None:
-    """Lets single bad records, and single holders that refuse, be skipped.
-
-    hivemind drops all records of a key when one of them fails the validator, so a hostile holder
-    could hide a whole shard with one forged record. And it counts a holder that refuses a record as
-    one that has it.
-    """
-    from swarm.dht.storage import newer_than_stored
-
-    call_find, call_store = protocol.call_find, protocol.call_store
-    is_sound = protocol._validate_record
-
-    def drop_bad_records(key: bytes, dictionary: Any) -> bool:
-        with dictionary.freeze():
-            for subkey, (value, expiration) in list(dictionary.items()):
-                packed = protocol.serializer.dumps(subkey)
-                if not is_sound(key, packed, value, expiration):
-                    logger.info("a record under the name of %.64s is not sound", subkey)
-                    del dictionary[subkey]
-        return True
-
-    async def find_newer(peer: Any, keys: Collection[Any]) -> Any:
-        answer = await call_find(peer, keys)
-        if answer is None:
-            return None
-        return {
-            key: (
-                newer_than_stored(protocol.storage, key, found.value) if found else None,
-                nearest,
-            )
-            for key, (found, nearest) in answer.items()
-        }
-
-    async def store_or_go_on(
-        peer: Any, keys: Any, values: Any, expiration_time: Any, **options: Any
-    ) -> Any:
-        answer = await call_store(peer, keys, _few_enough(values), expiration_time, **options)
-        return answer if answer and any(answer) else None
-
-    protocol._validate_dictionary = drop_bad_records
-    protocol.call_store = store_or_go_on
-    protocol.call_find = find_newer
-
-
-def _few_enough(values: Sequence[Any]) -> list[Any]:
-    """`values`, with so few records in their dictionaries that the peer will take them."""
-    from hivemind.dht.storage import DictionaryDHTValue
-
-    records_left, bytes_left = HANDED_OVER_RECORDS, HANDED_OVER_BYTES
-    cut: list[Any] = []
-    for value in values:
-        if isinstance(value, DictionaryDHTValue):
-            few = DictionaryDHTValue()
-            for peer, item in value.items():
-                records_left -= 1
-                bytes_left -= len(item.value) + _RECORD_OVERHEAD_BYTES
-                if records_left < 0 or bytes_left < 0:
-                    break
-                few.store(peer, item.value, item.expiration_time)
-            cut.append(few)
-        else:
-            cut.append(value)
-    return cut
 
 
 def _found(result: Any) -> Found:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -59,6 +60,18 @@ class EngineResult:
     """Of the whole pass that the job was part of."""
     queue_ms: float
     """From the submission to the beginning of the pass."""
+
+
+class SessionEngine(Protocol):
+    """What the service needs of an `Engine`; its results come to `Service.on_results`."""
+
+    def reserve(self, session: SessionId, rows: int, length: int) -> None: ...
+
+    def submit(self, job: EngineJob) -> None: ...
+
+    def cancel(self, session: SessionId) -> None: ...
+
+    def release(self, session: SessionId) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from swarm.errors import StepRejectedError
 from swarm.scheduling.classes import ServiceClass
 from swarm.server.activations import chosen_rows, own_copy
 from swarm.server.backup_memory import BackupMemory
-from swarm.server.engine_jobs import EngineJob, EngineResult
+from swarm.server.engine_jobs import EngineResult, SessionEngine
 from swarm.server.handing_over import hand_over
 from swarm.server.outgoing import Outgoing
 from swarm.server.reception import Guest, Quotas, Reception
@@ -60,18 +60,6 @@ logger = logging.getLogger("swarm.server.service")
 TICK_S = 0.25
 """How often deadlines are looked at."""
 _REMEMBERED_SESSIONS = 4096
-
-
-class SessionEngine(Protocol):
-    """What the service needs of an `Engine`; its results come to `Service.on_results`."""
-
-    def reserve(self, session: SessionId, rows: int, length: int) -> None: ...
-
-    def submit(self, job: EngineJob) -> None: ...
-
-    def cancel(self, session: SessionId) -> None: ...
-
-    def release(self, session: SessionId) -> None: ...
 
 
 @dataclass(frozen=True)

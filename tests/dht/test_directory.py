@@ -15,7 +15,8 @@ from libp2p_peers import Peers, peers, run_in_peace
 from server_records import CHECKPOINT, record
 
 from swarm.dht.directory import Directory, ModelEntry
-from swarm.dht.node import DhtNode, _few_enough
+from swarm.dht.node import DhtNode
+from swarm.dht.protocol_rules import few_enough
 from swarm.dht.records import ServerRecord, model_key, server_key, shard_of
 from swarm.dht.signing import MAX_VALUE_BYTES, seal
 from swarm.dht.source_limits import SourceLimits
@@ -376,7 +377,7 @@ def test_a_peer_is_handed_no_more_than_it_takes() -> None:
     full = DictionaryDHTValue()
     for number in range(300):
         full.store(str(number), b"x" * 400, time.time() + 60)
-    first, second, alone = _few_enough([full, full, b"no dictionary"])
+    first, second, alone = few_enough([full, full, b"no dictionary"])
     assert (len(first), len(second), alone) == (200, 0, b"no dictionary")
 
 
