@@ -27,6 +27,7 @@ INSTALL = {
     "bitsandbytes": "pip install 'bitsandbytes>=0.50'",
 }
 _NF4_GROUP = 64
+_NF4_PACKED_OUTPUTS = 32
 _INT8_BYTES_PER_OUTPUT = 5
 """A float32 scale and a zero point."""
 
@@ -65,6 +66,20 @@ def loading_options(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     return {"quantization_config": chosen}
+
+
+def keep_odd_layers_plain(model: nn.Module) -> None:
+    """Leave nf4 layers whose width is no multiple of a group in their usual order.
+
+    On processors with AVX512-BF16 bitsandbytes puts weights in another order at the first pass, and
+    fails for such widths (0.50, `_convert_weight_packed_for_cpu`).
+    """
+    module: Any
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and (
+            module.in_features % _NF4_GROUP or module.out_features % _NF4_PACKED_OUTPUTS
+        ):
+            module.support_avx512bf16_for_cpu = False
 
 
 def proof_tolerance(model: PreTrainedModel) -> float | None:

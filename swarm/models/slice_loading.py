@@ -16,7 +16,7 @@ from swarm.models.block_names import find_block_prefix
 from swarm.models.building import building_model
 from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import ATTENTION_NAME
-from swarm.models.quantization import Quantization, loading_options
+from swarm.models.quantization import Quantization, keep_odd_layers_plain, loading_options
 from swarm.models.slice_config import check_layers, sliced_config
 from swarm.spans import Span
 
@@ -80,6 +80,7 @@ def load_model(
     _check_report(report, layers_name, span)
     check_layers(model if quantization == "none" else _unquantised(model, span), config, span)
     _drop_outside(model, layers_name)
+    keep_odd_layers_plain(model)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 
