@@ -1,7 +1,7 @@
 """Signals: SIGTERM closes what is open, and a Ctrl-C may end an answer and not the program."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 from swarm.cli.errors import EXIT_INTERRUPTED
@@ -29,12 +29,7 @@ class StopOnInterrupt:
         self._before = signal.signal(signal.SIGINT, self._on_signal)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         signal.signal(signal.SIGINT, self._before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

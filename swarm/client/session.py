@@ -1,7 +1,6 @@
 """A session that outlives one call: `with model.session(max_length=...) as session:`."""
 
 from contextvars import ContextVar
-from types import TracebackType
 
 from swarm.client.cache import RemoteCache
 from swarm.sessions.messages import Hop
@@ -43,12 +42,7 @@ class Session:
         _active.set((*_active.get(), self))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         _active.set(tuple(session for session in _active.get() if session is not self))
         self.close()
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -16,6 +17,9 @@ CATCH_UP_TOKENS = 512
 
 Run = Callable[[torch.Tensor, torch.Tensor, SessionCache], torch.Tensor]
 """The blocks: `(hidden [T, H], position_ids [T], cache) -> [T, H]`."""
+
+_Once = Callable[[torch.Tensor, torch.Tensor, PassRow], torch.Tensor]
+"""One pass of tokens of a row: `(hidden [T, H], position_ids [T], row) -> [T, H]`."""
 
 
 class SessionPasses:
@@ -40,11 +44,12 @@ class SessionPasses:
     ) -> torch.Tensor:
         """What the blocks make of the new tokens of `row`: `[row.count, hidden_size]`."""
         state = kv.state(row.row)
+        once = partial(self._pass, run, kv, state)
         if self.recurrent and state.rewind(row.start) < row.start:
-            self._catch_up(run, row, kv, state)
-        return self._extend(run, hidden, position_ids, row, kv, state)
+            self._catch_up(once, row, kv, state)
+        return self._extend(once, hidden, position_ids, row)
 
-    def _catch_up(self, run: Run, row: PassRow, kv: KVStore, state: RowState) -> None:
+    def _catch_up(self, once: _Once, row: PassRow, kv: KVStore, state: RowState) -> None:
         """Run again what `row` holds beyond its recurrent state."""
         held = kv.begin([PassRow(row.row, row.start, 0)])
         kept, bits = held.read(len(self._kinds), 0)
@@ -55,23 +60,17 @@ class SessionPasses:
         pieces = (torch.split(each, CATCH_UP_TOKENS) for each in (hidden, places))
         for piece, piece_places in zip(*pieces, strict=True):
             again = PassRow(row.row, state.position, len(piece))
-            self._extend(run, piece, piece_places, again, kv, state)
+            self._extend(once, piece, piece_places, again)
 
     def _extend(
-        self,
-        run: Run,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        row: PassRow,
-        kv: KVStore,
-        state: RowState,
+        self, once: _Once, hidden: torch.Tensor, position_ids: torch.Tensor, row: PassRow
     ) -> torch.Tensor:
         if not row.start or row.count == 1 or self.continues:
-            return self._pass(run, hidden, position_ids, row, kv, state)
+            return once(hidden, position_ids, row)
         pairs = zip(torch.split(hidden, 1), torch.split(position_ids, 1), strict=True)
         return torch.cat(
             [
-                self._pass(run, one, place, PassRow(row.row, row.start + index, 1), kv, state)
+                once(one, place, PassRow(row.row, row.start + index, 1))
                 for index, (one, place) in enumerate(pairs)
             ]
         )
@@ -79,11 +78,11 @@ class SessionPasses:
     def _pass(
         self,
         run: Run,
+        kv: KVStore,
+        state: RowState,
         hidden: torch.Tensor,
         position_ids: torch.Tensor,
         row: PassRow,
-        kv: KVStore,
-        state: RowState,
     ) -> torch.Tensor:
         stored = kv.begin([row])
         if self.recurrent:

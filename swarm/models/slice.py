@@ -95,8 +95,10 @@ class BlockSlice:
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
         quantization: Quantization = "none",
+        prepare: bool = True,
     ) -> "BlockSlice":
-        """Read the tensors of `span`, and nothing else, and find out how they have to be run.
+        """Read the tensors of `span`, and nothing else, and find out how they have to be run
+        (without `prepare` only `reference` can be called).
 
         Raises `BadSpanError`, `CheckpointError` (tensors that lack or do not fit) or
         `NotServedError` (a model that cannot be cut there, or whose passes are not exact).
@@ -104,7 +106,7 @@ class BlockSlice:
         names = checkpoint.block_tensors(span)
         tensors = {name: checkpoint.lazy(stored) for name, stored in names.items()}
         return cls.from_tensors(
-            checkpoint.config, tensors, span, dtype, device, progress, quantization
+            checkpoint.config, tensors, span, dtype, device, progress, quantization, prepare
         )
 
     @classmethod
@@ -117,6 +119,7 @@ class BlockSlice:
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
         quantization: Quantization = "none",
+        prepare: bool = True,
     ) -> "BlockSlice":
         """As `load`, from the whole model's config and the span's tensors, renumbered from 0.
 
@@ -126,7 +129,8 @@ class BlockSlice:
         with weights_apart():
             model = load_model(config, tensors, span, dtype, place, progress, quantization)
             blocks = cls(model, span)
-            blocks.prepare()
+            if prepare:
+                blocks.prepare()
         return blocks
 
     @property
@@ -169,13 +173,20 @@ class BlockSlice:
         `rows` says whose tokens they are, in order; `position_ids` is `[tokens]`. Answers a
         tensor of the same shape; the rows' new K/V are in `kv` then.
         """
-        run = self._pass if self._alone is None else self._cached
-        if self.packs_sessions or len(rows) == 1:
-            return run(hidden, position_ids, rows, kv)
+        alone = self._alone
+        if alone is None and (self.packs_sessions or len(rows) == 1):
+            return self._pass(hidden, position_ids, rows, kv)
         counts = [row.count for row in rows]
-        parts = zip(torch.split(hidden, counts), torch.split(position_ids, counts), strict=True)
+        parts = zip(
+            rows, torch.split(hidden, counts), torch.split(position_ids, counts), strict=True
+        )
         return torch.cat(
-            [run(part, places, [row], kv) for row, (part, places) in zip(rows, parts, strict=True)]
+            [
+                self._pass(part, places, [row], kv)
+                if alone is None
+                else alone.forward(self._run, part, places, row, kv)
+                for row, part, places in parts
+            ]
         )
 
     def _pass(
@@ -197,17 +208,6 @@ class BlockSlice:
             position_ids = torch.cat((position_ids, position_ids[-1:].expand(missing)))
         with running_pass(PackedPass(rows, kv.begin(rows))):
             return self._run(hidden, position_ids)[:tokens]
-
-    def _cached(
-        self,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        rows: Sequence[PassRow],
-        kv: KVStore,
-    ) -> torch.Tensor:
-        assert self._alone is not None
-        (row,) = rows
-        return self._alone.forward(self._run, hidden, position_ids, row, kv)
 
     @torch.inference_mode()
     def _run(
@@ -276,7 +276,7 @@ class BlockSlice:
 
     def _prepare_packed(self, like: torch.Tensor) -> None:
         self._measure_packed(like)
-        prove(self.forward, self._reference, self.hidden_size, like, self._allowed)
+        prove(self.forward, self.reference, self.hidden_size, like, self._allowed)
         far = 2 * int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
         if self._looks_far:
             self.alone_because = "its RoPE looks at the longest position of a pass"
@@ -306,15 +306,17 @@ class BlockSlice:
         self.kv_shapes = kv.shapes(len(self.span) + self._alone.recurrent)
         self.row_bytes = (1 + MAX_SNAPSHOTS) * kv.state(0).size_bytes
         try:
-            prove(self.forward, self._reference, self.hidden_size, like, self._allowed)
+            prove(self.forward, self.reference, self.hidden_size, like, self._allowed)
         except Exception as error:
             if not self._alone.recurrent:
                 raise
             logger.info("blocks %s take one token at a time: %s", self.span, error)
             self._alone.continues = False
-            prove(self.forward, self._reference, self.hidden_size, like, self._allowed)
+            prove(self.forward, self.reference, self.hidden_size, like, self._allowed)
 
-    def _reference(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    def reference(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """What the model's own plain attention, without a cache, makes of all the tokens of one
+        session: `[tokens, hidden_size]` at `[tokens]` positions."""
         if self._attention == "eager":
             return self._run(hidden, position_ids)
         self.model.set_attn_implementation("eager")
@@ -327,7 +329,7 @@ class BlockSlice:
         pack_linears(self._layers)
         self._least_tokens = least_pass_tokens(self.dtype)
         try:
-            prove(self.forward, self._reference, self.hidden_size, like, self._allowed)
+            prove(self.forward, self.reference, self.hidden_size, like, self._allowed)
         except Exception as error:  # a model that reads its linear layers' weights by itself
             logger.info("blocks %s run with plain linear layers: %s", self.span, error)
             unpack_linears(self._layers)

@@ -84,20 +84,21 @@ def commit_event(plan: Plan) -> ServerEvent:
 
 
 def fetching_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent:
-    percent = 100 * done // max(1, total)
-    return ServerEvent(
-        "loading",
-        f"fetching blocks {span} of {plan.checkpoint.name}: {percent} % of {in_words(total)}",
-        {"stage": "fetching", "blocks": str(span), "done": done, "total": total},
-    )
+    return _loading_event(plan, span, done, total, "fetching", f" of {in_words(total)}")
 
 
 def progress_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent:
+    return _loading_event(plan, span, done, total, "loading")
+
+
+def _loading_event(
+    plan: Plan, span: Span, done: int, total: int, stage: str, of_what: str = ""
+) -> ServerEvent:
     percent = 100 * done // max(1, total)
     return ServerEvent(
         "loading",
-        f"loading blocks {span} of {plan.checkpoint.name}: {percent} %",
-        {"stage": "loading", "blocks": str(span), "done": done, "total": total},
+        f"{stage} blocks {span} of {plan.checkpoint.name}: {percent} %{of_what}",
+        {"stage": stage, "blocks": str(span), "done": done, "total": total},
     )
 
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.answers import replayed
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import Forward, Instruction
 from swarm.sessions.messages import (
@@ -15,8 +15,6 @@ from swarm.sessions.messages import (
     Replay,
     RowOperation,
     SignedGrant,
-    Step,
-    Want,
 )
 from swarm.sessions.repair import CLIENT, Applied, Refill, plan_repair
 from swarm.sessions.rules import Lengths, added
@@ -165,36 +163,21 @@ class Rerouting:
 
     def _push(self, frame: _Frame) -> Forward:
         session, refill = self.grant.session, frame.refill
-        if refill.source != CLIENT:
-            replay = Replay(
-                session=session,
-                epoch=self.epoch,
-                seq=frame.seq,
-                starts=frame.starts,
-                counts=frame.counts,
-                emit_from=self._target,
-                emit_hop=refill.last,
-                horizon=self._horizon,
-            )
-            return Forward(PeerId(self.grant.hops[refill.source].peer), replay)
-        found = self._inputs.read(frame.starts, frame.counts)
-        assert found is not None, "the client keeps all its inputs, or it cannot be rerouted"
-        position_ids, parts = found
-        step = Step(
+        replay = Replay(
             session=session,
             epoch=self.epoch,
             seq=frame.seq,
             starts=frame.starts,
             counts=frame.counts,
-            position_ids=position_ids,
             emit_from=self._target,
-            want=Want.NONE,
-            tensors=(),
             emit_hop=refill.last,
             horizon=self._horizon,
         )
-        first = PeerId(self.grant.hops[0].peer)
-        return Forward(first, step, service_class=ServiceClass.REPAIR, parts=parts)
+        if refill.source != CLIENT:
+            return Forward(PeerId(self.grant.hops[refill.source].peer), replay)
+        step = replayed(replay, self._inputs, PeerId(self.grant.hops[0].peer))
+        assert step is not None, "the client keeps all its inputs, or it cannot be rerouted"
+        return step
 
 
 def _has_more(holds: Holds, target: Lengths) -> bool:

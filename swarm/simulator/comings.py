@@ -107,6 +107,9 @@ class Comings:
 
     def _crash(self, server: SimulatedServer, away_s: float, again: bool = False) -> None:
         self.leaves += 1
+        self._vanish(server, away_s, again)
+
+    def _vanish(self, server: SimulatedServer, away_s: float, again: bool) -> None:
         sessions = self._world.sessions_over(server.peer)
         server.vanish()
         self._world.coverage_changed()
@@ -131,11 +134,5 @@ class Comings:
         if not server.idle and self._clock.now < deadline:
             self._clock.after(_LOOK_S, self._drained, server, deadline, away_s, again)
             return
-        sessions = self._world.sessions_over(server.peer)
         self._world.directory.withdraw(server.peer)
-        server.vanish()
-        self._world.coverage_changed()
-        for session in sessions:
-            self._world.watch(session, server)
-        if away_s or again:
-            self._clock.after(away_s, self._come, server, again)
+        self._vanish(server, away_s, again)
