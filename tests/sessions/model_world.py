@@ -185,6 +185,7 @@ class World:
         if rng.random() < self.faults.kills and len(names) > 1:
             dead = rng.choice(names)
             del self.alive[dead]
+            names.remove(dead)
             self.frozen.pop(dead, None)
             self.leaving.pop(dead, None)
             for peer in [*self.alive, *self.users]:
