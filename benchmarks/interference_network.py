@@ -1,0 +1,172 @@
+"""Networks of hosts on this machine: namespaces with real rates and delays, or loopback without.
+
+With root, each host is a network namespace whose only way out is a tun device with a token bucket
+(`tc ... tbf`) of the rate, and a process (`interference_hub.py`) that keeps each packet for half
+the round trip. The rate is that of each host's upload; downloads are not limited, as at most homes
+the upload is the narrow side. Without root there is only loopback, and the programs that run on it
+delay what they write themselves (`interference_relay.py`).
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from interference_hub import NETWORK
+from processes import Program
+
+QUEUE_MS = 200
+"""What the token bucket keeps at most; more is lost."""
+UNLIMITED_MBIT = 1000.0
+_BURST_S = 0.001
+_LEAST_BURST_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of every host's way to every other."""
+
+    mbit: float
+    rtt_ms: float
+
+    def __str__(self) -> str:
+        rate = f"{self.mbit:g} Mbit/s" if self.mbit < UNLIMITED_MBIT else "no limit"
+        return f"{rate}, {self.rtt_ms:g} ms"
+
+
+class TestNetwork(Protocol):
+    """Hosts 0, 1, ... on which programs run."""
+
+    kind: str
+    """What it is, for the table."""
+    relays: bool
+    """Whether programs must delay what they write themselves."""
+
+    def command(self, host: int, command: Sequence[str]) -> list[str]:
+        """How `command` is started on this host."""
+
+    def address(self, host: int) -> str:
+        """The IP address to listen on there."""
+
+    def shape(self, shape: Shape) -> None:
+        """From now on; nothing should be on its way."""
+
+    def sent_bytes(self) -> list[int] | None:
+        """By each host since the beginning, with all headers; None: not known here."""
+
+    def close(self) -> None: ...
+
+
+class Namespaces:
+    """A `TestNetwork` of network namespaces; gone with everything in it after `close`."""
+
+    kind = "network namespaces, tc tbf, user-space delay"
+    relays = False
+
+    def __init__(self, hosts: int) -> None:
+        self._stack = ExitStack()
+        self._names = [f"swarm{os.getpid() % 100_000}-{host}" for host in range(hosts)]
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self) -> None:
+        script = str(Path(__file__).with_name("interference_hub.py"))
+        for name in self._names:
+            _run("ip", "netns", "add", name)
+            self._stack.callback(_run, "ip", "netns", "del", name, check=False)
+        self._hub = self._stack.enter_context(
+            Program("hub", [sys.executable, script, *self._names])
+        )
+        self._hub.wait_for("ready")
+        for host, name in enumerate(self._names):
+            _run("ip", "link", "set", name, "netns", name)
+            within = ("ip", "netns", "exec", name)
+            _run(*within, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+            _run(*within, "ip", "link", "set", "lo", "up")
+            _run(*within, "ip", "address", "add", f"{self.address(host)}/24", "dev", name)
+            _run(*within, "ip", "link", "set", name, "up", "mtu", "1500", "txqueuelen", "2000")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def hub_pid(self) -> int:
+        return self._hub.pid
+
+    def command(self, host: int, command: Sequence[str]) -> list[str]:
+        return ["ip", "netns", "exec", self._names[host], *command]
+
+    def address(self, host: int) -> str:
+        return f"{NETWORK}.{host + 1}"
+
+    def shape(self, shape: Shape) -> None:
+        rate = shape.mbit * 1e6
+        burst = max(_LEAST_BURST_BYTES, int(rate / 8 * _BURST_S))
+        for name in self._names:
+            bucket = ("rate", f"{rate:.0f}bit", "burst", str(burst), "latency", f"{QUEUE_MS}ms")
+            within = ("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", name)
+            _run(*within, "root", "tbf", *bucket)
+        self._ask(f"delay {shape.rtt_ms / 2000:g}")
+
+    def sent_bytes(self) -> list[int]:
+        return list(self._ask("bytes")["sent"])
+
+    def congestion_control(self) -> str:
+        """TCP's, which the namespaces have from this machine."""
+        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        self._hub.send_line(line)
+        return self._hub.wait_for(line.split()[0], 10)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class Loopback:
+    """A `TestNetwork` where everybody is on 127.0.0.1."""
+
+    kind = "loopback; rate and delay are made in each process, without root"
+    relays = True
+
+    def command(self, host: int, command: Sequence[str]) -> list[str]:
+        return list(command)
+
+    def address(self, host: int) -> str:
+        return "127.0.0.1"
+
+    def shape(self, shape: Shape) -> None:
+        """The programs are told."""
+
+    def sent_bytes(self) -> None:
+        return None
+
+    def close(self) -> None: ...
+
+
+def make_network(hosts: int) -> TestNetwork:
+    """Namespaces where that is possible, else loopback."""
+    if os.geteuid() == 0 and Path("/dev/net/tun").exists():
+        with suppress(OSError, subprocess.CalledProcessError):
+            return Namespaces(hosts)
+    return Loopback()
+
+
+def _run(*command: str, check: bool = True) -> None:
+    subprocess.run(command, check=check, capture_output=True, timeout=20)

@@ -1,0 +1,126 @@
+"""Figures of the interference benchmark from its runs: rows, ratios, and whether the bars hold.
+
+A point's figures are pooled over its seeds: the gaps of all sessions of all seeds together. Ratios
+are of such pooled figures of two arms; beside the first one stand the least and the largest of the
+single seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common import percentile
+
+TPOT_BAR = 0.5
+P99_BAR = 0.25
+OTHERS_BAR = 1.05
+TTFT_BAR = 1.10
+BARRED_USES = (0.45, 0.6)
+
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By arm, one for each seed: `gaps_s`, `prompts`, `link_use`, `stage_cores`, `all_cores`."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one arm at one point; times in milliseconds but where the name says otherwise."""
+
+    tpot: float
+    """The mean over sessions of their mean gap: long gaps weigh as a reader feels them."""
+    p50: float
+    p99: float
+    longest: float
+    ttft_s: float | None
+    link_use: float | None
+    stage_cores: float
+    """Of the busiest stage."""
+    all_cores: float
+    gaps: int
+    prompts: int
+
+
+def figures(runs: Sequence[Mapping[str, Any]]) -> Figures:
+    """Pooled over the seeds."""
+    sessions = [session for run in runs for session in run["gaps_s"] if session]
+    gaps = [1e3 * gap for session in sessions for gap in session]
+    ttfts = [prompt["ttft_s"] for run in runs for prompt in run["prompts"]]
+    uses = [run["link_use"] for run in runs if run["link_use"] is not None]
+    return Figures(
+        tpot=_mean([1e3 * _mean(session) for session in sessions]),
+        p50=percentile(gaps, 0.5),
+        p99=percentile(gaps, 0.99),
+        longest=max(gaps),
+        ttft_s=_mean(ttfts) if ttfts else None,
+        link_use=_mean(uses) if uses else None,
+        stage_cores=max(max(run["stage_cores"]) for run in runs),
+        all_cores=_mean([run["all_cores"] for run in runs]),
+        gaps=len(gaps),
+        prompts=len(ttfts),
+    )
+
+
+def arm_rows(point: str, runs: Runs) -> list[dict[str, Any]]:
+    """A row for each arm."""
+    rows = []
+    for arm, of_arm in runs.items():
+        found = figures(of_arm)
+        rows.append(
+            {
+                "point": point,
+                "arm": arm,
+                "TPOT ms": found.tpot,
+                "gap p50": found.p50,
+                "p99": found.p99,
+                "longest": found.longest,
+                "TTFT s": found.ttft_s,
+                "link use": found.link_use,
+                "busiest stage, cores": found.stage_cores,
+                "all, cores": found.all_cores,
+                "gaps": found.gaps,
+                "prompts": found.prompts,
+            }
+        )
+    return rows
+
+
+def ratio_row(point: str, use: float, runs: Runs) -> dict[str, Any] | None:
+    """C against the others; None without C and A."""
+    if "C" not in runs or "A" not in runs:
+        return None
+    ours, base = figures(runs["C"]), figures(runs["A"])
+    seeds = [
+        figures([c]).tpot / figures([a]).tpot for c, a in zip(runs["C"], runs["A"], strict=False)
+    ]
+    tails = [
+        figures([c]).p99 / figures([a]).p99 for c, a in zip(runs["C"], runs["A"], strict=False)
+    ]
+    tpot, p99 = ours.tpot / base.tpot, ours.p99 / base.p99
+    ttft = None if ours.ttft_s is None or not base.ttft_s else ours.ttft_s / base.ttft_s
+    row: dict[str, Any] = {
+        "point": point,
+        "TPOT C/A": tpot,
+        "of seeds": _range(seeds),
+        "p99 C/A": p99,
+        "of seeds ": _range(tails),
+        "TTFT C/A": ttft,
+    }
+    for other in ("A'", "B"):
+        row[f"p99 C/{other}"] = ours.p99 / figures(runs[other]).p99 if other in runs else None
+    row["missed"] = ", ".join(_missed(use, row)) or "-"
+    return row
+
+
+def _missed(use: float, row: Mapping[str, Any]) -> list[str]:
+    bars: list[tuple[str, float]] = [("TTFT C/A", TTFT_BAR)]
+    if use in BARRED_USES:
+        bars += [("TPOT C/A", TPOT_BAR), ("p99 C/A", P99_BAR)]
+    bars += [("p99 C/A'", OTHERS_BAR), ("p99 C/B", OTHERS_BAR)]
+    return [name for name, bar in bars if row.get(name) is not None and row[name] > bar]
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2f}-{max(values):.2f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

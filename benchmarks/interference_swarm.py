@@ -1,0 +1,258 @@
+"""The swarm of the interference benchmark: three stages and two clients, each on a host of its own.
+
+One client decodes all the time, the other sends prompts, so that nothing but the stages and the
+links between them is shared. All processes are started once; arms, compute policies, paces and the
+network's shape are switched between runs, while nothing is on its way.
+"""
+
+import itertools
+import json
+import random
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from interference_arms import Chosen
+from interference_control import Pace, choose_line, paced
+from interference_network import Namespaces, Shape, make_network
+from processes import Program
+from transformers import LlamaConfig, LlamaForCausalLM
+
+STAGES = 3
+DECODER, PROMPTER = STAGES, STAGES + 1
+"""Their hosts."""
+HIDDEN_SIZE = 1024
+ROW_BYTES = 2 * HIDDEN_SIZE
+"""Of one token between two stages, in bfloat16."""
+SHORTEST_PROMPT, LONGEST_PROMPT = 512, 2048
+MEAN_PROMPT = (SHORTEST_PROMPT + LONGEST_PROMPT) / 2
+_HERE = Path(__file__).parent
+_REST_S = 0.5
+"""Between two runs."""
+_WARM_S = 1.5
+"""Of decoding before the window begins."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run is made."""
+
+    shape: Shape
+    pace: Pace | None
+    sessions: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """Prompts of one run: the same in every arm."""
+
+    seed: int
+    seconds: float
+    """Of the window."""
+    prompts_per_s: float
+    fill_s: float = 0.0
+    """Prompts come for so long before the window begins, so that it sees the links as loaded as
+    they will be."""
+    always_tokens: int | None = None
+    """Instead: one prompt of so many tokens is in flight all the time."""
+
+    def arrivals(self) -> list[tuple[float, int]]:
+        """`(seconds, tokens)`: a Poisson process, given how many arrive (the expected number), so
+        that short windows are loaded as they should be. Lengths are uniform, one from each of as
+        many equal parts of the range."""
+        draw = random.Random(self.seed)
+        count = round((self.fill_s + self.seconds) * self.prompts_per_s)
+        times = sorted(draw.uniform(0.0, self.fill_s + self.seconds) for _ in range(count))
+        spread = LONGEST_PROMPT - SHORTEST_PROMPT
+        tokens = [
+            SHORTEST_PROMPT + int(spread * (part + draw.random()) / count) for part in range(count)
+        ]
+        draw.shuffle(tokens)
+        return list(zip(times, tokens, strict=True))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of one arm has shown."""
+
+    gaps_s: tuple[tuple[float, ...], ...]
+    """Of each decoding session, from token to token, those that began in the window."""
+    prompts: tuple[dict[str, float], ...]
+    link_use: float | None
+    """Of the rate of the first two stages' uploads, on average."""
+    stage_cores: tuple[float, ...]
+    """What each stage kept busy, its daemon included."""
+    all_cores: float
+    """All processes of the benchmark together."""
+    links: list[list[dict[str, Any]]] = field(repr=False, default_factory=list)
+    """Of each stage, at the end of the window."""
+
+    @property
+    def all_gaps_s(self) -> list[float]:
+        return [gap for session in self.gaps_s for gap in session]
+
+
+def build_model(folder: Path) -> None:
+    """A Llama of hidden size 1,024 with one small block for each stage."""
+    torch.manual_seed(1234)
+    config = LlamaConfig(
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=2048,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        num_hidden_layers=STAGES,
+        vocab_size=512,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+class InterferenceSwarm:
+    """Use in a `with`; everything that it started is gone at its end."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        try:
+            folder = Path(
+                self._stack.enter_context(tempfile.TemporaryDirectory(prefix="interference-"))
+            )
+            build_model(folder / "model")
+            self.network = make_network(STAGES + 2)
+            self._stack.callback(self.network.close)
+            self._relay = ["--relay"] if self.network.relays else []
+            self._start(folder)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> "InterferenceSwarm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in self._programs:
+            program.ask_to_stop()
+        self._stack.close()
+
+    def _start(self, folder: Path) -> None:
+        model = str(folder / "model")
+        self._programs: list[Program] = []
+        peers: list[str] = []
+        for stage in range(STAGES):
+            server = self._program(
+                f"stage {stage + 1}",
+                stage,
+                "interference_server.py",
+                *(model, "--blocks", f"{stage}:{stage + 1}", "--threads", "1", "--json-logs"),
+                *("--listen", f"/ip4/{self.network.address(stage)}/tcp/0"),
+                *("--identity", str(folder / f"identity{stage}"), "--cache-tokens", "98304"),
+                *peers,
+            )
+            peers = peers or ["--peers", str(server.wait_for("listening")["address"])]
+        for server in self._programs:
+            server.wait_for("online")
+        for host, name in ((DECODER, "decoding client"), (PROMPTER, "prompting client")):
+            self._program(name, host, "interference_client.py", "--model", model, *peers)
+        for program in self._programs[STAGES:]:
+            program.wait_for("ready")
+        self._processes = [psutil.Process(program.pid) for program in self._programs]
+        if isinstance(self.network, Namespaces):
+            self._processes.append(psutil.Process(self.network.hub_pid))
+
+    def _program(self, name: str, host: int, script: str, *arguments: str) -> Program:
+        command = [sys.executable, str(_HERE / script), *self._relay, *arguments]
+        program = self._stack.enter_context(Program(name, self.network.command(host, command)))
+        self._programs.append(program)
+        return program
+
+    def choose(self, point: Point, chosen: Chosen) -> None:
+        """From now on; nothing is on its way."""
+        self.network.shape(point.shape)
+        line = choose_line(
+            paced(chosen, point.pace),
+            mbit=point.shape.mbit,
+            delay_s=point.shape.rtt_ms / 2000,
+        )
+        for program in self._programs:
+            program.send_line(line)
+        for program in self._programs:
+            program.wait_for("chosen", 10)
+
+    def run(self, point: Point, chosen: Chosen, load: Load) -> Run:
+        """Decodes beside the prompts of `load`; returns when all prompts are answered."""
+        self.choose(point, chosen)
+        decoder, prompter = self._programs[DECODER], self._programs[PROMPTER]
+        self._tell(decoder, "decode", sessions=point.sessions, seed=load.seed)
+        self._check(decoder.wait_for("decoding", 60))
+        time.sleep(_WARM_S)
+        if load.always_tokens is not None:
+            tokens = load.always_tokens
+            seconds = load.fill_s + load.seconds
+            self._tell(prompter, "always", tokens=tokens, seconds=seconds, seed=load.seed)
+        else:
+            arrivals = load.arrivals()
+            now = time.monotonic()
+            self._tell(prompter, "prompts", arrivals=arrivals, began=now, seed=load.seed)
+        time.sleep(load.fill_s)
+        began, sent, cpu = time.monotonic(), self.network.sent_bytes(), self._cpu_s()
+        time.sleep(load.seconds)
+        lasted = time.monotonic() - began
+        cores = [
+            (after - before) / lasted for after, before in zip(self._cpu_s(), cpu, strict=True)
+        ]
+        use = self._link_use(sent, lasted, point.shape)
+        links = [self._links(program) for program in self._programs[:STAGES]]
+        answered = self._check(prompter.wait_for("prompted", 600))
+        self._tell(decoder, "stop")
+        decoded = self._check(decoder.wait_for("decoded", 120))
+        time.sleep(_REST_S)
+        ended = began + lasted
+        gaps = tuple(
+            tuple(b - a for a, b in itertools.pairwise(times) if began <= a < ended)
+            for times in decoded["times"]
+        )
+        return Run(gaps, tuple(answered["prompts"]), use, tuple(cores[:STAGES]), sum(cores), links)
+
+    def one_prompt(self, point: Point, chosen: Chosen, tokens: int, seed: int) -> float:
+        """Seconds to the first token of a prompt that is alone in the swarm."""
+        self.choose(point, chosen)
+        prompter = self._programs[PROMPTER]
+        began = time.monotonic()
+        self._tell(prompter, "prompts", arrivals=[(0.0, tokens)], began=began, seed=seed)
+        answered = self._check(prompter.wait_for("prompted", 120))
+        time.sleep(_REST_S)
+        return float(answered["prompts"][0]["ttft_s"])
+
+    def _tell(self, program: Program, do: str, **fields: object) -> None:
+        program.send_line(json.dumps({"do": do, **fields}))
+
+    def _check(self, event: dict[str, Any]) -> dict[str, Any]:
+        if event["failures"]:
+            raise RuntimeError("; ".join(event["failures"]))
+        return event
+
+    def _links(self, program: Program) -> list[dict[str, Any]]:
+        self._tell(program, "links")
+        return list(program.wait_for("links", 10)["links"])
+
+    def _link_use(self, before: list[int] | None, seconds: float, shape: Shape) -> float | None:
+        after = self.network.sent_bytes()
+        if before is None or after is None:
+            return None
+        between = STAGES - 1
+        sent = sum(b - a for a, b in zip(before[:between], after[:between], strict=True))
+        return 8 * sent / between / seconds / (shape.mbit * 1e6)
+
+    def _cpu_s(self) -> list[float]:
+        """Of each process so far, with its daemon."""
+        found = []
+        for process in self._processes:
+            times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
+            found.append(sum(one.user + one.system for one in times))
+        return found
