@@ -1,6 +1,7 @@
 """How far our placement is from the optimum: random volunteer pools, three numbers of sessions.
 
     python benchmarks/pools.py
+    python benchmarks/pools.py --results FILE   what is in it already is not computed again
 
 A pool has 16 to 40 machines of six GPU classes and one client; every pair's round trip is
 log-normal (median 80 ms, sigma 0.6). The model has 80 blocks as Llama-2-70B, in nf4; a session
@@ -11,11 +12,14 @@ our placement took; where it is not proved in time, the gap is to the dual bound
 """
 
 import argparse
+import json
 import math
 import random
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -125,39 +129,58 @@ def run(seed: int, sessions: int, time_limit_s: float) -> Result | None:
     )
 
 
+def summary(sessions: int, results: Sequence[Result]) -> str:
+    if not results:
+        return f"R = {sessions}: no pool can hold them"
+    worst = max(results, key=lambda one: one.ours)
+    gaps = [100 * one.ours for one in results]
+    return (
+        f"R = {sessions}: {len(results)} pools, ours median {statistics.median(gaps):.2f} %, mean "
+        f"{statistics.fmean(gaps):.2f} %, worst {max(gaps):.2f} % (seed {worst.seed}, "
+        f"{worst.machines} machines, {'proved' if worst.proved else 'to the bound'}); CG-BP median "
+        f"{100 * statistics.median(one.conservative for one in results):.2f} %; "
+        f"{sum(one.proved for one in results)} proved, median "
+        f"{statistics.median(one.seconds for one in results):.1f} s"
+    )
+
+
+def line(one: Result) -> str:
+    return (
+        f"  seed {one.seed:3} R {one.sessions:2} machines {one.machines:2}"
+        f" ours {100 * one.ours:6.2f} % cg-bp {100 * one.conservative:6.2f} %"
+        f" {'proved' if one.proved else 'bound '} {one.seconds:5.1f} s"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pools", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S, help="seconds")
+    parser.add_argument("--results", type=Path, help="JSON lines: kept, and gone on from")
     options = parser.parse_args()
     print(f"{options.pools} pools from seed {options.first}; gaps to the optimum (or the bound)")
-    for sessions in SESSIONS:
-        results: list[Result] = []
-        for seed in range(options.first, options.first + options.pools):
-            result = run(seed, sessions, options.time_limit)
+    known: dict[tuple[int, int], Result | None] = {}
+    if options.results and options.results.exists():
+        for text in options.results.read_text().splitlines():
+            found = json.loads(text)
+            known[found["seed"], found["sessions"]] = Result(**found) if "ours" in found else None
+    results: list[Result] = []
+    for seed in range(options.first, options.first + options.pools):
+        for sessions in SESSIONS:
+            if (seed, sessions) in known:
+                result = known[seed, sessions]
+            else:
+                result = run(seed, sessions, options.time_limit)
+                if options.results:
+                    kept = asdict(result) if result else {"seed": seed, "sessions": sessions}
+                    with options.results.open("a") as file:
+                        file.write(json.dumps(kept) + "\n")
             if result is not None:
                 results.append(result)
-                print(
-                    f"  R {sessions} seed {seed} machines {result.machines} ours {result.ours:.4f}"
-                    f" cg-bp {result.conservative:.4f} proved {int(result.proved)}"
-                    f" {result.seconds:.1f} s",
-                    flush=True,
-                )
-        if not results:
-            print(f"R = {sessions}: no pool can hold them")
-            continue
-        worst = max(results, key=lambda one: one.ours)
-        print(
-            f"R = {sessions}: {len(results)} pools, ours median "
-            f"{100 * statistics.median(one.ours for one in results):.2f} %, worst "
-            f"{100 * worst.ours:.2f} % (seed {worst.seed}, {worst.machines} machines, "
-            f"{'proved' if worst.proved else 'to the bound'}); CG-BP median "
-            f"{100 * statistics.median(one.conservative for one in results):.2f} %; "
-            f"proved {sum(one.proved for one in results)}, "
-            f"{statistics.median(one.seconds for one in results):.1f} s",
-            flush=True,
-        )
+                print(line(result), flush=True)
+    for sessions in SESSIONS:
+        print(summary(sessions, [one for one in results if one.sessions == sessions]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from swarm.routing.server_index import Candidates
 
 _MAX_REPEATS_RESOLVED = 64
 _NOBODY = -1
-_HOSTS_PER_WIDTH = 10
+_HOSTS_PER_WIDTH = 6
 _FEW_HOSTS = 1.5
 """Choosing among hosts pays only where there are this many times more than are wanted."""
 
@@ -55,10 +55,10 @@ def cheapest_chain(candidates: Candidates, width: int | None = None) -> Chain | 
     """The cheapest chain in which every server is one run of blocks; None if there is none.
 
     `width` None: exact, O(blocks x hosts^2) over arrays. Else pruned: of each block's hosts only
-    those `10 x width` that cost least by themselves, and at each boundary only the `width` cheapest
-    exits, and the `width` cheapest of those whose span ends there. (Shifting a cut between two
-    servers changes the cost linearly, so by the triangle inequality an optimal cut lies where a
-    span begins or ends.)
+    those `6 x width` that cost least a block by themselves, and at each boundary only the
+    `width / 2` cheapest exits, and the `width` cheapest of those whose span ends there. (Shifting a
+    cut between two servers changes the cost linearly, so by the triangle inequality an optimal cut
+    lies where a span begins or ends.)
 
     A server may be best twice (used, left, used again). That chain is a lower bound; three cases
     exclude it and lose no valid chain (the server ends before its second part, begins after its
@@ -134,19 +134,17 @@ def _merged(candidates: Candidates, chain: Chain) -> Chain:
 
 
 def _promising(candidates: Candidates, usable: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
-    """Of each block's hosts the `most` with the least cost of being a hop at all, and a block."""
+    """Of each block's hosts the `most` that cost least a block, being a hop at all included."""
     alone = candidates.enter_s + candidates.leave_s + candidates.fixed_s
-    alone = alone + candidates.block_s * (candidates.end - candidates.start)
+    alone = alone / (candidates.end - candidates.start) + candidates.block_s
     among = np.flatnonzero(usable)
     start, end, alone = candidates.start[among], candidates.end[among], alone[among]
     if (end - start).sum() <= _FEW_HOSTS * most * candidates.num_blocks:
         return usable
-    chosen = np.zeros(len(among), dtype=np.bool_)
-    for block in range(candidates.num_blocks):
-        hosts = ((start <= block) & (block < end)).nonzero()[0]
-        if len(hosts) > most:
-            hosts = hosts[np.argpartition(alone[hosts], most)[:most]]
-        chosen[hosts] = True
+    by_cost = np.argsort(alone, kind="stable")
+    hosted = _hosted(start[by_cost], end[by_cost], candidates.num_blocks)
+    rank = hosted.cumsum(axis=1, dtype=np.int32)
+    chosen = np.sort(by_cost[(hosted & (rank <= most)).any(axis=0)])
     promising = np.zeros_like(usable)
     promising[among[chosen]] = True
     return promising
@@ -166,8 +164,9 @@ def _walk(case: _Case, width: int | None) -> Chain | None:
     came: list[tuple[Indices, Indices]] = []
     """At each boundary: who was entered there, and from whom."""
     before = np.zeros(0, dtype=np.intp)
-    for block in range(given.num_blocks):
-        hosts = ((start <= block) & (block < end)).nonzero()[0]
+    blocks, numbers = _hosted(start, end, given.num_blocks).nonzero()
+    hosts_of = np.split(numbers, np.searchsorted(blocks, np.arange(1, given.num_blocks)))
+    for block, hosts in enumerate(hosts_of):
         if block in case.only:
             hosts = hosts[among[hosts] == case.only[block]]
         if not len(hosts):
@@ -200,14 +199,21 @@ def _walk(case: _Case, width: int | None) -> Chain | None:
     )
 
 
+def _hosted(start: Indices, end: Indices, num_blocks: int) -> NDArray[np.bool_]:
+    """`[num_blocks, n]`: whether the server has the block."""
+    block = np.arange(num_blocks)[:, None]
+    hosted: NDArray[np.bool_] = (start <= block) & (block < end)
+    return hosted
+
+
 def _followed(exits: Floats, ending: NDArray[np.bool_], width: int | None) -> Indices:
     """Positions of the exits that lead on."""
     if width is None or len(exits) <= 2 * width:
         return np.arange(len(exits))
-    cheapest = np.argpartition(exits, width)[:width]
+    cheapest = exits.argpartition(width // 2)[: width // 2]
     leaving = ending.nonzero()[0]
     if len(leaving) > width:
-        leaving = leaving[np.argpartition(exits[leaving], width)[:width]]
+        leaving = leaving[exits[leaving].argpartition(width)[:width]]
     followed: Indices = np.concatenate([cheapest, leaving])
     return followed
 

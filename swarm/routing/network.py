@@ -24,7 +24,8 @@ class Links(Protocol):
         ...
 
     def between_s(self, senders: Indices, receivers: Indices) -> Floats:
-        """`[senders, receivers]`: one-way delays; of a peer to itself it may be anything."""
+        """`[senders, receivers]`: one-way delays, the caller's to change; of a peer to itself it
+        may be anything."""
         ...
 
     @property

@@ -58,7 +58,8 @@ class Candidates:
         """`[senders, receivers]`: what the way between two servers costs; zero in a relay chain."""
         if not self.delay_weight:
             return np.zeros((len(senders), len(receivers)))
-        cost: Floats = self.links.between_s(senders, receivers) * self.delay_weight
+        cost: Floats = self.links.between_s(senders, receivers)
+        cost *= self.delay_weight
         if self.carried_s is not None:
             cost += np.maximum(self.carried_s[senders][:, None], self.carried_s[receivers])
         return cost
