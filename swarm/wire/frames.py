@@ -9,7 +9,9 @@ on this stream. `acknowledged` and `credit` are valid in HELLO, DATA and ACK:
 - `acknowledged`: all messages with lower numbers have been delivered, in this direction's own
   count; HELLO and ACK list in their bodies what else has been delivered.
 - `credit`: how many bytes of DATA bodies the sender of this frame lets the other send on this
-  stream, counted from the stream's beginning, modulo 2**32. Never taken back.
+  stream, counted from the stream's beginning, modulo 2**32. The latest frame counts, also when it
+  says less than one before; what is on its way by then is no fault. The last `URGENT_CREDIT_BYTES`
+  of it are for control and decode.
 
 A message is `total u32 | header length u32 | header (msgpack) | payload`, cut into DATA bodies;
 `total` counts all but itself and the header length. FIRST and LAST mark its ends.
@@ -37,6 +39,8 @@ MAX_HEADER_BYTES = 256 * 1024
 """Of a message's msgpack header. A step of 4,096 tokens takes about 20 KB."""
 MAX_UNFINISHED_BYTES = 256 * 1024 * 1024
 """Of the messages on one link that have begun and not ended; no sender keeps more outstanding."""
+URGENT_CREDIT_BYTES = 64 * 1024
+"""Of the credit, what messages that can wait leave to those that cannot."""
 MAX_RANGES = 4000
 """Of delivered numbers in one HELLO or ACK; the lowest ones go first, the rest is not listed."""
 

@@ -13,13 +13,14 @@ from swarm.wire.frames import (
     MAX_RANGES,
     MAX_UNFINISHED_BYTES,
     PRELUDE,
+    URGENT_CREDIT_BYTES,
     Flags,
     Frame,
     Range,
 )
 
 CREDIT_BYTES = 4 * 1024 * 1024
-"""How many bytes of DATA bodies a peer may send beyond what we have received."""
+"""How many bytes of DATA bodies a peer may send beyond what we have received, at most."""
 MAX_UNFINISHED_MESSAGES = 1024
 MAX_GAPS = MAX_RANGES
 """Most runs of delivered numbers with gaps between them; one ACK lists them all. An honest peer
@@ -169,7 +170,10 @@ class Inbox:
         """Of DATA bodies, on this stream."""
         self.unfinished_bytes = 0
         """As announced; what has come of them is in memory."""
+        self._beyond = CREDIT_BYTES
+        """What the peer may send now beyond what has come."""
         self._granted = CREDIT_BYTES
+        """The most that it was granted: what came too late to be told less is within it."""
         self._arriving: dict[int, _Arriving] = {}
 
     @staticmethod
@@ -179,13 +183,23 @@ class Inbox:
 
     def grant(self) -> int:
         """The value of the credit field in the frame that is sent now."""
-        self._granted = self.received_bytes + CREDIT_BYTES
-        return self._granted & _CREDIT_MASK
+        granted = self.received_bytes + self._beyond
+        if granted > self._granted:
+            self._granted = granted
+        return granted & _CREDIT_MASK
+
+    def limit(self, patient_bytes: int | None) -> None:
+        """How much of what can wait the peer may send beyond what has come; None: no limit of its
+        own. It may be lowered at any time."""
+        if patient_bytes is None:
+            self._beyond = CREDIT_BYTES
+        else:
+            self._beyond = min(CREDIT_BYTES, patient_bytes + URGENT_CREDIT_BYTES)
 
     def begin_stream(self) -> None:
         """Unfinished messages come again, whole."""
         self.received_bytes = 0
-        self._granted = CREDIT_BYTES
+        self._beyond = self._granted = CREDIT_BYTES
         self.drop_unfinished()
 
     def drop_unfinished(self) -> None:

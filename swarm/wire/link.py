@@ -40,6 +40,7 @@ Long, because the sender lets more urgent ones overtake it."""
 FLUSH_BYTES = 256 * 1024
 """Most bytes written in one turn of the event loop."""
 
+_DECODE = int(ServiceClass.DECODE)
 _FLOW = (Step, Output)
 """Messages that the sessions themselves bound; all others are counted."""
 
@@ -95,6 +96,7 @@ class Link:
         self._fragment_bytes = upload.fragment_bytes if upload else MAX_FRAGMENT_BYTES
         self._throttled = False
         self._inbox = Inbox(limits.unfinished)
+        self._inflow = limits.downlink.join()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._pace_timer: asyncio.TimerHandle | None = None
         self._streams = 0
@@ -203,6 +205,7 @@ class Link:
     def detach(self) -> None:
         """Closes the stream, if there is one; what was not acknowledged waits for the next."""
         self._heartbeat.stop()
+        self._inflow.leave()
         self._acknowledgements.stop()
         for timer in (self._sweep_timer, self._pace_timer):
             if timer is not None:
@@ -307,9 +310,14 @@ class Link:
         kind, now = frame.type, self._loop.time()
         if kind == FrameType.DATA:
             arrived = self._inbox.data(frame)
-            self._outbox.credited(frame.credit)
+            self._outbox.credit = frame.credit
             self._outbox.acknowledge(frame.acknowledged, (), now)
-            urgent = frame.service_class <= ServiceClass.DECODE
+            urgent = frame.service_class <= _DECODE
+            if not urgent:
+                rtt_s = self._heartbeat.min_rtt_s
+                self._inbox.limit(self._inflow.data_came(len(frame.body), rtt_s, now))
+            elif frame.service_class == _DECODE:
+                self._inflow.decode_came(now)
             self._acknowledgements.owe(len(frame.body), at_once=not urgent)
             if arrived is not None:
                 self._deliver(*arrived)
@@ -321,7 +329,7 @@ class Link:
                 self.flush()
         elif kind == FrameType.ACK:
             ranges = unpack_ranges(frame.body, frame.acknowledged)
-            self._outbox.credited(frame.credit)
+            self._outbox.credit = frame.credit
             self._outbox.acknowledge(frame.acknowledged, ranges, now)
             self._outbox.received(frame.number, now)
             if self._outbox.waiting:

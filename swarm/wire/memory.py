@@ -66,6 +66,8 @@ class MemoryNetworkHub:
         self._isolated: set[PeerId] = set()
         """Peers that nothing reaches, and that reach nobody."""
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
+        self._downlinks: dict[PeerId, float] = {}
+        self._downlink_busy_until: dict[PeerId, float] = {}
         self._streams: set[MemoryStream] = set()
 
     def network(self, peer_id: PeerId, *, listens: bool = True) -> "MemoryNetwork":
@@ -90,6 +92,11 @@ class MemoryNetworkHub:
     def set_default_path(self, **changes: Any) -> None:
         """Changes fields of `Path` between all pairs without a path of their own."""
         self._default_path = replace(self._default_path, **changes)
+
+    def set_downlink(self, peer: PeerId, bandwidth_bytes_per_s: float) -> None:
+        """What all others together can send to `peer`, in the order of their writes: the queue is
+        where the delay begins."""
+        self._downlinks[peer] = bandwidth_bytes_per_s
 
     def isolate(self, peer: PeerId) -> None:
         """A partition between `peer` and everybody else, until `rejoin`."""
@@ -170,6 +177,10 @@ class MemoryNetworkHub:
         now = asyncio.get_running_loop().time()
         begin = max(now, self._busy_until.get((sender, reader), 0.0))
         self._busy_until[sender, reader] = end = begin + size / path.bandwidth_bytes_per_s
+        downlink = self._downlinks.get(reader)
+        if downlink is not None:
+            begin = max(begin, self._downlink_busy_until.get(reader, 0.0))
+            self._downlink_busy_until[reader] = end = max(end, begin + size / downlink)
         if path.loss and self.random.random() < path.loss:
             end += path.stall_s
         return end + path.delay_s

@@ -15,6 +15,7 @@ from swarm.wire.frames import (
     MAX_MESSAGE_BYTES,
     MAX_RANGES,
     PRELUDE,
+    URGENT_CREDIT_BYTES,
     Flags,
     FrameType,
     Range,
@@ -57,7 +58,8 @@ class Outbox:
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         """By number, ascending; also those of which only some fragments are out."""
         self._next_number = 0
-        self._credit = 0
+        self.credit = 0
+        """The credit field of the latest frame; it may be less than one before."""
         self._end = 0
         """Where the last of the messages that are being acknowledged ended."""
 
@@ -107,7 +109,7 @@ class Outbox:
         if (
             self._queue
             or size > self._fragment_bytes(service_class, now)
-            or size > self._room()
+            or size > self._room(service_class)
             or len(self._unacknowledged) >= _MAX_UNACKNOWLEDGED
             or not self._may_send(service_class, now)
         ):
@@ -206,8 +208,18 @@ class Outbox:
             self._queue.finish(entry, now)
         service_class = outgoing.service_class
         left = outgoing.size - outgoing.sent
+        room = self._room(service_class)
         length = min(left, longest, self._fragment_bytes(service_class, now))
-        if length > self._room() or not self._may_send(service_class, now):
+        if service_class > _DECODE and room + self.window.in_flight < self._window_bytes(now):
+            # The peer grants less than the path would hold: somebody's decode comes to it.
+            length = min(length, self.window.fragment_bytes(True))
+        if length > room:
+            # A small piece when nothing else moves, but no stream of them.
+            cut = service_class > _DECODE and 2 * room >= length
+            if room <= 0 or (self.window.in_flight and not cut):
+                return None
+            length = room
+        if not self._may_send(service_class, now):
             return None
         flags = 0
         if outgoing.sent == 0:
@@ -236,6 +248,9 @@ class Outbox:
         wanted = self.window.fragment_bytes(self._activity.is_active(now))
         return max(wanted, _DECODE_FRAGMENT_BYTES) if service_class <= _DECODE else wanted
 
+    def _window_bytes(self, now: float) -> int:
+        return self.window.window_bytes(self._activity.is_active(now))
+
     def _may_send(self, service_class: ServiceClass, now: float) -> bool:
         if service_class == _DECODE:
             return self.window.may_send_decode()
@@ -256,16 +271,14 @@ class Outbox:
         if service_class == _DECODE:
             self._activity.seen(now)
 
-    def _room(self) -> int:
-        room = (self._credit - self.window.sent_bytes) & _CREDIT_MASK
-        return room if room < 1 << 31 else 0
+    def _room(self, service_class: ServiceClass) -> int:
+        """Bytes of the peer's grant; the last of them are for decode alone."""
+        room = (self.credit - self.window.sent_bytes) & _CREDIT_MASK
+        if room >= 1 << 31:
+            return 0
+        return room if service_class <= _DECODE else room - URGENT_CREDIT_BYTES
 
     # ---- what the peer says
-
-    def credited(self, credit: int) -> None:
-        """Takes the credit field of a frame; grants are never taken back."""
-        if (credit - self._credit) & _CREDIT_MASK < 1 << 31:
-            self._credit = credit
 
     def received(self, received_bytes: int, now: float) -> None:
         """Takes the number of bytes that the peer says it has of this stream."""
@@ -315,7 +328,7 @@ class Outbox:
         """
         self._acknowledge(acknowledged, ranges)
         self.window.begin_stream(now)
-        self._credit = credit
+        self.credit = credit
         waiting = self._queue.drain()
         for outgoing in self._unacknowledged.values():
             outgoing.rewind()

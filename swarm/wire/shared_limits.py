@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from swarm.scheduling.decode_activity import DecodeActivity
+from swarm.scheduling.downlink import Downlink
 from swarm.wire.inbox import UnfinishedBudget
 from swarm.wire.rate import TokenBucket
 from swarm.wire.upload_limit import UploadLimit
@@ -23,6 +24,8 @@ class SharedLimits:
     """None: links send as fast as they can."""
     sending_decode: DecodeActivity = field(default_factory=DecodeActivity)
     """Whether decode goes out over any link."""
+    downlink: Downlink = field(default_factory=Downlink)
+    """Who sends to us, and how far ahead each may."""
 
     def control_bucket(self, now: float) -> TokenBucket:
         """A link's own."""

@@ -91,7 +91,7 @@ def test_each_message_once_whole_and_in_order(script: list[tuple]) -> None:  # t
             got += carry(outbox, inbox, reader, step[1])
         elif step[0] == "acknowledge":
             outbox.acknowledge(inbox.delivered.complete, inbox.delivered.ranges())
-            outbox.credited(inbox.grant())
+            outbox.credit = inbox.grant()
         elif step[0] == "delayed hello":
             stale = (inbox.delivered.complete, list(inbox.delivered.ranges()))
         else:
@@ -102,7 +102,7 @@ def test_each_message_once_whole_and_in_order(script: list[tuple]) -> None:  # t
             reader = FrameReader()
     while outbox.waiting:
         got += carry(outbox, inbox, reader, 50)
-        outbox.credited(inbox.grant())
+        outbox.credit = inbox.grant()
     outbox.acknowledge(inbox.delivered.complete, inbox.delivered.ranges())
     assert sorted(number for number, _ in got) == [number for _, number, _ in sent]
     assert all(payload == content(number, sent[number][2]) for number, payload in got)
@@ -178,7 +178,7 @@ def test_credit_wraps_around() -> None:
             now = inbox.received_bytes / 1e9
             packed = outbox.next_frame(0, 0, now=now)
             if packed is None:
-                outbox.credited(inbox.grant())
+                outbox.credit = inbox.grant()
             else:
                 arrived += inbox.data(reader.feed(packed)[0]) is not None
                 outbox.received(inbox.received_bytes, now + 1e-5)

@@ -2,6 +2,7 @@
 
 import asyncio
 import tracemalloc
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -83,6 +84,53 @@ def test_decode_waits_for_a_few_fragments_and_prompts_fill_the_link(
     late = 0.98 if rtt_s < 0.3 else 0.9
     assert settled[int(late * len(settled))] - own_s <= 4.5 * fragment_s + 0.1 * rtt_s + 0.002
     assert share >= (0.9 if rtt_s < 0.3 else 0.5)
+
+
+async def decode_beside_others_bulk(mbit: float, rtt_s: float, senders: int) -> list[float]:
+    """One-way delays of Anna's decode messages to Bert while others fill Bert's line with bulk;
+    the last number is the part of the line that the bulk gets."""
+    hub = MemoryNetworkHub(0, wide(1000, rtt_s))
+    hub.set_downlink(BERT, mbit * MBIT)
+    others = [PeerId(f"other-{number}") for number in range(senders)]
+    async with AsyncExitStack() as stack:
+        anna, bert = [await stack.enter_async_context(Timed(hub, each)) for each in (ANNA, BERT)]
+        peers = [await stack.enter_async_context(Timed(hub, each)) for each in others]
+        for peer in (anna, *peers):
+            await peer.links.connect(BERT, 10.0)
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(2)
+        for index, peer in enumerate(peers):
+            for number in range(20):
+                peer.send(BERT, 10_000 + 100 * index + number, int(mbit * MBIT), PREFILL)
+        sent: dict[int, float] = {}
+        began, before = 0.0, 0
+        for number in range(100):
+            if number == 30:
+                began, before = loop.time(), bulk_received(bert, others)
+            await asyncio.sleep(0.1)
+            sent[number] = loop.time()
+            anna.send(BERT, number, 2048, DECODE, b"decode")
+        share = (bulk_received(bert, others) - before) / (loop.time() - began) / (mbit * MBIT)
+        await asyncio.sleep(5)
+        return [*(bert.came[number] - when for number, when in sent.items()), share]
+
+
+def bulk_received(peer: Peer, others: list[PeerId]) -> int:
+    stats = [peer.links.stats(other) for other in others]
+    return sum(one.bytes_received for one in stats if one is not None)
+
+
+@pytest.mark.parametrize("senders", [1, 3])
+@pytest.mark.parametrize(("mbit", "rtt_s"), [(5, 0.02), (20, 0.05), (100, 0.02)])
+def test_decode_of_one_peer_does_not_wait_behind_the_bulk_of_others(
+    mbit: float, rtt_s: float, senders: int
+) -> None:
+    *delays, share = run(decode_beside_others_bulk(mbit, rtt_s, senders))
+    own_s = rtt_s / 2 + 2200 / (mbit * MBIT)
+    settled = sorted(delays[30:])
+    assert settled[len(settled) // 2] - own_s <= 0.04
+    assert settled[int(0.95 * len(settled))] - own_s <= 0.06
+    assert share >= 0.8
 
 
 @pytest.mark.parametrize("rtt_s", [0.0, 0.02, 0.08])
