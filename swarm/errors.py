@@ -61,6 +61,11 @@ class MemoryShortError(UsageError, MemoryError):
 class CheckpointError(SwarmError):
     """A damaged checkpoint, or one that is not the swarm's."""
 
+    def __init__(self, message: str, peer: str | None = None) -> None:
+        super().__init__(message)
+        self.peer = peer
+        """The server that said so, if it was one."""
+
 
 class MissingBlocksError(SwarmError):
     """No server is online for some blocks of the model."""

@@ -18,19 +18,20 @@ class Lateness:
 
     def __init__(self) -> None:
         self.suspects: set[PeerId] = set()
+        self.asked_at: float | None = None
+        """When the hops were asked about the step that is late."""
         self._times = StepTimes()
-        self._asked_at: float | None = None
 
     def look(self, client: ClientSession, now: float) -> bool:
         """Whether the hops are to be asked now."""
-        if self._asked_at is None:
+        if self.asked_at is None:
             if client.waited_s(now) <= self._times.deadline_s:
                 return False
-            self._asked_at = now
+            self.asked_at = now
             self._times.was_late()
             return True
         suspect = client.suspect
-        if now - self._asked_at >= ASK_S and suspect is not None:
+        if now - self.asked_at >= ASK_S and suspect is not None:
             self.suspects = {suspect}
         return False
 
@@ -43,4 +44,4 @@ class Lateness:
     def forget(self) -> None:
         """The session has other hops, or goes on over its own."""
         self.suspects.clear()
-        self._asked_at = None
+        self.asked_at = None

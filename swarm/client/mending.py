@@ -21,12 +21,8 @@ from swarm.errors import (
     UnreachablePeerError,
 )
 from swarm.routing.shortest import ShortestRouter
-from swarm.routing.view import SwarmView
-from swarm.sessions.grants import GRANT_CONTEXT
-from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant, encode
-from swarm.sessions.opening import Opening
+from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant
 from swarm.spans import PeerId
-from swarm.wire.frames import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from swarm.client.swarm import Swarm
@@ -109,11 +105,15 @@ class Mending:
                 return await self._try(max_age_s)
             except _WORTH_ANOTHER_TRY as error:
                 logger.info("%s: %s", self._name, error)
-                wait_s = pause_s * random.uniform(0.5, 1.5)
+                wait_s, max_age_s = 0.0, None
+                if isinstance(error, MissingBlocksError) or error.peer is None:
+                    # Nobody is left to be tried. Servers are looked up only now, because that takes
+                    # seconds when those who are asked are lost too.
+                    wait_s, max_age_s = pause_s * random.uniform(0.5, 1.5), FRESH_S
+                    pause_s = min(most_s, 2 * pause_s)
                 if self._swarm.time + wait_s >= self._ends:
                     raise self._in_vain(error) from error
             await asyncio.sleep(wait_s)
-            pause_s, max_age_s = min(most_s, 2 * pause_s), FRESH_S
 
     @property
     def _name(self) -> str:
@@ -149,14 +149,10 @@ class Mending:
         return await self._open(hops, fresh)
 
     def _choose(self, records: "Sequence[ServerRecord]") -> tuple[Hop, ...]:
-        view = SwarmView(
-            self._target.checkpoint,
-            self._target.num_blocks,
-            tuple(record.view() for record in records if record.protocol == PROTOCOL_VERSION),
-        )
+        view = self._target.view(records)
         full = set() if self._may_wait else self._full
         # A server that is lost may be there again, with or without the session, but not at once.
-        avoid = self._swarm.troubles.left_out(self._swarm.time) | full | set(self._barred())
+        avoid = self._swarm.in_trouble() | full | set(self._barred())
         try:
             return replaced_route(
                 view,
@@ -178,17 +174,17 @@ class Mending:
     ) -> tuple[Grant, SignedGrant]:
         # A number of its own for each try, so that no answer is taken for another's.
         self._grant = msgspec.structs.replace(self._old, route=self._grant.route + 1, hops=hops)
-        packed = encode(self._grant)
-        signed = SignedGrant(packed, self._swarm.identity.sign(GRANT_CONTEXT + packed))
         self._gone.clear()
         self._release_known(fresh)
-        left_s = max(0.0, self._ends - self._swarm.time)
-        opening = Opening(
-            self._grant, signed, deadline_s=left_s, hops=fresh, may_wait=self._may_wait
+        self._opening = opening = OpeningRun(
+            self._swarm,
+            self._grant,
+            deadline_s=max(0.0, self._ends - self._swarm.time),
+            hops=fresh,
+            may_wait=self._may_wait,
         )
-        self._opening = OpeningRun(self._swarm, opening)
         try:
-            await self._opening.run()
+            await opening.run()
         except asyncio.CancelledError:
             # It may be open there by now.
             self._close_all(fresh)
@@ -196,7 +192,7 @@ class Mending:
         except CacheFullError as error:
             self._full.add(PeerId(error.peer or ""))
             raise
-        except (RefusedError, PeerError) as error:
+        except (RefusedError, PeerError, CheckpointError) as error:
             if error.peer:
                 self._swarm.troubles.failed(PeerId(error.peer), self._swarm.time)
             raise
@@ -211,7 +207,7 @@ class Mending:
             raise UnreachablePeerError(text, min(doubted))
         for index in fresh:
             self._swarm.troubles.served(PeerId(hops[index].peer))
-        return self._grant, signed
+        return self._grant, opening.signed
 
     def _release_known(self, fresh: tuple[int, ...]) -> None:
         """A hop that comes back with other blocks, or after it was lost, may still know us."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from swarm.client.chain import OnPrefill
 from swarm.client.opening_run import OpeningRun
+from swarm.client.probing import silent_servers
 from swarm.client.remote_session import RemoteSession
 from swarm.client.runtime import Runtime
 from swarm.client.swarm import Swarm
@@ -22,12 +23,8 @@ from swarm.errors import (
     SwarmError,
 )
 from swarm.routing.shortest import ShortestRouter
-from swarm.routing.view import SwarmView
-from swarm.sessions.grants import GRANT_CONTEXT
-from swarm.sessions.messages import Grant, Hop, SignedGrant, encode
-from swarm.sessions.opening import Opening
+from swarm.sessions.messages import Grant, Hop
 from swarm.spans import PeerId
-from swarm.wire.frames import PROTOCOL_VERSION
 from swarm.wire.versions import check_versions
 
 if TYPE_CHECKING:
@@ -35,9 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_PROBED = 8
-"""Servers that are connected to measure their round trip, where there is a choice."""
-PROBE_TIMEOUT_S = 1.0
 LOOK_AGAIN_S = 0.5
 
 
@@ -87,6 +81,8 @@ class _Search:
         """Servers that had no room when they were asked."""
         self._may_wait = False
         """No route is left around the full ones: wait in line."""
+        self._patient = False
+        """No route is left around those in trouble."""
         self._last_error: SwarmError | None = None
         self._ends = swarm.time + self._settings.open_timeout_s
         self._missing_since: float | None = None
@@ -95,7 +91,7 @@ class _Search:
         max_age_s: float | None = None
         while True:
             records = await self._swarm.servers(self._target.checkpoint, max_age_s)
-            max_age_s = 0.0
+            max_age_s = None
             try:
                 hops = await self._choose(records)
             except MissingBlocksError as missing:
@@ -104,6 +100,7 @@ class _Search:
                 else:
                     check_versions(record.protocol for record in records)
                     await self._wait_for_blocks(missing)
+                    max_age_s = 0.0
                 continue
             self._missing_since = None
             by_peer = {record.peer: record for record in records}
@@ -124,10 +121,15 @@ class _Search:
                 logger.info("a route around it is looked for: %s", error)
                 self._full.add(peer)
             except (RefusedError, PeerError, CheckpointError) as error:
-                peer = PeerId(getattr(error, "peer", None) or "")
+                peer = PeerId(error.peer or "")
                 if peer not in by_peer or self._swarm.time >= self._ends:
                     raise
-                self._avoid_peer(by_peer[peer], error)
+                if self._swarm.has_link(peer) and not self._swarm.hears(peer):
+                    # It may come back; whoever else serves its blocks is sooner.
+                    logger.info("another route is looked for: %s", error)
+                    self._swarm.troubles.suspect(peer, self._swarm.time)
+                else:
+                    self._avoid_peer(by_peer[peer], error)
 
     def _settle_for_less(self) -> None:
         """No route is left around the full servers: ask for less, or else wait in line."""
@@ -138,44 +140,28 @@ class _Search:
             self._may_wait = True
 
     async def _choose(self, records: "Sequence[ServerRecord]") -> tuple[Hop, ...]:
-        view = SwarmView(
-            self._target.checkpoint,
-            self._target.num_blocks,
-            tuple(record.view() for record in records),
-        )
+        view = self._target.view(records)
         full = () if self._may_wait else self._full
         avoid = {
             record.peer
             for record in records
-            if record.peer in full
-            or record.sequence <= self._avoid.get(record.peer, -1)
-            or record.protocol != PROTOCOL_VERSION
+            if record.peer in full or record.sequence <= self._avoid.get(record.peer, -1)
         }
         in_trouble = self._swarm.in_trouble()
-        online = [server.peer for server in view.online(avoid | in_trouble)]
-        await self._measure([record for record in records if record.peer in online], view)
+        online = {server.peer for server in view.online(avoid | in_trouble)}
+        choice = [record for record in records if record.peer in online]
+        in_trouble |= await silent_servers(self._swarm, choice, view.num_blocks)
         tokens = self._rows * self._length
         rtt_s = self._swarm.rtt_s(online)
+        self._patient = False
         try:
             return self._router.route(
                 view, rtt_s=rtt_s, tokens_needed=tokens, avoid=avoid | in_trouble
             )
         except MissingBlocksError:
             # Better a server that failed lately than none.
+            self._patient = True
             return self._router.route(view, rtt_s=rtt_s, tokens_needed=tokens, avoid=avoid)
-
-    async def _measure(self, records: "Sequence[ServerRecord]", view: SwarmView) -> None:
-        """Measure round trips, if blocks are served more than once and there is a choice."""
-        if sum(len(record.span) for record in records) <= view.num_blocks:
-            return
-        known = self._swarm.rtt_s([record.peer for record in records])
-        unknown = [record for record in records if record.peer not in known]
-        probed = random.sample(unknown, min(MAX_PROBED, len(unknown)))
-        if not probed:
-            return
-        await self._swarm.connect_all(probed, PROBE_TIMEOUT_S)
-        # The first ping leaves with the hello.
-        await asyncio.sleep(0.02)
 
     async def _wait_for_blocks(self, missing: MissingBlocksError) -> None:
         """Return when it is worth to look again; raise when it is not."""
@@ -221,10 +207,6 @@ class _Search:
             dtype=self._target.dtype,
             lifetime_s=self._settings.session_lifetime_s,
         )
-        left_s = max(0.0, self._ends - self._swarm.time)
-        packed = encode(grant)
-        signed = SignedGrant(packed, self._swarm.identity.sign(GRANT_CONTEXT + packed))
-        opening = Opening(grant, signed, deadline_s=left_s, may_wait=self._may_wait)
         opened: list[RemoteSession] = []
 
         def on_opened() -> None:
@@ -234,7 +216,14 @@ class _Search:
             self._swarm.attach(grant.session, session)
             opened.append(session)
 
-        run = OpeningRun(self._swarm, opening, on_opened)
+        run = OpeningRun(
+            self._swarm,
+            grant,
+            deadline_s=max(0.0, self._ends - self._swarm.time),
+            may_wait=self._may_wait,
+            patient=self._patient,
+            on_opened=on_opened,
+        )
         self._swarm.attach(grant.session, run)
         try:
             await run.run()

@@ -1,10 +1,11 @@
-"""Carrying out one `Opening`: its messages out, the answers in."""
+"""Carrying out one `Opening`: its grant signed, its messages out, the answers in."""
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from swarm.client.hop_watch import HopWatch
 from swarm.errors import PeerError, SwarmError
 from swarm.sessions.events import (
     Event,
@@ -16,7 +17,8 @@ from swarm.sessions.events import (
     Received,
     Tick,
 )
-from swarm.sessions.messages import Message
+from swarm.sessions.grants import GRANT_CONTEXT
+from swarm.sessions.messages import Grant, Message, SignedGrant, encode
 from swarm.sessions.opening import Opening
 from swarm.spans import PeerId
 
@@ -27,14 +29,33 @@ logger = logging.getLogger(__name__)
 
 
 class OpeningRun:
-    """Drives one `Opening`; a `Listener`. Whoever runs it lets it hear what its session hears."""
+    """Drives one `Opening`; a `Listener`. Whoever runs it lets it hear what its session hears.
+
+    A hop from which nothing comes, not even the answer to a ping, counts as lost: its link may be
+    restored, but another server is sooner.
+    """
 
     def __init__(
-        self, swarm: "Swarm", opening: Opening, on_opened: Callable[[], None] = lambda: None
+        self,
+        swarm: "Swarm",
+        grant: Grant,
+        *,
+        deadline_s: float,
+        hops: tuple[int, ...] | None = None,
+        may_wait: bool,
+        patient: bool = False,
+        on_opened: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_opened` is called at once, so that no message falls between opening and session."""
+        """`hops` and `may_wait` as in `Opening`. `patient`: silent hops are waited for, because
+        there are no others. `on_opened` is called at once, so that no message falls between
+        opening and session."""
+        packed = encode(grant)
+        self.signed = SignedGrant(packed, swarm.identity.sign(GRANT_CONTEXT + packed))
         self._swarm = swarm
-        self._opening = opening
+        self._opening = Opening(
+            grant, self.signed, deadline_s=deadline_s, hops=hops, may_wait=may_wait
+        )
+        self._watch = None if patient else HopWatch()
         self._on_opened = on_opened
         self._result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -62,6 +83,12 @@ class OpeningRun:
 
     def tick(self, now: float) -> None:
         self._handle(Tick())
+        if self._watch is None:
+            return
+        due = {PeerId(peer) for peer in self._opening.due}
+        self._watch.look(due, self._swarm.hears, now)
+        for peer in due & self._watch.doubted:
+            self._handle(PeerLost(peer, "nothing comes from it"))
 
     def _handle(self, event: Event) -> None:
         self._apply(self._opening.handle(event, self._swarm.time))

@@ -205,6 +205,8 @@ class RemoteSession:
         if self._lateness.look(self._client, now):
             logger.info("session %s: a step is late", self._session.hex()[:8])
             self._apply(self._client.reroute(self._client.grant, None, now))
+        for peer in self._lateness.suspects:
+            self._swarm.troubles.suspect(peer, self._lateness.asked_at or now)
         self._look_for_doubts(now)
 
     def _begin(self, call: _Call) -> None:
@@ -306,7 +308,7 @@ class RemoteSession:
         """A link that is down may come back, and what is late may come; meanwhile another way is
         prepared."""
         hops = [PeerId(hop.peer) for hop in self._route]
-        self._watch.look(hops, self._swarm.up, now)
+        self._watch.look(hops, self._swarm.hears, now)
         if self._doubted() and not self._client.idle:
             self._mend()
         elif not self._to_replace():
@@ -361,7 +363,7 @@ class RemoteSession:
 
     def _reroute(self, grant: Grant, signed: SignedGrant) -> None:
         for peer in self._watch.doubted:
-            self._swarm.troubles.failed(peer, self._swarm.time)
+            self._swarm.troubles.suspect(peer, self._swarm.time)
         self._lost.clear()
         self._leaving.clear()
         self._watch.forget()

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 """How often sessions look at their deadlines and their links."""
 CLOSE_TIMEOUT_S = 5.0
+UNANSWERED_S = 1.5
+"""A server that lets a ping wait so long is doubted, well before its link is given up."""
 
 
 class Listener(Protocol):
@@ -196,14 +198,24 @@ class Swarm:
                 raise result
         return failed
 
-    def up(self, peer: PeerId) -> bool:
-        """Whether there is a link to the peer that works, as far as we know."""
+    def hears(self, peer: PeerId) -> bool:
+        """Whether there is a link to the peer, and something comes when we ask."""
         link = self._links.stats(peer)
-        return link is not None and link.up
+        return link is not None and link.up and link.unanswered_s < UNANSWERED_S
+
+    def has_link(self, peer: PeerId) -> bool:
+        """Also one that is down and may come back."""
+        return self._links.stats(peer) is not None
 
     def in_trouble(self) -> set[PeerId]:
-        """The servers that failed lately, and those whose link is down: better try others."""
-        return self.troubles.left_out(self.time) | self._links.down()
+        """The servers that failed lately, and those that are silent now: better try others."""
+        silent = {peer for peer in self._links.peers() if not self.hears(peer)}
+        suspected = self.troubles.suspected(self.time, self._heard_s)
+        return silent | suspected | self._links.down() | self.troubles.left_out(self.time)
+
+    def _heard_s(self, peer: PeerId) -> float | None:
+        link = self._links.stats(peer)
+        return None if link is None else link.heard_s
 
     def rtt_s(self, peers: Collection[PeerId]) -> dict[PeerId, float]:
         """The measured round trips to those of `peers` that are connected."""

@@ -1,6 +1,14 @@
 """What a session is for."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swarm.routing.view import SwarmView
+from swarm.wire.frames import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from swarm.dht.records import ServerRecord
 
 
 @dataclass(frozen=True)
@@ -13,3 +21,8 @@ class Target:
     hidden_size: int
     dtype: str
     """Of the activations on the wire."""
+
+    def view(self, records: "Iterable[ServerRecord]") -> SwarmView:
+        """The servers among them that speak our version of the protocol."""
+        ours = tuple(record.view() for record in records if record.protocol == PROTOCOL_VERSION)
+        return SwarmView(self.checkpoint, self.num_blocks, ours)

@@ -1,5 +1,6 @@
 """Which servers failed lately: left out for a while that grows with each failure, and fades."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from swarm.spans import PeerId
@@ -8,13 +9,12 @@ FIRST_S = 2.0
 """How long a server is left out after its first failure."""
 MOST_S = 60.0
 FADE_S = 60.0
-"""After so long without a failure, half of a server's failures are forgotten."""
+"""So long after it was let in again, half of its failures are forgotten."""
 
 
 @dataclass
 class _Record:
     failures: int
-    failed_at: float
     until: float
 
 
@@ -22,11 +22,13 @@ class Troubles:
     """What a client's sessions tell each other about servers. Times are of one clock, in s.
 
     Only the server that failed is left out, and not for long: `FIRST_S`, then twice as long for
-    each further failure up to `MOST_S`. A session that opens there forgives everything.
+    each further failure up to `MOST_S`. A session that opens there forgives everything. A server
+    that may be frozen is left out until something comes from it.
     """
 
     def __init__(self) -> None:
         self._records: dict[PeerId, _Record] = {}
+        self._suspected: dict[PeerId, float] = {}
 
     def failed(self, peer: PeerId, now: float) -> None:
         """Failures that are told while the server is left out already are one failure."""
@@ -35,12 +37,31 @@ class Troubles:
             return
         failures = 1
         if known is not None:
-            failures += known.failures >> int((now - known.failed_at) / FADE_S)
+            failures += known.failures >> int((now - known.until) / FADE_S)
         until = now + min(MOST_S, FIRST_S * 2 ** (failures - 1))
-        self._records[peer] = _Record(failures, now, until)
+        self._records[peer] = _Record(failures, until)
+
+    def suspect(self, peer: PeerId, since: float) -> None:
+        """It was asked at `since`, and keeps us waiting: it is slow, or dead."""
+        self._suspected[peer] = since
+
+    def suspected(self, now: float, heard_s: Callable[[PeerId], float | None]) -> set[PeerId]:
+        """Those from whom nothing has come since they were suspected.
+
+        `heard_s`: how long ago something came from a server; None: its link is gone, so it has
+        failed. From whom something came, was only slow.
+        """
+        for peer, since in list(self._suspected.items()):
+            ago_s = heard_s(peer)
+            if ago_s is None or now - ago_s > since:
+                del self._suspected[peer]
+            if ago_s is None:
+                self.failed(peer, now)
+        return set(self._suspected)
 
     def served(self, peer: PeerId) -> None:
         self._records.pop(peer, None)
+        self._suspected.pop(peer, None)
 
     def left_out(self, now: float) -> set[PeerId]:
         """The servers that are not to be tried now."""

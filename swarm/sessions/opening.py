@@ -89,6 +89,11 @@ class Opening:
         """When a `Tick` will next do something."""
         return None if self.finished else self._answer_by
 
+    @property
+    def due(self) -> frozenset[str]:
+        """The peers whose answer should come at once; who waits in line has time."""
+        return frozenset(self._waiting) if self._attempt == 0 else frozenset()
+
     def start(self, now: float) -> list[Instruction]:
         self._ends = now + self._deadline_s
         self._answer_by = now + ANSWER_S
@@ -198,7 +203,7 @@ class Opening:
                 return self._full(peer, refused.detail, "or choose another server", never=True)
             return self._full(peer, refused.detail, "wait longer, or try again later")
         if refused.why is RefuseKind.WRONG_CHECKPOINT:
-            return CheckpointError(f"{said}; this client asks for {self.grant.checkpoint}")
+            return CheckpointError(f"{said}; this client asks for {self.grant.checkpoint}", peer)
         hop = self.grant.hops[self._hops[peer]]
         return RefusedError(
             f"{said}; look up the servers again and choose another route",

@@ -14,6 +14,7 @@ from swarm.errors import (
     CacheFullError,
     CheckpointError,
     MissingBlocksError,
+    PeerTimeoutError,
     ProtocolVersionError,
     UnreachablePeerError,
 )
@@ -78,6 +79,7 @@ class FakeSwarm:
         self.settings = SETTINGS
         self.all = {server.peer: server for server in servers}
         self.listeners = {}
+        self.rtts = {}
         self.troubles = Troubles()
         self._models = models
         self.lookups = 0
@@ -97,6 +99,14 @@ class FakeSwarm:
     async def models(self):
         return self._models
 
+    async def connect(self, record, timeout_s):
+        if self.all[record.peer].answer == "down":
+            raise UnreachablePeerError("down", record.peer)
+        if self.all[record.peer].answer == "frozen":
+            await asyncio.sleep(timeout_s)
+            raise PeerTimeoutError("frozen", record.peer)
+        self.rtts[record.peer] = 0.01
+
     async def connect_all(self, records, timeout_s):
         return {
             record.peer: UnreachablePeerError("down", record.peer)
@@ -105,10 +115,18 @@ class FakeSwarm:
         }
 
     def rtt_s(self, peers):
-        return {}
+        return self.rtts
+
+    def hears(self, peer):
+        return self.all[peer].answer != "mute"
+
+    def has_link(self, peer):
+        return self.all[peer].answer not in ("down", "frozen")
 
     def in_trouble(self):
-        return self.troubles.left_out(self.time)
+        self.now = self.time
+        suspected = self.troubles.suspected(self.now, lambda peer: 100.0)
+        return self.troubles.left_out(self.now) | suspected
 
     def attach(self, session, listener):
         self.listeners[session] = listener
@@ -119,8 +137,10 @@ class FakeSwarm:
     def send(self, peer, message, payload=(), service_class=0, session=b""):
         server = self.all[peer]
         server.messages.append(message)
-        if isinstance(message, Open) and server.answer == "silent":
+        if isinstance(message, Open) and server.answer in ("silent", "mute"):
             self.on_silent()
+            if server.answer == "hold":
+                asyncio.get_running_loop().call_soon(self._answer, server, message)
         elif isinstance(message, Open):
             asyncio.get_running_loop().call_soon(self._answer, server, message)
 
@@ -160,7 +180,9 @@ def test_every_hop_holds_and_is_told_to_keep():
     assert list(swarm.listeners.values()) == [session]
 
 
-@pytest.mark.parametrize("answer", ["down", "wrong_span", "draining", "quota", "bad_grant"])
+@pytest.mark.parametrize(
+    "answer", ["down", "wrong_checkpoint", "wrong_span", "draining", "quota", "bad_grant"]
+)
 def test_another_route_is_taken(answer):
     bad, good = Server("0:4", answer), [Server("0:2"), Server("2:4")]
     swarm = FakeSwarm(bad, *good)
@@ -295,3 +317,54 @@ def test_with_more_room_it_is_taken():
     swarm = FakeSwarm(Server("0:4"), Server("0:4", "cache_full"))
     session = asyncio.run(open_session(NoRuntime(), swarm, TARGET, 1, 500, 10))
     assert session.length == 500
+
+
+def test_a_server_that_does_not_say_hello_is_not_waited_for():
+    """Its record may outlive it for a minute."""
+    frozen, good = Server("0:4", "frozen"), [Server("0:2"), Server("2:4")]
+    swarm = FakeSwarm(frozen, *good)
+    # Were it chosen, connecting to it would take all of the time.
+    swarm.settings = ClientSettings(connect_timeout_s=60.0, open_timeout_s=60.0)
+    session = open_on(swarm)
+    assert [hop.peer for hop in session.route] == [server.peer for server in good]
+    assert frozen.messages == []
+
+
+def open_with_ticks(swarm):
+    async def run():
+        async def tick():
+            while True:
+                await asyncio.sleep(0.05)
+                for listener in list(swarm.listeners.values()):
+                    listener.tick(swarm.time)
+
+        ticking = asyncio.ensure_future(tick())
+        try:
+            return await open_session(NoRuntime(), swarm, TARGET, 1, 10)
+        finally:
+            ticking.cancel()
+
+    return asyncio.run(run())
+
+
+def test_a_server_from_which_nothing_comes_any_more_is_not_waited_for():
+    mute, good = Server("0:4", "mute"), [Server("0:2"), Server("2:4")]
+    swarm = FakeSwarm(mute, *good)
+    swarm.rtts = {server.peer: 0.0 for server in (mute,)}
+    session = open_with_ticks(swarm)
+    assert [hop.peer for hop in session.route] == [server.peer for server in good]
+    assert mute.kinds == ["Open", "Close"]
+    assert swarm.troubles.suspected(swarm.now, lambda peer: 100.0) == {mute.peer}
+
+
+def test_the_only_server_is_waited_for_while_it_is_silent():
+    mute = Server("0:4", "mute")
+    swarm = FakeSwarm(mute)
+
+    def on_open():
+        if mute.kinds == ["Open", "Close", "Open"]:
+            mute.answer = "hold"
+
+    swarm.on_silent = on_open
+    assert open_with_ticks(swarm).route[0].peer == mute.peer
+    assert mute.kinds == ["Open", "Close", "Open", "Commit"]
