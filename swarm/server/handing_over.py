@@ -14,7 +14,7 @@ POLL_S = 0.02
 
 
 async def hand_over(
-    sessions: Callable[[], list[HopSession]], tell: Callable[[HopSession], None]
+    sessions: Callable[[], list[HopSession]], tell: Callable[[HopSession], object]
 ) -> None:
     """Tells each of `sessions()` once that the server leaves; returns when all are told.
 

@@ -155,11 +155,13 @@ class Service:
 
     # ---- messages
 
-    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
-        """Takes one whole message of `peer`, in order per session; never raises for its content."""
+    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> bool:
+        """Takes one whole message of `peer`, in order per session; never raises for its content.
+
+        True: a step of which nothing is computed, or an output."""
         match message:
             case Step() | Commit() | Replay() | Fence() | Gap() | Fail():
-                self._on_session_message(peer, message, payload)
+                return not self._on_session_message(peer, message, payload)
             case Open():
                 self._on_open(peer, message)
             case Close():
@@ -168,6 +170,8 @@ class Service:
                 self._send(peer, StatusReply(message.request, self._status.read(self._now())))
             case _:
                 logger.debug("%s sent a %s, which no server awaits", peer, type(message).__name__)
+                return True
+        return False
 
     def on_link_lost(self, peer: PeerId, reason: str) -> None:
         """The link's own grace time is over: sessions of this client end now."""
@@ -181,19 +185,21 @@ class Service:
         peer: PeerId,
         message: Step | Commit | Replay | Fence | Gap | Fail,
         payload: memoryview,
-    ) -> None:
+    ) -> bool:
+        """Whether something is computed because of it."""
         session = SessionId(message.session)
         hop = self._sessions.get(session)
         if hop is None:
             if not isinstance(message, Gap | Fail):
                 self._on_unknown_session(peer, session)
-            return
+            return False
         if isinstance(message, Fence) and message.signed is not None:
             self._on_new_route(peer, hop, message)
-            return
-        self._handle(hop, Received(peer, message, payload))
+            return False
+        computes = self._handle(hop, Received(peer, message, payload))
         if isinstance(message, Commit) and peer == hop.client:
             self._connect_successor(hop)
+        return computes
 
     def _on_unknown_session(self, peer: PeerId, session: SessionId) -> None:
         """Says so once."""
@@ -297,17 +303,21 @@ class Service:
 
     # ---- instructions
 
-    def _handle(self, hop: HopSession, event: Event) -> None:
+    def _handle(self, hop: HopSession, event: Event) -> bool:
+        """Whether something is computed because of it."""
         try:
-            self._perform(hop, hop.handle(event, self._now()), event)
+            instructions = hop.handle(event, self._now())
+            self._perform(hop, instructions, event)
             if not hop.freed:
                 self.backups.changed(hop)
+            return any(isinstance(instruction, Compute) for instruction in instructions)
         except Exception:
             # One session's trouble must not reach the link, which serves others.
             logger.exception("session %s failed", hop.grant.session.hex()[:8])
             if not hop.freed:
                 fault = Stopping(FailKind.INTERNAL, "an internal fault; see the server's log")
                 self._perform(hop, hop.handle(fault, self._now()), fault)
+            return False
 
     def _perform(self, hop: HopSession, instructions: list[Instruction], cause: Event) -> None:
         for instruction in instructions:

@@ -25,6 +25,7 @@ from swarm.sessions.events import (
 )
 from swarm.sessions.lifetime import GRACE_S, LEASE_S, Lifetime
 from swarm.sessions.messages import (
+    MAX_STEP_TOKENS,
     MAX_UNANSWERED,
     Close,
     Commit,
@@ -309,6 +310,8 @@ class HopSession:
         next_peer = self._neighbour(1)
         if replay.epoch != self.epoch or next_peer is None:
             return []
+        if sum(replay.counts) > MAX_STEP_TOKENS:
+            return self._fail(FailKind.REJECTED, f"{self._name()}: replays too much at once")
         forward = replayed(replay, self.backup, next_peer)
         if forward is None:
             # Evicted since the client asked: it plans anew when it sees what is left.

@@ -31,6 +31,7 @@ from swarm.wire.network import Network
 from swarm.wire.outbox import Outbox
 from swarm.wire.outgoing_message import Buffer
 from swarm.wire.shared_limits import SharedLimits
+from swarm.wire.small_frames import SHORT_FRAGMENT_BYTES, SmallFrames
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,10 @@ _FLOW = (Step, Output)
 class LinkHandler(Protocol):
     """Whoever uses the links. Called in the event loop; must be quick."""
 
-    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
-        """Each message once, whole, and in order within a session; `payload` is the handler's."""
+    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> bool | None:
+        """Each message once, whole, and in order within a session; `payload` is the handler's.
+
+        True: a step or an output that leads nowhere; who sends too many of them is slowed down."""
 
     def on_link_lost(self, peer: PeerId, reason: str) -> None:
         """What was sent and not answered may be lost, and the peer may have lost its sessions."""
@@ -91,10 +94,9 @@ class Link:
         self._heartbeat = Heartbeat(loop, self.broken)
         self._window = LinkWindow()
         self._limits = limits
-        self._control = limits.control_bucket(loop.time())
+        self._small = SmallFrames(peer, limits.control_bucket(loop.time()))
         self._upload = upload = limits.upload
         self._fragment_bytes = upload.fragment_bytes if upload else MAX_FRAGMENT_BYTES
-        self._throttled = False
         self._inbox = Inbox(limits.unfinished)
         self._inflow = limits.downlink.join()
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -284,6 +286,7 @@ class Link:
     def _write_data(self, connection: Connection, frame: bytes) -> None:
         """The frame acknowledges too, but for what came after a gap."""
         connection.write(frame)
+        self._small.data_sent()
         self._acknowledgements.data_written(says_all=not self._inbox.delivered.has_gaps)
 
     def _pace_is_over(self) -> None:
@@ -320,11 +323,14 @@ class Link:
                 self._inflow.decode_came(now)
             self._acknowledgements.owe(len(frame.body), at_once=not urgent)
             if arrived is not None:
-                self._deliver(*arrived)
-                if not isinstance(arrived[0], _FLOW):
-                    self._count_control()
-            elif self._sweep_timer is None:
-                self._sweep_timer = self._loop.call_later(UNFINISHED_S, self._sweep)
+                stray = self._deliver(*arrived)
+                if stray or not isinstance(arrived[0], _FLOW):
+                    self._small.count(self.connection, now)
+            else:
+                if self._sweep_timer is None:
+                    self._sweep_timer = self._loop.call_later(UNFINISHED_S, self._sweep)
+                if len(frame.body) < SHORT_FRAGMENT_BYTES:
+                    self._small.count(self.connection, now)
             if self._outbox.waiting:
                 self.flush()
         elif kind == FrameType.ACK:
@@ -332,15 +338,17 @@ class Link:
             self._outbox.credit = frame.credit
             self._outbox.acknowledge(frame.acknowledged, ranges, now)
             self._outbox.received(frame.number, now)
+            self._small.ack(self.connection, now)
             if self._outbox.waiting:
                 self.flush()
         elif kind == FrameType.PING:
-            self._count_control()
+            self._small.count(self.connection, now)
             if self.connection is not None and self.connection.writable:
                 self.connection.write(pack_plain(FrameType.PONG, frame.number))
             else:
                 self._pong = frame.number
         elif kind == FrameType.PONG:
+            self._small.count(self.connection, now)
             if self.connection is not None:
                 rtt_s = self._heartbeat.answered(self.connection, frame.number)
                 if rtt_s is not None:
@@ -370,20 +378,13 @@ class Link:
         logger.warning("%s", error)
         self._owner.link_lost(self, str(error))
 
-    def _count_control(self) -> None:
-        """Who sends too many is read more slowly; everything still comes, and in order."""
-        pause_s = self._control.take(self._loop.time())
-        if pause_s and self.connection is not None:
-            self.connection.pause(pause_s)
-            if not self._throttled:
-                self._throttled = True
-                logger.warning("%s sends too many small messages; it is slowed down", self.peer)
-
-    def _deliver(self, message: Message, payload: memoryview) -> None:
+    def _deliver(self, message: Message, payload: memoryview) -> bool | None:
+        """True: it leads nowhere."""
         try:
-            self._handler.on_message(self.peer, message, payload)
+            return self._handler.on_message(self.peer, message, payload)
         except Exception:
             logger.exception("a %s of %s was not handled", type(message).__name__, self.peer)
+            return True
 
     def _send_ack(self) -> bool:
         """False: the stream takes nothing more at the moment."""

@@ -1,9 +1,10 @@
 """Servers and raw clients over the in-memory network: no model, no sockets, virtual time."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import torch
 from raw_client import RawClient
 from toy_engine import ToyEngine
 
@@ -15,6 +16,7 @@ from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.identity import Identity
 from swarm.wire.links import Links
 from swarm.wire.memory import MemoryNetworkHub
+from swarm.wire.virtual_time import run
 
 CHECKPOINT = "toy-checkpoint"
 HIDDEN = 4
@@ -109,3 +111,24 @@ async def world() -> AsyncIterator[World]:
 
 def session_of(grant: Grant) -> SessionId:
     return SessionId(grant.session)
+
+
+def tokens(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, HIDDEN, generator=generator)
+
+
+def in_world(story: Callable[[World], Awaitable[None]]) -> None:
+    """Runs the story in virtual time; every server must be empty after it."""
+
+    async def main() -> None:
+        async with world() as made:
+            await story(made)
+
+    run(main())
+
+
+async def opened(world_: World, servers: int = 1) -> tuple[list[ToyServer], RawClient, Grant]:
+    chain = [await world_.server(f"{2 * hop}:{2 * hop + 2}") for hop in range(servers)]
+    client = await world_.client()
+    return chain, client, await client.open(chain)

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 from raw_client import RawClient
-from service_world import CAPACITY, HIDDEN, PAGE, ToyServer, World, session_of, world
+from service_world import (
+    CAPACITY,
+    HIDDEN,
+    PAGE,
+    ToyServer,
+    World,
+    in_world,
+    opened,
+    session_of,
+    tokens,
+)
 from toy_engine import answers
 
 from swarm.errors import LinkFullError, SessionLostError
@@ -41,29 +51,6 @@ from swarm.sessions.messages import (
 )
 from swarm.spans import PeerId
 from swarm.wire.identity import Identity
-from swarm.wire.virtual_time import run
-
-
-def tokens(count: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(count, HIDDEN, generator=generator)
-
-
-def in_world(story: Callable[[World], Awaitable[None]]) -> None:
-    """Runs the story in virtual time; every server must be empty after it."""
-
-    async def main() -> None:
-        async with world() as made:
-            await story(made)
-
-    run(main())
-
-
-async def opened(world_: World, servers: int = 1) -> tuple[list[ToyServer], RawClient, Grant]:
-    chain = [await world_.server(f"{2 * hop}:{2 * hop + 2}") for hop in range(servers)]
-    client = await world_.client()
-    return chain, client, await client.open(chain)
-
 
 # ---- serving
 

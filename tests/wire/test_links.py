@@ -663,6 +663,36 @@ def test_a_flood_of_control_messages_is_slowed_down_and_kept_in_order(
     assert caplog.text.count("slowed down") == 1
 
 
+@pytest.mark.parametrize(
+    "flood",
+    [
+        pack_plain(FrameType.PONG, 7) * 200,
+        pack_ack(0, (), CREDIT_BYTES) * 200,
+        data(0, whole(STATUS)) * 200,
+        data(1, PRELUDE.pack(1000, 900), flags=1) + data(1, b"x", flags=0) * 200,
+    ],
+    ids=["pongs", "acknowledgements", "messages again", "fragments of a byte"],
+)
+def test_a_flood_of_frames_that_bring_nothing_is_slowed_down(flood: bytes) -> None:
+    async def main() -> None:
+        hub = MemoryNetworkHub()
+        async with Peer(hub, BERT, control_per_s=10) as bert:
+            raw = await raw_link(hub)
+            raw.stream.write(data(0, whole(STATUS)) + flood + data(2, whole(STATUS)))
+            for _ in range(10):
+                await asyncio.sleep(1)
+                raw.stream.write(pack_plain(FrameType.PING))
+            # 50 at once, then 10 a second.
+            assert len(bert.received) == 1
+            for _ in range(10):
+                await asyncio.sleep(1)
+                raw.stream.write(pack_plain(FrameType.PING))
+            assert len(bert.received) == 2
+            assert bert.lost == []
+
+    run(main())
+
+
 def test_one_turn_of_the_loop_handles_a_few_frames_of_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
