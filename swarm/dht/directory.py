@@ -22,6 +22,7 @@ from swarm.dht.records import (
 from swarm.errors import PeerError, RecordError
 from swarm.routing.view import ServerState
 from swarm.spans import PeerId
+from swarm.wire.identity import Identity
 from swarm.wire.network import SwarmNetwork
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class DirectoryNode(Protocol):
 
     async def store(self, values: dict[str, bytes], expiration: float) -> bool: ...
     async def get_many(self, keys: Collection[str]) -> dict[str, Found]: ...
+    async def ping(self, peer: PeerId, timeout_s: float) -> float: ...
     async def close(self) -> None: ...
 
 
@@ -143,6 +145,10 @@ class Directory:
             entries.append(ModelEntry(checkpoint, model, num_blocks, len(records)))
         return sorted(entries, key=lambda entry: (-entry.servers, entry.model, entry.checkpoint))
 
+    async def round_trip_s(self, peer: PeerId, timeout_s: float) -> float:
+        """Asks a server, and says how long that took. Raises PeerError when it does not answer."""
+        return await self._node.ping(peer, timeout_s)
+
     async def close(self) -> None:
         """Stops announcing; our records fade within `RECORD_LIFETIME_S`."""
         self._current = None
@@ -188,13 +194,7 @@ class Directory:
         identity = self._node.network.identity
         shard = shard_of(record.peer)
         server = server_key(record.checkpoint, shard)
-        try:
-            value = record.sealed(identity, server, expiration)
-        except RecordError:
-            if not record.block_digests:
-                raise
-            record = record.model_copy(update={"block_digests": b""})
-            value = record.sealed(identity, server, expiration)
+        value = _fitting(record, identity, server, expiration)
         index = ModelRecord(
             peer=record.peer,
             checkpoint=record.checkpoint,
@@ -234,6 +234,16 @@ class Directory:
             if len(self._logged) > _LOGGED_PEERS:
                 del self._logged[next(iter(self._logged))]
             logger.warning("skipped in the directory: %s", reason)
+
+
+def _fitting(record: ServerRecord, identity: Identity, key: str, expiration: float) -> bytes:
+    """Sealed; what others can do without is left out of a record that is too large."""
+    for field in ("block_digests", "next_hops"):
+        try:
+            return record.sealed(identity, key, expiration)
+        except RecordError:
+            record = record.model_copy(update={field: b""})
+    return record.sealed(identity, key, expiration)
 
 
 def _entries(found: dict[str, Found]) -> Iterator[tuple[str, PeerId, bytes, float]]:

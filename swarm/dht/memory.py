@@ -13,6 +13,7 @@ from swarm.dht.node import Found
 from swarm.dht.records import CLOCK_SKEW_S, MAX_LIFETIME_S
 from swarm.dht.signing import check, dht_key_id
 from swarm.errors import PeerTimeoutError, RecordError
+from swarm.spans import PeerId
 from swarm.wire.entrance import MemoryMember
 from swarm.wire.memory import MemoryNetworkHub
 
@@ -56,6 +57,14 @@ class MemoryDirectoryNode:
             held = self._records.get(key, {})
             found[key] = {peer: item for peer, item in held.items() if item[1] > now}
         return found
+
+    async def ping(self, peer: PeerId, timeout_s: float) -> float:
+        """The round trip of a stream that is opened, in seconds. Raises UnreachablePeerError."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        stream = await self.network.dial(peer, timeout_s)
+        stream.close()
+        return loop.time() - began
 
     async def close(self) -> None:
         """Leaves; what was stored stays until it expires."""

@@ -128,6 +128,22 @@ class DhtNode:
             if search.done() and not search.cancelled()
         }
 
+    async def ping(self, peer: PeerId, timeout_s: float) -> float:
+        """The round trip of a question that costs nothing, in seconds; the lesser of two, for the
+        first may have to connect. Raises UnreachablePeerError, or PeerTimeoutError."""
+        loop = asyncio.get_running_loop()
+        least_s = float("inf")
+        try:
+            async with asyncio.timeout(timeout_s):
+                for _ in range(2):
+                    began = loop.time()
+                    if not await self._ping(self._running(), peer, strict=False):
+                        raise UnreachablePeerError(f"{peer} does not answer", peer)
+                    least_s = min(least_s, loop.time() - began)
+        except TimeoutError as error:
+            raise PeerTimeoutError(f"{peer} did not answer in {timeout_s:g} s", peer) from error
+        return least_s
+
     async def close(self) -> None:
         """Leaves the DHT. The network is closed by whoever made it; do so after this."""
         if self._rebuild in self.network.on_rebuilt:
@@ -177,7 +193,10 @@ class DhtNode:
         handlers = p2p._client.control.unary_handlers
         if _STORE_HANDLER in handlers:
             handlers[_STORE_HANDLER] = limited_store(
-                handlers[_STORE_HANDLER], protocol, self._limits, self.network.peer_id
+                handlers[_STORE_HANDLER],
+                protocol,
+                lambda *request: self._limits.allow(*request),
+                self.network.peer_id,
             )
         return node
 

@@ -9,7 +9,6 @@ from swarm.dht.source_limits import (
     HANDED_OVER_BYTES,
     HANDED_OVER_RECORDS,
     STORE_BURST_BYTES,
-    SourceLimits,
     records_in,
 )
 from swarm.errors import PeerError
@@ -27,10 +26,13 @@ _RECORD_OVERHEAD_BYTES = 128
 def limited_store(
     handler: Callable[[bytes, Any], Awaitable[bytes]],
     protocol: "DHTProtocol",
-    limits: SourceLimits,
+    allow: Callable[[str, int, int, float], bool],
     me: PeerId,
 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    """`handler`, but what is over a source's limits is refused before anything is checked."""
+    """`handler`, but what is over a source's limits is refused before anything is checked.
+
+    `allow`: of `SourceLimits`; `me`: who refuses.
+    """
     from hivemind.proto import dht_pb2
 
     async def limited(request: bytes, source: Any) -> bytes:
@@ -41,7 +43,7 @@ def limited_store(
             records_in(value) if tag == protocol.IS_DICTIONARY else 1
             for tag, value in zip(wanted.subkeys, wanted.values, strict=False)
         )
-        if limits.allow(str(source), len(request), records, time.monotonic()):
+        if allow(str(source), len(request), records, time.monotonic()):
             return await handler(request, source)
         logger.info("%s stores too much here", source)
         refused = dht_pb2.StoreResponse(

@@ -21,9 +21,11 @@ from pydantic import (
     model_validator,
 )
 
+from swarm.dht.distances import check_next_hops, pack_coordinate, unpack_coordinate
 from swarm.dht.signing import body_of, check, dht_key_id, seal
 from swarm.errors import BadSpanError, RecordError
 from swarm.printable import printable
+from swarm.routing.coordinates import Coordinate
 from swarm.routing.view import Numerics, ServerState, ServerView
 from swarm.spans import PeerId, Span
 from swarm.wire.identity import Identity, is_peer_id
@@ -186,6 +188,10 @@ class ServerRecord(_Record):
         "version": "v",
         "protocol": "x",
         "sequence": "i",
+        "coordinate": "k",
+        "next_hops": "j",
+        "moving_to": "z",
+        "may_move": "y",
     }
 
     span: Annotated[Span, BeforeValidator(_span)]
@@ -221,11 +227,21 @@ class ServerRecord(_Record):
     """Of the link; peers with another one cannot talk to it."""
     sequence: Annotated[int, Field(ge=0, le=1 << 53)] = 0
     """Grows with every record of the server; of two records the higher one is newer."""
+    coordinate: Annotated[Coordinate | None, BeforeValidator(unpack_coordinate)] = None
+    """Where it is in a space whose distances are round trips; None: it does not know."""
+    next_hops: Annotated[bytes, AfterValidator(check_next_hops)] = b""
+    """Round trips that it measured to servers that may follow it (`swarm.dht.distances`)."""
+    moving_to: Annotated[Span | None, BeforeValidator(_span)] = None
+    """The blocks for which it is about to leave `span`."""
+    may_move: bool = False
+    """Whether it chooses its blocks by itself."""
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
         if self.span.end > self.num_blocks:
             raise ValueError(f"blocks {self.span} of a model with {self.num_blocks}")
+        if self.moving_to is not None and self.moving_to.end > self.num_blocks:
+            raise ValueError(f"a move to {self.moving_to} of a model with {self.num_blocks}")
         if len(self.block_digests) not in (0, DIGEST_BYTES * len(self.span)):
             raise ValueError(f"{len(self.block_digests)} bytes of digests for blocks {self.span}")
         if self.cache_tokens_free > self.cache_tokens_total:
@@ -246,6 +262,8 @@ class ServerRecord(_Record):
             cache_tokens_total=self.cache_tokens_total,
             queue_wait_ms=self.queue_wait_ms,
             sessions=self.sessions,
+            moving_to=self.moving_to,
+            may_move=self.may_move,
         )
 
     def digest_of(self, block: int) -> bytes | None:
@@ -284,6 +302,8 @@ def _plain(value: object) -> object:
         return [value.start, value.end]
     if isinstance(value, Numerics):
         return [value.dtype, value.quantisation, value.kernel_class]
+    if isinstance(value, Coordinate):
+        return pack_coordinate(value)
     return value
 
 

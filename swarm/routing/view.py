@@ -80,6 +80,10 @@ class ServerView:
     """By which each further row lengthens a block of a decode pass."""
     releases: tuple[Release, ...] = ()
     """When cache comes back, as far as it is known (planners and simulations know)."""
+    moving_to: Span | None = None
+    """Where it is about to move; None: it stays."""
+    may_move: bool = False
+    """Whether it chooses its blocks by itself."""
 
 
 @dataclass(frozen=True)
