@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from swarm.client.swarm import Swarm
@@ -44,6 +43,10 @@ _ONLY_LIVE_FIELDS = {
     "open_files": int,
 }
 """Likewise; None where a server does not say."""
+
+
+MOST = 1e15
+"""No number of a server is larger; a stranger may write down any."""
 
 
 async def swarm_status(
@@ -115,9 +118,11 @@ def _checked(live: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for name, kind in (_LIVE_FIELDS | _ONLY_LIVE_FIELDS).items():
         value = live.get(name)
+        if isinstance(value, int | float) and not 0 <= value <= MOST:
+            continue
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind or (isinstance(value, float) and not isfinite(value)):
+        if type(value) is not kind:
             continue
         if isinstance(value, str) and not value.isprintable():
             continue

@@ -18,7 +18,7 @@ def _record(peer: str, span: str) -> Any:
     numerics = SimpleNamespace(dtype="float32")
     return SimpleNamespace(
         peer=peer, public_name="", span=Span.parse(span), state="online", numerics=numerics,
-        sessions=0, max_upload_mbit=0.0,
+        sessions=0, moving_to=None, max_upload_mbit=0.0,
         decode_ms_per_block=1.0, prefill_tokens_per_s=100.0, cache_tokens_free=64,
         cache_tokens_total=64, queue_wait_ms=0.0,
     )  # fmt: skip
@@ -47,6 +47,8 @@ def test_lies_are_left_out_and_silence_is_shown() -> None:
                 "sessions": "many",
                 "uptime_s": math.inf,
                 "tasks": 5,
+                "decode_share": 10**400,
+                "backup_bytes": -1,
                 "surprise": 1,
             },
             "gone": PeerError("no answer", "gone"),
@@ -58,6 +60,7 @@ def test_lies_are_left_out_and_silence_is_shown() -> None:
     liar, gone, honest = found["servers"]
     assert (liar["state"], liar["decode_ms_per_block"], liar["sessions"]) == ("online", 1.0, 0)
     assert liar["tasks"] == 5 and "surprise" not in liar
+    assert liar["decode_share"] is liar["backup_bytes"] is None
     assert gone["state"] == "unreachable" and gone["open_files"] is None
     assert (liar["uptime_s"], honest["uptime_s"], honest["max_upload_mbit"]) == (None, 60.0, None)
     assert (honest["sessions"], honest["queue_wait_ms"]) == (3, 2.0)
