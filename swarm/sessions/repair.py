@@ -82,15 +82,16 @@ def _state(holds: Holds, ops: tuple[Applied, ...], rows: int) -> _State:
     if not holds.held:
         return _State(None, (0,) * rows, None, rows=False)
     held, backup_from, parents = holds.held, holds.backup_from, None
+    sound = backup_from is None or len(backup_from) == len(held)
     for missed in ops:
-        if missed.epoch > holds.rows_epoch:
+        if sound and missed.epoch > holds.rows_epoch:
             if operation_fault(missed.operation, len(held), MAX_ROWS) is not None:
                 break
             held = applied(held, missed.operation)
             parents = composed(parents, missed.operation.parents)
             if backup_from is not None:
                 backup_from = forked(backup_from, missed.operation.parents)
-    if len(held) != rows or (backup_from is not None and len(backup_from) != rows):
+    if not sound or len(held) != rows:
         raise SessionLostError(
             f"hop {holds.hop} holds {len(holds.held)} rows since epoch {holds.rows_epoch}, where "
             f"{rows} belong; open a new session",
