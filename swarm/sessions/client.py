@@ -13,6 +13,7 @@ from swarm.errors import (
 )
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions import failures
+from swarm.sessions.answers import MAX_GAPS
 from swarm.sessions.asked import Asked, check_operation, check_step
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import (
@@ -108,6 +109,8 @@ class ClientSession:
         self._resting = False
         """A hop is lost, and no new route has come yet."""
         self._repairs_in_vain = 0
+        self._gaps_filled = 0
+        """Since the last answer; a small frame must not buy megabytes."""
         self._quiet_since = 0.0
 
     @property
@@ -277,7 +280,7 @@ class ClientSession:
             return self._raise(failures.hop_error(self.grant, StepRejectedError, sender, text))
         self._unanswered.popleft()
         self._quiet_since = now
-        self._repairs_in_vain = 0
+        self._repairs_in_vain = self._gaps_filled = 0
         self._operations.clear()
         self.held = added(asked.step.starts, asked.step.counts)
         return [Deliver(asked.ticket, ((output, payload),)), *self._send_queued(now)]
@@ -310,7 +313,9 @@ class ClientSession:
             return []
         lost = [asked for asked in self._unanswered if asked.step.seq >= gap.seq]
         first = self.grant.hops[0].peer
-        if sender == first and gap.hop == 0 and lost and lost[0].step.seq == gap.seq:
+        found = lost and lost[0].step.seq == gap.seq
+        if sender == first and gap.hop == 0 and found and self._gaps_filled < MAX_GAPS:
+            self._gaps_filled += 1
             return [self._push(asked) for asked in lost]
         return self._repair(now)
 

@@ -14,6 +14,7 @@ from swarm.errors import (
     SwarmError,
 )
 from swarm.scheduling.classes import ServiceClass
+from swarm.sessions.answers import MAX_GAPS
 from swarm.sessions.client import MAX_REPAIRS, ClientSession
 from swarm.sessions.events import (
     Deliver,
@@ -247,6 +248,17 @@ def test_a_gap_at_the_first_hop_is_filled_with_unanswered_steps() -> None:
     again = session.handle(Received(HOPS[0], Gap(SESSION, 0, 0, (1,), 1)), 0.0)
     assert steps(again) == sent[1:]
     assert session.handle(Received(HOPS[0], Gap(SESSION, 7, 0, (1,), 1)), 0.0) == []
+
+
+def test_a_first_hop_that_never_has_enough_is_given_up() -> None:
+    """A gap is a few bytes, and what fills it may be megabytes."""
+    session = make_session(window=3)
+    ask(session, 1)
+    gap = Received(HOPS[0], Gap(SESSION, 0, 0, (), 0))
+    answers = [session.handle(gap, 0.0) for _ in range(MAX_GAPS + 1)]
+    assert all(len(steps(one)) == 1 for one in answers[:-1])
+    assert not steps(answers[-1])
+    assert len(fences(answers[-1])) == len(HOPS)
 
 
 def hold_all(session: ClientSession, epoch: int, held: list[tuple[int, ...]]) -> list[Instruction]:
