@@ -236,6 +236,9 @@ class ServerProgram(Program):
         return self.wait_for("online", timeout_s)
 
 
+StartServer = Callable[..., ServerProgram]
+
+
 @contextlib.contextmanager
 def running_servers(
     spans: Sequence[str],

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from swarm.testing import LocalSwarm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from processes import Program, ServerProgram, interrupt_on_sigterm, running_servers
+from processes import (
+    Program,
+    ServerProgram,
+    StartServer,
+    interrupt_on_sigterm,
+    running_servers,
+)
 
 # Before anything imports torch or looks for the user's folders.
 _RUN = uuid.uuid4().hex
@@ -95,9 +101,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_unconfigure() -> None:
     _HOME.cleanup()
-
-
-StartServer = Callable[..., ServerProgram]
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_any_bytes_are_a_record_error(value: bytes) -> None:
 
 
 def test_fields_of_later_versions_are_ignored_and_other_majors_refused() -> None:
-    assert opened(sealed_body(zz=[1, 2], y=None)) == record(ALICE.peer_id)
+    assert opened(sealed_body(zz=[1, 2], zy=None)) == record(ALICE.peer_id)
     value = bytearray(sealed_body())
     value[64] = 2
     with pytest.raises(RecordError, match="protocol 2; this is 1"):

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import StartServer
-from processes import ServerProgram
+from processes import ServerProgram, StartServer
 from tiny_pairs import (
     greedy,
     plain_model,

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import StartServer
-from processes import ServerProgram
+from processes import ServerProgram, StartServer
 
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.spans import Span

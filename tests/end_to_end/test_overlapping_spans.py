@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from conftest import StartServer
-from processes import ServerProgram
+from processes import ServerProgram, StartServer
 from swarm_commands import generate, status
 
 from swarm.spans import Span

@@ -6,7 +6,7 @@ import signal
 import time
 
 import psutil
-from conftest import StartServer
+from processes import StartServer
 from swarm_commands import generate, start_generating, status
 
 PROMPT = "The history of the printing press begins"
