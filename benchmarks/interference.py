@@ -23,17 +23,35 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common import Report, arguments
 from interference_arms import ARMS, COMPUTE, Chosen
+from interference_bulk import SHAPES, measure_bulk
 from interference_control import Pace
-from interference_network import QUEUE_MS, UNLIMITED_MBIT, Namespaces, Shape
+from interference_network import (
+    QUEUE_MS,
+    UNLIMITED_MBIT,
+    Namespaces,
+    Shape,
+    TestNetwork,
+    make_network,
+)
 from interference_plot import plot
 from interference_report import arm_rows, figures, ratio_row
-from interference_rows import extra_rows
+from interference_rows import (
+    STREAMED_POINTS,
+    always_rows,
+    bulk_rows,
+    measure_always,
+    measure_streamed,
+    streamed_rows,
+    uncontended_rows,
+)
 from interference_swarm import MEAN_PROMPT, ROW_BYTES, InterferenceSwarm, Load, Point
 
 PACES = {5.0: None, 20.0: Pace(5.0, 0.2), 100.0: Pace(5.0, 0.05)}
@@ -42,10 +60,11 @@ SESSIONS = {5.0: 4, 20.0: 6, 100.0: 8}
 WINDOWS = {5.0: 2.0, 20.0: 1.0, 100.0: 0.6}
 """How long a run is, in units of --seconds: a slow link needs longer for as many prompts."""
 USES = (0.3, 0.45, 0.6)
-PARTS = ("main", "compute", "rows")
+PARTS = ("main", "compute", "always", "streamed", "bulk")
 _WIRE_OVERHEAD = 1.06
 """Of frames, encryption and IP, beside a prompt's activations."""
 _LEAST_IDLE_S = 4.0
+_BULK_S = 4.0
 _FILL_HOPS = 3.0
 """How many hops a whole prompt of middle length passes before a window begins."""
 _COMPUTE_USE = 0.5
@@ -84,10 +103,10 @@ class Benchmark:
     def main_table(self, swarm: InterferenceSwarm, mbit: float, rtt_ms: float) -> None:
         """All uses of one shape."""
         point = point_of(mbit, rtt_ms)
-        idle = self.once(f"idle {point.shape}", lambda: self._idle(swarm, point))
+        idle = self.once(f"idle {point.shape}", partial(self._idle, swarm, point))
         if idle is None:
             return
-        decode_use = figures(idle["C"]).link_use or 0.0
+        decode_use = figures(idle[self._options.arms[-1]]).link_use
         for use in self._options.uses:
             # In arm A decoding waits for prompts about so much of its time.
             prompts_use = use - decode_use * max(0.2, 1.0 - 1.2 * use)
@@ -96,7 +115,7 @@ class Benchmark:
             chosen = {arm: Chosen(arm=arm) for arm in self._options.arms}
             self.once(
                 f"main {point.shape}, use {use:g}",
-                lambda: self._in_turns(swarm, point, chosen, prompts_per_s),  # noqa: B023
+                partial(self._in_turns, swarm, point, chosen, prompts_per_s),
             )
 
     def compute_table(self, swarm: InterferenceSwarm) -> None:
@@ -108,8 +127,33 @@ class Benchmark:
         prompts_per_s = _COMPUTE_USE / (MEAN_PROMPT * pace.token_ms / 1e3)
         self.once(
             f"compute {point.shape}, use {_COMPUTE_USE:g}",
-            lambda: self._in_turns(swarm, point, chosen, prompts_per_s),
+            partial(self._in_turns, swarm, point, chosen, prompts_per_s),
         )
+
+    def rows(self, swarm: InterferenceSwarm) -> None:
+        """What is asked for of the single rows."""
+        parts, seeds = self._options.parts, self._options.seeds
+        if "always" in parts:
+            for mbit, rtt_ms in self._options.points:
+                point = point_of(mbit, rtt_ms)
+                self.once(f"idle {point.shape}", partial(self._idle, swarm, point))
+                seconds = self._options.seconds * WINDOWS[mbit]
+                arms = [arm for arm in self._options.arms if arm in ("A'", "C")]
+                self.once(
+                    f"always {point.shape}",
+                    partial(measure_always, swarm, point, arms, seconds, seeds),
+                )
+        if "streamed" in parts:
+            for name, point in STREAMED_POINTS.items():
+                self.once(f"streamed {name}", partial(measure_streamed, swarm, point, seeds))
+
+    def bulk(self, network: TestNetwork) -> None:
+        """A link beside a raw stream."""
+        for shape in (*SHAPES, None):
+            self.once(
+                f"bulk {shape or 'loopback'}",
+                partial(measure_bulk, network, shape, _BULK_S, self._options.seeds),
+            )
 
     def _idle(self, swarm: InterferenceSwarm, point: Point) -> dict[str, list[Any]]:
         """Nothing but decoding, in every arm."""
@@ -156,11 +200,22 @@ def show(benchmark: Benchmark, report: Report, options: argparse.Namespace) -> N
     report.table("C against the others", ratios)
     report.table("nothing contends", rows["idle"])
     report.table("the engine: compute policies, unlimited wire", rows["compute"])
-    for title, table in extra_rows(benchmark.results).items():
-        report.table(title, table)
+    results = benchmark.results
+    report.table("nothing contends: C to the best other", uncontended_rows(results))
+    report.table("one prompt of 1,024 tokens always in flight", always_rows(results))
+    report.table("first token of 2,048 tokens over three stages", streamed_rows(results))
+    report.table("bulk over a link, without decode", bulk_rows(results))
     if options.plot and rows["main"]:
         title = "Between two tokens, while others' prompts pass"
         Path(options.plot).write_text(plot(rows["main"], title))
+
+
+def facts_of(network: TestNetwork) -> dict[str, str]:
+    """What the figures were measured over."""
+    facts = {"network": network.kind, "bucket": f"{QUEUE_MS} ms"}
+    if isinstance(network, Namespaces):
+        facts["TCP"] = network.congestion_control()
+    return facts
 
 
 def _points(text: str) -> tuple[float, float]:
@@ -187,6 +242,11 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0, help="of a run at 20 Mbit/s")
     parser.add_argument("--quick", action="store_true", help="5 and 20 Mbit/s, use 0.45, one seed")
+    parser.add_argument(
+        "--in-process-relay",
+        action="store_true",
+        help="no namespaces: rate and delay are made in each process, as without root",
+    )
     parser.add_argument("--results", help="file that keeps what was measured")
     parser.add_argument(
         "--budget-minutes", type=float, default=1e6, help="begin nothing new after this time"
@@ -198,15 +258,21 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
         options.parts = ["main"]
     report = Report("interference", as_json=options.json)
     benchmark = Benchmark(options, report)
-    with InterferenceSwarm() as swarm:
-        network = swarm.network
-        facts = {"network": network.kind, "bucket": f"{QUEUE_MS} ms"}
-        if isinstance(network, Namespaces):
-            facts["TCP"] = network.congestion_control()
-        for mbit, rtt_ms in options.points if "main" in options.parts else ():
-            benchmark.main_table(swarm, mbit, rtt_ms)
-        if "compute" in options.parts:
-            benchmark.compute_table(swarm)
+    facts: dict[str, str] = {}
+    if set(options.parts) != {"bulk"}:
+        with InterferenceSwarm(loopback=options.in_process_relay) as swarm:
+            facts |= facts_of(swarm.network)
+            for mbit, rtt_ms in options.points if "main" in options.parts else ():
+                benchmark.main_table(swarm, mbit, rtt_ms)
+            if "compute" in options.parts:
+                benchmark.compute_table(swarm)
+            benchmark.rows(swarm)
+    if "bulk" in options.parts:
+        network = make_network(2, loopback=options.in_process_relay)
+        with closing(network):
+            facts |= facts_of(network)
+            if not network.relays:
+                benchmark.bulk(network)
     report.table("set-up", [facts])
     paces = [{"Mbit/s": mbit, "pass": str(pace or "computed")} for mbit, pace in PACES.items()]
     report.table("passes", paces)

@@ -128,9 +128,9 @@ class ArmPlanner(PassPlanner[Any]):
         super().__init__(queue, costs, max_tokens=max_tokens)
         self._arrivals = queue
 
-    def plan(self, now: float) -> Plan[Any]:
+    def plan(self, now: float, most_steps: int | None = None) -> Plan[Any]:
         if CHOSEN.compute == "ours":
-            return super().plan(now)
+            return super().plan(now, most_steps)
         entries: Iterable[Entry[Any]] = self._arrivals.in_order()
         if CHOSEN.compute == "prefill first":
             entries = sorted(entries, key=lambda one: one.service_class <= ServiceClass.DECODE)
@@ -184,7 +184,7 @@ def _paced_forward(blocks: BlockSlice, hidden: Any, positions: Any, rows: Any, k
 
 
 def patched_product(*, server: bool) -> ExitStack:
-    """While it is open, links, and the engine or the steps, of this process do what `CHOSEN` says."""
+    """While it is open, this process follows `CHOSEN` in its links and its engine or steps."""
     replacements: list[tuple[str, object]] = [
         ("swarm.wire.outbox.FairQueue", LinkQueue),
         ("swarm.wire.link.LinkWindow", ArmWindow),

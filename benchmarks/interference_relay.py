@@ -71,6 +71,10 @@ class RelayedStream:
     def peer(self) -> PeerId:
         return self._stream.peer
 
+    @property
+    def address(self) -> str:
+        return self._stream.address
+
     def start(self, receiver: StreamReceiver) -> None:
         self._receiver = receiver
         self._stream.start(self)

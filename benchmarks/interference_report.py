@@ -31,7 +31,7 @@ class Figures:
     p99: float
     longest: float
     ttft_s: float | None
-    link_use: float | None
+    link_use: float
     stage_cores: float
     """Of the busiest stage."""
     all_cores: float
@@ -44,14 +44,13 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> Figures:
     sessions = [session for run in runs for session in run["gaps_s"] if session]
     gaps = [1e3 * gap for session in sessions for gap in session]
     ttfts = [prompt["ttft_s"] for run in runs for prompt in run["prompts"]]
-    uses = [run["link_use"] for run in runs if run["link_use"] is not None]
     return Figures(
         tpot=_mean([1e3 * _mean(session) for session in sessions]),
         p50=percentile(gaps, 0.5),
         p99=percentile(gaps, 0.99),
         longest=max(gaps),
         ttft_s=_mean(ttfts) if ttfts else None,
-        link_use=_mean(uses) if uses else None,
+        link_use=_mean([run["link_use"] for run in runs]),
         stage_cores=max(max(run["stage_cores"]) for run in runs),
         all_cores=_mean([run["all_cores"] for run in runs]),
         gaps=len(gaps),

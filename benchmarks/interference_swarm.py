@@ -84,7 +84,7 @@ class Run:
     gaps_s: tuple[tuple[float, ...], ...]
     """Of each decoding session, from token to token, those that began in the window."""
     prompts: tuple[dict[str, float], ...]
-    link_use: float | None
+    link_use: float
     """Of the rate of the first two stages' uploads, on average."""
     stage_cores: tuple[float, ...]
     """What each stage kept busy, its daemon included."""
@@ -117,14 +117,15 @@ def build_model(folder: Path) -> None:
 class InterferenceSwarm:
     """Use in a `with`; everything that it started is gone at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, loopback: bool = False) -> None:
+        """`loopback`: no namespaces, also where they could be made."""
         self._stack = ExitStack()
         try:
             folder = Path(
                 self._stack.enter_context(tempfile.TemporaryDirectory(prefix="interference-"))
             )
             build_model(folder / "model")
-            self.network = make_network(STAGES + 2)
+            self.network = make_network(STAGES + 2, loopback=loopback)
             self._stack.callback(self.network.close)
             self._relay = ["--relay"] if self.network.relays else []
             self._start(folder)
@@ -200,14 +201,14 @@ class InterferenceSwarm:
             now = time.monotonic()
             self._tell(prompter, "prompts", arrivals=arrivals, began=now, seed=load.seed)
         time.sleep(load.fill_s)
-        began, sent, cpu = time.monotonic(), self.network.sent_bytes(), self._cpu_s()
+        began, sent, cpu = time.monotonic(), self._sent_bytes(), self._cpu_s()
         time.sleep(load.seconds)
         lasted = time.monotonic() - began
         cores = [
             (after - before) / lasted for after, before in zip(self._cpu_s(), cpu, strict=True)
         ]
         use = self._link_use(sent, lasted, point.shape)
-        links = [self._links(program) for program in self._programs[:STAGES]]
+        links = [self._ask_links(program)["links"] for program in self._programs[:STAGES]]
         answered = self._check(prompter.wait_for("prompted", 600))
         self._tell(decoder, "stop")
         decoded = self._check(decoder.wait_for("decoded", 120))
@@ -237,15 +238,19 @@ class InterferenceSwarm:
             raise RuntimeError("; ".join(event["failures"]))
         return event
 
-    def _links(self, program: Program) -> list[dict[str, Any]]:
+    def _ask_links(self, program: Program) -> dict[str, Any]:
         self._tell(program, "links")
-        return list(program.wait_for("links", 10)["links"])
+        return program.wait_for("links", 10)
 
-    def _link_use(self, before: list[int] | None, seconds: float, shape: Shape) -> float | None:
-        after = self.network.sent_bytes()
-        if before is None or after is None:
-            return None
+    def _sent_bytes(self) -> list[int]:
+        """By each stage; where processes delay what they send, they count it, without headers."""
+        if self.network.relays:
+            return [self._ask_links(program)["uplink_bytes"] for program in self._programs[:STAGES]]
+        return self.network.sent_bytes()[:STAGES]
+
+    def _link_use(self, before: list[int], seconds: float, shape: Shape) -> float:
         between = STAGES - 1
+        after = self._sent_bytes()
         sent = sum(b - a for a, b in zip(before[:between], after[:between], strict=True))
         return 8 * sent / between / seconds / (shape.mbit * 1e6)
 
