@@ -6,8 +6,8 @@ import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swarm.dht.protocol_rules import limited_store, skip_what_is_bad
-from swarm.dht.source_limits import SourceLimits
+from swarm.dht.protocol_rules import limited_find, limited_store, skip_what_is_bad
+from swarm.dht.source_limits import SourceLimits, find_limits
 from swarm.errors import (
     DaemonError,
     PeerTimeoutError,
@@ -33,6 +33,7 @@ REJOIN_PEERS = 4
 BLACKLIST_S = 5.0
 _HANDLERS = "DHTProtocol."
 _STORE_HANDLER = _HANDLERS + "rpc_store"
+_FIND_HANDLER = _HANDLERS + "rpc_find"
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 15.0
 
@@ -54,6 +55,7 @@ class DhtNode:
         self._initial_peers = initial_peers
         self._node: DHTNode | None = None
         self._limits = SourceLimits()
+        self._find_limits = find_limits()
         self._keeper: asyncio.Task[None] | None = None
         self._rebuilder: asyncio.Task[None] | None = None
 
@@ -196,6 +198,11 @@ class DhtNode:
                 handlers[_STORE_HANDLER],
                 protocol,
                 lambda *request: self._limits.allow(*request),
+                self.network.peer_id,
+            )
+            handlers[_FIND_HANDLER] = limited_find(
+                handlers[_FIND_HANDLER],
+                lambda *request: self._find_limits.allow(*request),
                 self.network.peer_id,
             )
         return node

@@ -1,4 +1,4 @@
-"""Our rules in hivemind's DHT protocol: limits for who stores, tolerance of what is bad."""
+"""Our rules in hivemind's DHT protocol: limits on storing and asking, tolerance of what is bad."""
 
 import logging
 import time
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from swarm.dht.source_limits import (
     HANDED_OVER_BYTES,
     HANDED_OVER_RECORDS,
+    MAX_FIND_BYTES,
+    MAX_FIND_KEYS,
     STORE_BURST_BYTES,
     records_in,
 )
@@ -50,6 +52,32 @@ def limited_store(
             store_ok=[False] * len(wanted.keys), peer=protocol.node_info
         )
         return bytes(refused.SerializeToString())
+
+    return limited
+
+
+def limited_find(
+    handler: Callable[[bytes, Any], Awaitable[bytes]],
+    allow: Callable[[str, int, int, float], bool],
+    me: PeerId,
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """`handler`, but a source that asks for too much gets no answer.
+
+    An answer holds all records of every key that is named, however often it is named: a question
+    of some kilobytes would buy gigabytes. Arguments as for `limited_store`.
+    """
+    from hivemind.proto import dht_pb2
+
+    async def limited(request: bytes, source: Any) -> bytes:
+        if len(request) > MAX_FIND_BYTES:
+            raise PeerError("you ask for too much at once", peer=me)
+        keys = dht_pb2.FindRequest.FromString(request).keys
+        if len(keys) > MAX_FIND_KEYS or len(set(keys)) < len(keys):
+            raise PeerError("you ask for too much at once", peer=me)
+        if not allow(str(source), len(request), len(keys), time.monotonic()):
+            logger.info("%s asks too much here", source)
+            raise PeerError("you ask for too much", peer=me)
+        return await handler(request, source)
 
     return limited
 

@@ -1,4 +1,4 @@
-"""How much each peer may make us store: token buckets per source, of bytes and of records."""
+"""How much each peer may make us store and look up: token buckets per source."""
 
 from collections import OrderedDict
 
@@ -12,6 +12,11 @@ STORE_BURST_RECORDS = 400
 HANDED_OVER_BYTES = STORE_BURST_BYTES // 2
 HANDED_OVER_RECORDS = STORE_BURST_RECORDS // 2
 """What we hand over to a peer that we meet; it hears of the rest when that is refreshed."""
+MAX_FIND_BYTES = 4096
+MAX_FIND_KEYS = 64
+"""Of one question. A look-up asks for the `SHARDS` keys of a model, a few at a time."""
+FIND_KEYS_PER_S = 64.0
+FIND_BURST_KEYS = 1024
 MAX_SOURCES = 4096
 
 _extension = msgspec.msgpack.Decoder(msgspec.msgpack.Ext)
@@ -19,7 +24,7 @@ _dictionary = msgspec.msgpack.Decoder(tuple[msgspec.Raw, msgspec.Raw, list[msgsp
 
 
 class SourceLimits:
-    """Token buckets by source; the sources heard last are remembered."""
+    """Token buckets by source, of bytes and of records; the sources heard last are remembered."""
 
     def __init__(
         self,
@@ -45,6 +50,16 @@ class SourceLimits:
         if len(self._buckets) > MAX_SOURCES:
             self._buckets.popitem(last=False)
         return allowed
+
+
+def find_limits() -> SourceLimits:
+    """For questions: the keys are what is counted."""
+    return SourceLimits(
+        bytes_per_s=MAX_FIND_BYTES * FIND_KEYS_PER_S,
+        burst_bytes=MAX_FIND_BYTES * FIND_BURST_KEYS,
+        records_per_s=FIND_KEYS_PER_S,
+        burst_records=FIND_BURST_KEYS,
+    )
 
 
 def records_in(packed_dictionary: bytes) -> int:

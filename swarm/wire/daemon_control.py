@@ -6,6 +6,7 @@ switch for every message.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from swarm.errors import DaemonError
 from swarm.spans import PeerId
 from swarm.wire.daemon import Daemon
 from swarm.wire.daemon_stream import DaemonStream, with_length
+
+logger = logging.getLogger(__name__)
 
 STREAM_PROTOCOL = "/swarm/link/1"
 
@@ -68,10 +71,10 @@ class DaemonControl:
             proto=[STREAM_PROTOCOL],
             timeout=_whole_seconds(timeout_s),
         )
-        stream = await self._ask(
+        stream, response = await self._ask(
             p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=wanted)
         )
-        stream.identify_peer(peer)
+        stream.identify_peer(peer, _text(response.streamInfo.addr))
         return stream
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
@@ -127,14 +130,16 @@ class DaemonControl:
 
         if prelude is not None and self._on_stream is not None:
             info = p2pd_pb2.StreamInfo.FromString(prelude)
-            stream.identify_peer(PeerId(PeerID(info.peer).to_base58()))
+            stream.identify_peer(PeerId(PeerID(info.peer).to_base58()), _text(info.addr))
             self._on_stream(stream)
 
     async def _order(self, request: Any) -> None:
-        (await self._ask(request)).close()
+        stream, _ = await self._ask(request)
+        stream.close()
 
-    async def _ask(self, request: Any) -> DaemonStream:
-        """Sends a request over a new socket to the daemon; the socket after the response."""
+    async def _ask(self, request: Any) -> tuple[DaemonStream, Any]:
+        """Sends a request over a new socket to the daemon; the socket after the response, and the
+        response."""
         from hivemind.proto import p2pd_pb2
 
         loop = asyncio.get_running_loop()
@@ -155,10 +160,22 @@ class DaemonControl:
             response = p2pd_pb2.Response.FromString(prelude)
             if response.type == p2pd_pb2.Response.ERROR:
                 raise RefusedError(response.error.msg)
-            return stream
+            return stream, response
         except BaseException:
             stream.abort()
             raise
+
+
+def _text(address: bytes) -> str:
+    """Of a multiaddress as the daemon writes it; empty for one that cannot be read."""
+    from hivemind.utils.multiaddr import Multiaddr
+
+    try:
+        return str(Multiaddr(address)) if address else ""
+    except Exception:
+        # Whatever its parser stumbles over: the peer is then one of those without an address.
+        logger.info("our libp2p daemon names the address %s, which cannot be read", address.hex())
+        return ""
 
 
 def _whole_seconds(timeout_s: float) -> int:

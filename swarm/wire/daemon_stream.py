@@ -65,6 +65,7 @@ class DaemonStream(asyncio.Protocol):
         self._closed = False
         self._abort: asyncio.TimerHandle | None = None
         self._peer: PeerId | None = None
+        self.address = ""
 
     # ---- ByteStream
 
@@ -98,9 +99,10 @@ class DaemonStream(asyncio.Protocol):
 
     # ---- for the network
 
-    def identify_peer(self, peer: PeerId) -> None:
+    def identify_peer(self, peer: PeerId, address: str) -> None:
         """Called once, from `on_prelude`, when the daemon has said who is at the other end."""
         self._peer = peer
+        self.address = address
 
     def abort(self) -> None:
         """Closes at once, whatever was written before."""
