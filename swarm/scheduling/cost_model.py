@@ -65,6 +65,10 @@ class CostModel:
             return 0.0
         return max(1e-6, self.fixed_s + self.marginal_s(size))
 
+    def decode_s(self, rows: int) -> float:
+        """A pass over so many decode rows, each behind `PROMPT_TOKENS` slots."""
+        return self.seconds(PassSize(rows, rows * PROMPT_TOKENS))
+
     def marginal_s(self, size: PassSize) -> float:
         """What work of this size adds to a pass that runs anyway."""
         return self.per_token_s * size.tokens + self.per_context_s * size.context

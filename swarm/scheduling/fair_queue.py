@@ -55,6 +55,9 @@ class Policy:
         }
     )
     longest_wait_s: float | None = 2.0
+    strangers: tuple[float, float] = (0.2, 0.5)
+    """What all strangers together get of a class's service while known clients wait, too: at least,
+    and at most. Only where clients are told apart so (`client_groups`)."""
 
 
 DEFAULT_POLICY = Policy()
@@ -96,7 +99,7 @@ class FairQueue(Generic[T]):
         self._group_of = group_of
         self._length = 0
         self._costs = [0] * len(ServiceClass)
-        self._trees = [ServiceTree() for _ in ServiceClass]
+        self._trees = [ServiceTree(policy.strangers) for _ in ServiceClass]
         self._waiting = [0] * len(ServiceClass)
         """Lines whose first entry is of this class."""
         self._since = [0.0] * len(ServiceClass)

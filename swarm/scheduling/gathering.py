@@ -48,6 +48,11 @@ class Gathering:
     def session_ended(self, session: bytes) -> None:
         self._seen.pop(session, None)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether other processes want the cores, too."""
+        return self._crowded
+
     def expected(self, now: float) -> int:
         """Sessions that decode at present."""
         for session in [s for s, seen in self._seen.items() if now - seen > MEMORY_S]:

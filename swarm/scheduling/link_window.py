@@ -22,7 +22,12 @@ IDLE_FRAGMENT_S = 0.02
 """The same while no decode is active."""
 INITIAL_WINDOW_BYTES = 32 * 1024
 """Before anything is known."""
+DECODE_INITIAL_WINDOW_BYTES = 12 * 1024
+"""The same beside decode: at 1 Mbit/s it waits for 0.1 s."""
 STARTUP_GAIN = 2.0
+DECODE_STARTUP_GAIN = 1.5
+"""The same beside decode. Before the first answer comes back late, a round trip's worth of what is
+sent too much stands in the queue: half of what the path holds."""
 PACE_GAIN = 1.25
 """Beside decode, fragments leave at most so much faster than the path delivers: a window that
 opens at once would stand in the path's queue at once."""
@@ -34,6 +39,8 @@ _RATE_MEMORY_S = 0.5
 _FULL_ROUNDS = 3
 _FULL_GROWTH = 1.25
 _LATE = 1.25
+_LATE_ANSWERS = 4
+"""So many late answers in a row end the start, too."""
 
 
 @dataclass(slots=True)
@@ -69,6 +76,7 @@ class LinkWindow:
         self._round_rtt_s = float("inf")
         """The least round trip of the present round."""
         self._probing_rtt = False
+        self._late_answers = 0
         self.begin_stream(0.0)
 
     def begin_stream(self, now: float) -> None:
@@ -95,21 +103,23 @@ class LinkWindow:
         """The longest fragment to be sent now, unless it is decode itself."""
         rate = self.rate_bytes_per_s
         if rate is None:
-            return INITIAL_WINDOW_BYTES // 4
+            return (DECODE_INITIAL_WINDOW_BYTES if decode_active else INITIAL_WINDOW_BYTES) // 4
         wanted = int(rate * (FRAGMENT_S if decode_active else IDLE_FRAGMENT_S))
         return max(MIN_FRAGMENT_BYTES, min(MAX_FRAGMENT_BYTES, wanted))
 
     def window_bytes(self, decode_active: bool) -> int:
         """With less than this in flight the next fragment may follow: so beside decode the path is
         full and one to two fragments wait in its queue."""
+        initial = DECODE_INITIAL_WINDOW_BYTES if decode_active else INITIAL_WINDOW_BYTES
         if self.rate_bytes_per_s is None or self.min_rtt_s is None:
-            return INITIAL_WINDOW_BYTES
+            return initial
         fragment = self.fragment_bytes(decode_active)
         path = int(self.rate_bytes_per_s * self.min_rtt_s)
         if self._probing_rtt:
             return 0
         if self._startup:
-            return max(INITIAL_WINDOW_BYTES, int(STARTUP_GAIN * path) + 2 * fragment)
+            gain = DECODE_STARTUP_GAIN if decode_active else STARTUP_GAIN
+            return max(initial, int(gain * path) + 2 * fragment)
         return path + fragment if decode_active else 2 * path + 4 * fragment
 
     def may_send(self, decode_active: bool) -> bool:
@@ -135,7 +145,7 @@ class LinkWindow:
             return None
         if rate * rtt_s <= 2 * self.fragment_bytes(True):
             return None
-        return rate * (STARTUP_GAIN if self._startup else PACE_GAIN)
+        return rate * (DECODE_STARTUP_GAIN if self._startup else PACE_GAIN)
 
     def may_send_decode(self) -> bool:
         """The same for decode: only a link that decode alone fills holds it back."""
@@ -198,6 +208,9 @@ class LinkWindow:
         elif not newest.urgent:
             self.round_trip(now - newest.at, now)
         self._round_rtt_s = min(self._round_rtt_s, now - newest.at)
+        if self._startup:
+            self._late_answers = self._late_answers + 1 if self._is_late(now - newest.at) else 0
+            self._startup = self._late_answers < _LATE_ANSWERS
         interval = max(now - newest.delivered_at, newest.at - newest.first_sent_at)
         if interval > 0:
             rate = (received - newest.delivered) / interval
@@ -227,14 +240,20 @@ class LinkWindow:
             self._rates.popleft()
         self.rate_bytes_per_s = self._rates[0][1]
 
+    def _is_late(self, rtt_s: float) -> bool:
+        """Whether an answer says that there is a queue."""
+        rate, least_s = self.rate_bytes_per_s, self.min_rtt_s
+        if rate is None or least_s is None:
+            return False
+        return rtt_s > _LATE * least_s + 2 * self.fragment_bytes(True) / rate
+
     def _round_ended(self, app_limited: bool) -> None:
         """The start is over when three rounds in a row did not raise the rate by a quarter, or when
         every answer of a round is late: what is sent more now stands in a queue."""
         rate, rtt_s, self._round_rtt_s = self.rate_bytes_per_s, self._round_rtt_s, float("inf")
         if not self._startup or app_limited or rate is None or self.min_rtt_s is None:
             return
-        queue_s = 2 * self.fragment_bytes(True) / rate
-        if rtt_s > _LATE * self.min_rtt_s + queue_s:
+        if self._is_late(rtt_s):
             self._startup = False
         elif rate >= _FULL_GROWTH * self._full_rate:
             self._full_rate, self._full_rounds = rate, 0

@@ -72,21 +72,30 @@ class PassPlanner(Generic[WorkT]):
         self._idle_pass_budget_s = idle_pass_budget_s
         self._decode = DecodeActivity()
 
-    def plan(self, now: float) -> Plan[WorkT]:
-        """Takes out of the queue what the pass completes, and charges what it computes."""
+    def plan(self, now: float, most_steps: int | None = None) -> Plan[WorkT]:
+        """Takes out of the queue what the pass completes, and charges what it computes.
+
+        `most_steps`: of decode, if nothing else waits: a pass that prompts make long takes all.
+        """
         shares: list[Share[WorkT]] = []
         self._queue.quantum = self._costs.marginal_s(tokens_after(0, self._least_tokens))
-        size = self._take_decode(shares, now)
+        if any(self._queue.cost(each) for each in _OTHERS):
+            most_steps = None
+        size = self._take_decode(shares, now, most_steps)
         size += self._take_others(shares, size, now)
         self._queue.release(now)
         return Plan(tuple(shares), size)
 
-    def _take_decode(self, shares: list[Share[WorkT]], now: float) -> PassSize:
+    def _take_decode(
+        self, shares: list[Share[WorkT]], now: float, most_steps: int | None
+    ) -> PassSize:
         queue, size = self._queue, PassSize()
         taken: list[tuple[Entry[WorkT], float]] = []
         while (entry := queue.peek(now, ServiceClass.CONTROL, ServiceClass.DECODE)) is not None:
             work = entry.item
             if size.tokens and size.tokens + work.left > self._max_tokens:
+                break
+            if len(taken) == most_steps:
                 break
             added = tokens_after(work.held, work.left)
             size += added

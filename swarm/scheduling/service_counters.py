@@ -19,6 +19,8 @@ from typing import TypeAlias
 
 Path: TypeAlias = tuple[Hashable, ...]
 
+KNOWN, STRANGERS = "known", "strangers"
+"""The first step of paths, where clients are told apart so; see `ServiceTree`."""
 _KEPT = 256
 """Idle siblings whose counters are remembered beyond those that wait."""
 
@@ -28,6 +30,7 @@ class _Node:
 
     __slots__ = (
         "active",
+        "busy",
         "children",
         "counter",
         "floor",
@@ -44,6 +47,8 @@ class _Node:
         self.order = 0
         self.active = 0
         """Leaves below that wait; 1 for a leaf that does."""
+        self.busy = 0
+        """Children that are active."""
         self.children: dict[Hashable, _Node] = {}
         self.floor = 0.0
         """The counter that a child begins with when nobody waits: that of the last who left."""
@@ -76,11 +81,17 @@ class _Node:
 
 
 class ServiceTree:
-    """The counters of one class of service. `activate` and `charge` cost O(levels x log n)."""
+    """The counters of one class of service. `activate` and `charge` cost O(levels x log n).
 
-    def __init__(self) -> None:
+    If paths begin with `KNOWN` and `STRANGERS`, service is divided between the two by how many
+    groups of each wait, but strangers get at least a floor of it and at most a cap.
+    """
+
+    def __init__(self, strangers: tuple[float, float] = (0.0, 1.0)) -> None:
+        """`strangers`: their floor and cap, between 0 and 1."""
         self._root = _Node(None)
         self._changes = 0
+        self._floor, self._cap = strangers
 
     def activate(self, path: Path) -> None:
         """The leaf begins to wait; it did not."""
@@ -93,6 +104,7 @@ class ServiceTree:
                 slack = parent.largest if node.served else 0.0
                 node.counter = max(node.counter, lowest - slack)
                 node.active = 1
+                parent.busy += 1
                 self._changes += 1
                 parent.place(node, self._changes)
             else:
@@ -106,6 +118,7 @@ class ServiceTree:
         for node in self._walk(path):
             node.active -= 1
             if not node.active:
+                parent.busy -= 1
                 parent.floor = max(parent.floor, node.counter)
                 self._forget_idle(parent)
             parent = node
@@ -124,14 +137,24 @@ class ServiceTree:
     def charge(self, path: Path, amount: float) -> None:
         """The leaf has been served, in any unit that is always the same."""
         parent = self._root
+        price = amount * self._price(path[0]) if STRANGERS in parent.children else amount
         for node in self._walk(path):
-            node.counter += amount
+            node.counter += price
             node.served = True
-            parent.largest = max(parent.largest, amount)
+            parent.largest = max(parent.largest, price)
             if node.active:
                 self._changes += 1
                 parent.place(node, self._changes)
-            parent = node
+            parent, price = node, amount
+
+    def _price(self, kind: Hashable) -> float:
+        """What service counts for known ones or for strangers: less, the more they are to get."""
+        strangers, known = self._root.children[STRANGERS], self._root.children.get(KNOWN)
+        if known is None or not (strangers.busy and known.busy):
+            return 1.0
+        share = strangers.busy / (strangers.busy + known.busy)
+        share = min(max(share, self._floor), self._cap)
+        return 0.5 / (share if kind == STRANGERS else 1.0 - share)
 
     def _walk(self, path: Path) -> list[_Node]:
         nodes, node = [], self._root

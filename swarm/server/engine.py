@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,9 +18,10 @@ from swarm.errors import NotFiniteError, SessionError, StepRejectedError, SwarmE
 from swarm.models.packed_attention import KVStore, PassRow
 from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.cost_model import CostModel
-from swarm.scheduling.fair_queue import Entry, FairQueue
-from swarm.scheduling.gathering import Gathering
+from swarm.scheduling.decode_groups import DecodeGroups
+from swarm.scheduling.fair_queue import Entry, FairQueue, own_group
 from swarm.scheduling.pass_planner import PassPlanner
+from swarm.scheduling.service_counters import Path
 from swarm.server.activations import own_copy
 from swarm.server.engine_counters import EngineCounters, FinishedPass
 from swarm.server.engine_jobs import EngineJob, EngineResult, EngineStats
@@ -75,25 +77,26 @@ class Engine:
         max_pass_tokens: int = DEFAULT_MAX_PASS_TOKENS,
         threads: int | None = None,
         costs: CostModel | None = None,
+        group_of: Callable[[str], Path] = own_group,
     ) -> None:
         """`max_pass_tokens`: the first decode step always joins a pass, further ones as long as
         all of them have at most so many tokens; the same holds for all other steps, so neither
         kind shuts the other out; longer steps that are not decode take several passes.
         `threads`: how many torch may use in a pass; None leaves torch's own setting. `costs`: a
-        first guess of what passes cost."""
+        first guess of what passes cost. `group_of`: the group of a client (see `FairQueue`)."""
         self._blocks = blocks
         self._cache = cache
         self._on_results = on_results
         self._threads = threads
         self._changed = threading.Condition(threading.Lock())
-        self._queue: FairQueue[WaitingJob] = FairQueue()
+        self._queue: FairQueue[WaitingJob] = FairQueue(group_of=group_of)
         self._costs = costs or CostModel(0.01, 1000.0)
         self._planner = PassPlanner(self._queue, self._costs, max_tokens=max_pass_tokens)
         self._taken: dict[int, tuple[WaitingJob, Entry[WaitingJob]]] = {}
         """Whose part each job of the running pass is, by the id of that job."""
         self._commands: list[tuple[SessionId, Callable[[], object]]] = []
         self._stopping = False
-        self._gathering = Gathering()
+        self._groups = DecodeGroups(self._costs.decode_s)
         self._faults: dict[SessionId, SwarmError] = {}
         """Why a session's cache is not what its client believes; the engine's thread only."""
         self._counters = EngineCounters()
@@ -133,7 +136,7 @@ class Engine:
                 waiting, operation = entry.item, entry.item.job.operation
                 waiting.dropped = True
                 if operation is not None and not waiting.done:
-                    self._commands.append((session, _call(self._apply, session, operation)))
+                    self._commands.append((session, partial(self._apply, session, operation)))
             self._changed.notify()
 
     def release(self, session: SessionId) -> None:
@@ -221,14 +224,15 @@ class Engine:
         if sum(self._queue.cost(each) for each in ServiceClass if each > ServiceClass.DECODE):
             return 0.0
         now = time.perf_counter()
-        return self._gathering.wait_s(
+        return self._groups.wait_s(
             len(self._queue), now - self._queue.since(ServiceClass.DECODE), now
         )
 
     def _take_batch(self) -> list[tuple[EngineJob, float]]:
         self._taken.clear()
         batch: list[tuple[EngineJob, float]] = []
-        for share in self._planner.plan(time.perf_counter()).shares:
+        now = time.perf_counter()
+        for share in self._planner.plan(now, self._groups.most_steps(now)).shares:
             waiting = share.entry.item
             job = waiting.take(share.tokens)
             self._taken[id(job)] = (waiting, share.entry)
@@ -267,7 +271,7 @@ class Engine:
     def _release(self, session: SessionId) -> None:
         self._cache.release(session)
         self._faults.pop(session, None)
-        self._gathering.session_ended(session)
+        self._groups.session_ended(session)
 
     def _pass(self, batch: list[tuple[EngineJob, float]]) -> None:
         began, processor_s = time.perf_counter(), time.thread_time()
@@ -284,9 +288,8 @@ class Engine:
             outputs |= self._compute(same, errors)
         compute_s = time.perf_counter() - began
         decoding = [job.session for job, _ in batch if job.service_class <= ServiceClass.DECODE]
-        if decoding:
-            processor_s = time.thread_time() - processor_s
-            self._gathering.pass_ended(decoding, compute_s, processor_s, time.perf_counter())
+        processor_s = time.thread_time() - processor_s
+        self._groups.pass_ended(decoding, compute_s, processor_s, time.perf_counter())
         waits_ms = [(began - submitted) * 1e3 for _, submitted in batch]
         results = [
             EngineResult(job, outputs.get(id(job)), errors.get(id(job)), compute_s * 1e3, wait)
@@ -395,9 +398,3 @@ class Engine:
             session=job.session,
             blocks=span,
         )
-
-
-def _call(
-    apply: Callable[[SessionId, RowOperation], None], session: SessionId, operation: RowOperation
-) -> Callable[[], None]:
-    return lambda: apply(session, operation)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swarm.scheduling.classes import ServiceClass
-from swarm.scheduling.cost_model import PROMPT_TOKENS, CostModel, PassSize, tokens_after
+from swarm.scheduling.cost_model import PROMPT_TOKENS, CostModel, tokens_after
 from swarm.server.engine_jobs import EngineJob, EngineStats
 
 _WEIGHT = 0.1
@@ -71,7 +71,7 @@ class EngineCounters:
             decode_queue_ms=self._decode_queue_ms,
             prefill_queue_ms=self._prefill_queue_ms,
             decode_share=self._decode_share_s / self._busy_s if self._busy_s else 0.0,
-            decode_s=costs.seconds(PassSize(1, PROMPT_TOKENS)),
+            decode_s=costs.decode_s(1),
             prefill_tokens_per_s=PROMPT_TOKENS / costs.seconds(tokens_after(0, PROMPT_TOKENS)),
         )
 

@@ -51,6 +51,7 @@ class Connection:
         on_end: Callable[["Connection", PeerError | str], None],
     ) -> None:
         self.peer: PeerId = stream.peer
+        self.address = stream.address
         self.dialled = dialled
         self.number = 0
         """Which stream of the pair it is; set when it is known."""

@@ -117,7 +117,9 @@ class Link:
         self.peer_incarnation = 0
         limits = self._limits
         self._inbox = Inbox(limits.unfinished)
-        self._outbox = Outbox(limits.max_outstanding_bytes, self._window, limits.sending_decode)
+        self._outbox = Outbox(
+            limits.max_outstanding_bytes, self._window, limits.sending_decode, limits.groups
+        )
 
     @property
     def met(self) -> bool:

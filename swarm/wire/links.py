@@ -14,6 +14,7 @@ from swarm.errors import (
     UnreachablePeerError,
 )
 from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.client_groups import ClientGroups
 from swarm.sessions.messages import Message
 from swarm.spans import PeerId
 from swarm.wire.accepting import Accepting
@@ -62,6 +63,7 @@ class Links:
         max_streams_without_hello: int = 256,
         control_per_s: float = 200.0,
         upload: UploadLimit | None = None,
+        groups: ClientGroups | None = None,
     ) -> None:
         """`grace_s`: how long a broken link is tried again before it is lost.
         `dial_timeout_s`: how long a peer is tried that `send` finds without a link.
@@ -71,7 +73,8 @@ class Links:
         `max_streams_without_hello`: of all peers; further ones are closed at once.
         `control_per_s`: pings and messages other than steps and outputs that a peer may send, with
         bursts of five seconds' worth; one that sends more is read more slowly.
-        `upload`: what all links together may send; None: as fast as they can."""
+        `upload`: what all links together may send; None: as fast as they can.
+        `groups`: is told where peers are, and groups clients for what is sent in their name."""
         if not 0 < max_outstanding_bytes <= MAX_UNFINISHED_BYTES:
             raise ValueError(f"max_outstanding_bytes must be in 1..{MAX_UNFINISHED_BYTES}")
         self._network = network
@@ -84,6 +87,7 @@ class Links:
             control_per_s=control_per_s,
             unfinished=UnfinishedBudget(max_unfinished_bytes),
             upload=upload,
+            groups=groups or ClientGroups(),
         )
         self._max_links = max_links
         self._accepting = Accepting(
@@ -343,6 +347,7 @@ class Links:
             if connection.dialled and (dialling := self._dialling.get(peer)) is not None:
                 dialling.settle(connection, None)
             return
+        self._limits.groups.learn(peer, connection.address)
         if not hello.dialable:
             self._remember_client(peer)
         if not connection.dialled:

@@ -66,6 +66,7 @@ class MemoryNetworkHub:
         self._isolated: set[PeerId] = set()
         """Peers that nothing reaches, and that reach nobody."""
         self._busy_until: dict[tuple[PeerId, PeerId], float] = {}
+        self._addresses: dict[PeerId, str] = {}
         self._downlinks: dict[PeerId, float] = {}
         self._downlink_busy_until: dict[PeerId, float] = {}
         self._streams: set[MemoryStream] = set()
@@ -97,6 +98,10 @@ class MemoryNetworkHub:
         """What all others together can send to `peer`, in the order of their writes: the queue is
         where the delay begins."""
         self._downlinks[peer] = bandwidth_bytes_per_s
+
+    def set_address(self, peer: PeerId, address: str) -> None:
+        """The multiaddress that others see on streams of `peer`; without it they see none."""
+        self._addresses[peer] = address
 
     def isolate(self, peer: PeerId) -> None:
         """A partition between `peer` and everybody else, until `rejoin`."""
@@ -192,6 +197,9 @@ class MemoryNetworkHub:
         self._streams |= set(ends)
         return ends
 
+    def address_of(self, peer: PeerId) -> str:
+        return self._addresses.get(peer, "")
+
     def forget(self, stream: "MemoryStream") -> None:
         self._streams.discard(stream)
 
@@ -278,6 +286,10 @@ class MemoryStream:
     @property
     def peer(self) -> PeerId:
         return self._peer
+
+    @property
+    def address(self) -> str:
+        return self._hub.address_of(self._peer)
 
     def start(self, receiver: StreamReceiver) -> None:
         self._receiver = receiver

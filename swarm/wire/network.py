@@ -33,6 +33,10 @@ class ByteStream(Protocol):
     def peer(self) -> PeerId:
         """Who is at the other end, as the network has authenticated it."""
 
+    @property
+    def address(self) -> str:
+        """Where the other end is, as a multiaddress; empty if that is not known."""
+
     def start(self, receiver: StreamReceiver) -> None:
         """Begin to read. Called once; bytes that came before it are kept and handed over first.
 

@@ -1,12 +1,13 @@
 """The sending half of a link: messages in fragments, and kept until acknowledged. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from swarm.errors import FramingError, LinkFullError
 from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.decode_activity import DecodeActivity
-from swarm.scheduling.fair_queue import FairQueue
+from swarm.scheduling.fair_queue import FairQueue, own_group
 from swarm.scheduling.link_window import LinkWindow
+from swarm.scheduling.service_counters import Path
 from swarm.sessions.messages import Message, encode
 from swarm.wire.frames import (
     HEADER,
@@ -46,15 +47,21 @@ class Outbox:
     `window` says how much may be in flight; `now` is the time, in seconds.
     """
 
-    def __init__(self, max_bytes: int, window: LinkWindow, activity: DecodeActivity) -> None:
-        """`activity`: of all links that share our way out."""
+    def __init__(
+        self,
+        max_bytes: int,
+        window: LinkWindow,
+        activity: DecodeActivity,
+        group_of: Callable[[str], Path] = own_group,
+    ) -> None:
+        """`activity`: of all links that share our way out. `group_of`: see `FairQueue`."""
         self.max_bytes = max_bytes
         self.outstanding_bytes = 0
         self.window = window
         self._activity = activity
         self._of_session: dict[bytes, int] = {}
         """The outstanding bytes of each session that has some."""
-        self._queue: FairQueue[OutgoingMessage] = FairQueue()
+        self._queue: FairQueue[OutgoingMessage] = FairQueue(group_of=group_of)
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         """By number, ascending; also those of which only some fragments are out."""
         self._next_number = 0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from swarm.scheduling.client_groups import ClientGroups
 from swarm.scheduling.decode_activity import DecodeActivity
 from swarm.scheduling.downlink import Downlink
 from swarm.wire.inbox import UnfinishedBudget
@@ -26,6 +27,9 @@ class SharedLimits:
     """Whether decode goes out over any link."""
     downlink: Downlink = field(default_factory=Downlink)
     """Who sends to us, and how far ahead each may."""
+
+    groups: ClientGroups = field(default_factory=ClientGroups)
+    """Told where peers are; in which group a client is served."""
 
     def control_bucket(self, now: float) -> TokenBucket:
         """A link's own."""

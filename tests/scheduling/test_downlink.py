@@ -1,4 +1,4 @@
-"""Several senders into one line, on a virtual clock: it is full, its queue is short, all get theirs."""
+"""Several senders into one line, on a virtual clock: full, a short queue, fairly shared."""
 
 from heapq import heappop, heappush
 

@@ -78,6 +78,7 @@ def test_a_stream_carries_bytes_both_ways() -> None:
             assert all(address.endswith(f"/p2p/{server.peer_id}") for address in server.addresses)
             reader = Reader(await client.dial(server.peer_id, 10))
             assert reader.stream.peer == server.peer_id
+            assert f"{reader.stream.address}/p2p/{server.peer_id}" in server.addresses
             sent = os.urandom(3_000_000)
             for start in range(0, len(sent), 65536):
                 if not reader.stream.write(memoryview(sent)[start : start + 65536]):
@@ -102,6 +103,7 @@ def test_the_other_side_knows_who_dialled_and_sees_the_end() -> None:
             assert not stream.write(b"after the end")
             reader = await came
             assert reader.stream.peer == client.peer_id
+            assert reader.stream.address.startswith("/ip4/127.0.0.1/tcp/")
             await reader.until(lambda: reader.ended is not None)
             assert reader.data == b"last words"
 
