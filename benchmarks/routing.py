@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from swarm.routing.coordinates import Coordinate
+from swarm.routing.coverage import place_server
 from swarm.routing.network import KnownNetwork
-from swarm.routing.placement import least_covered
 from swarm.routing.router import RouteCosts, RouteRequest
 from swarm.routing.routers.layers import LayerRouter, TwoChoicesRouter
 from swarm.routing.view import Numerics, ServerState, ServerView, SwarmView
@@ -153,7 +153,8 @@ def main() -> None:
     for count in counts:
         cold, warm = measure(count, options.repetitions)
         view, _ = swarm(count, 0)
-        join = medians([taken(least_covered, view, BLOCKS, 12) for _ in range(5)])
+        numerics = view.servers[0].numerics
+        join = medians([taken(place_server, view, 12, 1.0, numerics) for _ in range(5)])
         found[count] = {"cold": cold, "warm": warm, "join": join}
         print(f"{count:8} {cold} {warm} {join}", flush=True)
     for name in ("cold", "warm", "join"):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from swarm.errors import UsageError
-from swarm.routing.hop_graph import HopCosts, cheapest_hops
+from swarm.routing.hop_graph import HopCosts, HopLevels, cheapest_hops
 from swarm.routing.layer_graph import Chain
 
 
@@ -23,9 +23,12 @@ def allocate_greedily(
     room = np.array(free, dtype=np.float64)
     want = np.array(needed, dtype=np.float64)
     chains: list[tuple[Chain, int]] = []
+    levels = HopLevels.of(costs)
     while True:
         closed = np.where(want <= room[:, None], 0.0, np.inf)
-        found = cheapest_hops(replace(costs, wait_s=closed), add_waits=False, most_wait_s=0.0)
+        found = cheapest_hops(
+            replace(costs, wait_s=closed), add_waits=False, most_wait_s=0.0, levels=levels
+        )
         if found is None:
             return chains
         uses = [
@@ -49,16 +52,18 @@ def disjoint_chains(costs: HopCosts) -> list[Chain]:
     """
     used = np.arange(costs.wait_s.shape[1])
     whole = np.where(used[None, :] < (costs.end - costs.start)[:, None], np.inf, 0.0)
-    usable = costs.usable.copy()
+    levels = HopLevels.of(costs)
+    taken: list[int] = []
     chains: list[Chain] = []
-    for partial in (whole, np.zeros_like(whole)):
+    for closed in (whole, np.zeros_like(whole)):
+        closed[taken] = np.inf
         while True:
-            rest = replace(costs, usable=usable, wait_s=partial)
-            found = cheapest_hops(rest, most_wait_s=0.0)
+            found = cheapest_hops(replace(costs, wait_s=closed), most_wait_s=0.0, levels=levels)
             if found is None:
                 break
             chains.append(found.chain)
-            usable[[part.server for part in found.chain.parts]] = False
+            taken += [part.server for part in found.chain.parts]
+            closed[taken] = np.inf
     return chains
 
 

@@ -8,6 +8,7 @@ comes twice.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,36 +68,101 @@ class HopChain:
     """Until every hop has room: the longest of its waits."""
 
 
+@dataclass(frozen=True)
+class _Level:
+    """The servers whose spans end at the same block: `k`, after any of `p` others."""
+
+    servers: Indices
+    first: int
+    """Position of the first of them in the order of ends."""
+    low: int
+    """Position of the first of the `p`; the last one is at `first - 1`."""
+    used: Indices
+    """`[p, 1]`: blocks that are left for these servers."""
+    arc_s: Floats
+    """`[p, k]`: way and blocks; infinite where there is a gap between the two."""
+    direct_s: Floats
+    """`[k]`: from the client; infinite for those that do not hold the first block."""
+
+
+@dataclass(frozen=True)
+class HopLevels:
+    """What a search needs of `HopCosts` beside the waits and the fixed costs: many searches can
+    share it."""
+
+    order: Indices
+    ends: Indices
+    levels: tuple[_Level, ...]
+
+    @classmethod
+    def of(cls, costs: HopCosts) -> "HopLevels":
+        """Of the usable servers."""
+        usable = np.flatnonzero(costs.usable)
+        order = usable[np.argsort(costs.end[usable], kind="stable")]
+        ends = costs.end[order]
+        levels: list[_Level] = []
+        firsts = np.searchsorted(ends, np.unique(ends)).tolist()
+        for first, beyond in pairwise([*firsts, len(order)]):
+            servers = order[first:beyond]
+            begin, end = costs.start[servers], int(ends[first])
+            low = int(np.searchsorted(ends[:first], begin.min()))
+            previous = order[low:first]
+            left = costs.end[previous][:, None]
+            arc = costs.between_s[np.ix_(previous, servers)]
+            arc = arc + costs.block_s[servers] * (end - left)
+            levels.append(
+                _Level(
+                    servers=servers,
+                    first=first,
+                    low=low,
+                    used=end - left,
+                    arc_s=np.where(left < begin, np.inf, arc),
+                    direct_s=np.where(
+                        begin == 0,
+                        costs.enter_s[servers] + costs.block_s[servers] * end,
+                        np.inf,
+                    ),
+                )
+            )
+        return cls(order, ends, tuple(levels))
+
+
 def cheapest_hops(
-    costs: HopCosts, *, add_waits: bool = True, most_wait_s: float = np.inf
+    costs: HopCosts,
+    *,
+    add_waits: bool = True,
+    most_wait_s: float = np.inf,
+    levels: HopLevels | None = None,
 ) -> HopChain | None:
     """The chain with the least cost (with the sum of its waits, if `add_waits`), among those with
-    no wait longer than `most_wait_s`. O(n^2) over arrays; None if there is none."""
-    usable = np.flatnonzero(costs.usable)
-    order = usable[np.argsort(costs.end[usable], kind="stable")]
-    ends = costs.end[order]
+    no wait longer than `most_wait_s`. O(n^2) over arrays; None if there is none.
+
+    `levels`: `HopLevels.of(costs)`, if it is there from an earlier search.
+    """
+    levels = levels or HopLevels.of(costs)
+    order, ends = levels.order, levels.ends
     total = np.full(len(order), np.inf)
     source = np.full(len(order), _SOURCE, dtype=np.intp)
-    for position, server in enumerate(order.tolist()):
-        begin, end = int(costs.start[server]), int(costs.end[server])
-        low, high = np.searchsorted(ends, [begin, end])
-        previous = order[low:high]
-        used = end - costs.end[previous]
-        waits = costs.wait_s[server, used]
-        found = total[low:high] + costs.between_s[previous, server] + costs.block_s[server] * used
-        found = np.where(waits <= most_wait_s, found + (waits if add_waits else 0.0), np.inf)
-        best, at = np.inf, _SOURCE
-        if len(found):
-            at = low + int(found.argmin())
-            best = float(found[at - low])
-        wait = costs.wait_s[server, end]
-        if begin == 0 and wait <= most_wait_s:
-            direct = costs.enter_s[server] + costs.block_s[server] * end
-            direct += wait if add_waits else 0.0
-            if direct < best:
-                best, at = float(direct), _SOURCE
-        total[position] = best + costs.fixed_s[server]
-        source[position] = at
+    for level in levels.levels:
+        servers = level.servers
+        waits = costs.wait_s[servers, int(ends[level.first])]
+        best = level.direct_s + (waits if add_waits else 0.0)
+        best[~(waits <= most_wait_s)] = np.inf
+        at = np.full(len(servers), _SOURCE, dtype=np.intp)
+        if len(level.used):
+            waits = costs.wait_s[servers, level.used]
+            found = level.arc_s + total[level.low : level.first, None]
+            if add_waits:
+                found += waits
+            found[~(waits <= most_wait_s)] = np.inf
+            nearest = found.argmin(axis=0)
+            least = found[nearest, np.arange(len(servers))]
+            passed = ~(best < least)
+            best[passed] = least[passed]
+            at[passed] = level.low + nearest[passed]
+        beyond = level.first + len(servers)
+        total[level.first : beyond] = best + costs.fixed_s[servers]
+        source[level.first : beyond] = at
     last = np.flatnonzero((ends == costs.num_blocks) & np.isfinite(total))
     if not len(last):
         return None

@@ -1,6 +1,5 @@
-"""What passes, chains and requests take: the cost model of planners, routers and the simulator."""
+"""What passes and hops take: the cost model of planners, routers and the simulator."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,85 +63,3 @@ class HopOverhead:
     decode_s: float = 0.002
     prefill_s: float = 0.002
     prefill_token_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class ChainHop:
-    """One hop of a chain as its times are predicted."""
-
-    blocks: int
-    speed: ServerSpeed
-    delay_s: float
-    """One way, to this hop: from the one before (push; from the client if it is the first), or
-    from the client (relay)."""
-    bytes_per_s: float = float("inf")
-    """Of the way to this hop."""
-    wait_s: float = 0.0
-    """Of a step before its pass begins."""
-    rows: int = 1
-    """Rows of a decode pass here, ours among them."""
-    cache_tokens: float = float("inf")
-    """Room for this chain's sessions in the blocks that it uses."""
-
-
-@dataclass(frozen=True)
-class ChainTimes:
-    """What a chain does for one request, and how much it can do."""
-
-    ttft_s: float
-    """From sending the prompt until the first token is there, when nothing is to be waited for."""
-    tpot_s: float
-    """Between two tokens."""
-    tokens_per_s: float
-    """Of all sessions, when the slowest hop is always busy with passes of its `rows`."""
-    sessions: float
-    """That fit in the caches at once."""
-
-    def request_s(self, output_tokens: int) -> float:
-        """The whole request."""
-        return self.ttft_s + max(0, output_tokens - 1) * self.tpot_s
-
-
-def predict_chain(
-    hops: Sequence[ChainHop],
-    *,
-    back_delay_s: float,
-    prompt_tokens: int,
-    output_tokens: int,
-    activation_bytes: float,
-    mode: ChainMode = ChainMode.PUSH,
-    overhead: HopOverhead | None = None,
-    chunk_tokens: int | None = None,
-    back_bytes_per_s: float = float("inf"),
-) -> ChainTimes:
-    """Times and capacity of a chain.
-
-    `back_delay_s`: one way from the last hop to the client (push only). `activation_bytes`: of one
-    token. `chunk_tokens`: prompts travel in chunks of this size, and hops work on different chunks
-    at the same time; None: a hop starts when it has the whole prompt (as in the papers).
-
-    One token: `sum(delay + bytes / bandwidth + wait + overhead + pass)` (Sun et al., arXiv
-    2512.21884, section II). A prompt in chunks: all stages once for the first chunk, and once the
-    slowest stage for each further one.
-    """
-    overhead = overhead or HopOverhead()
-    if not hops:
-        raise UsageError("a chain without hops; it needs a server for every block")
-    relay = mode is ChainMode.RELAY
-    trips = 2 if relay else 1
-    chunk = min(prompt_tokens, chunk_tokens or prompt_tokens)
-    further = -(-prompt_tokens // chunk) - 1 if chunk else 0
-    ttft = tpot = 0.0 if relay else back_delay_s + activation_bytes / back_bytes_per_s
-    slowest, rate = 0.0, float("inf")
-    for hop in hops:
-        fixed = trips * hop.delay_s + hop.wait_s
-        token_s = activation_bytes / hop.bytes_per_s
-        decode = hop.speed.decode_s(hop.blocks, hop.rows)
-        prefill = hop.speed.prefill_s(hop.blocks, chunk) + overhead.prefill_token_s * chunk
-        tpot += fixed + trips * token_s + overhead.decode_s + decode
-        ttft += fixed + trips * chunk * token_s + overhead.prefill_s + prefill
-        slowest = max(slowest, prefill, trips * chunk * token_s)
-        rate = min(rate, hop.rows / decode if decode else float("inf"))
-    tokens = max(1, prompt_tokens + output_tokens)
-    sessions = min(hop.cache_tokens for hop in hops) // tokens
-    return ChainTimes(ttft + further * slowest, tpot, rate, sessions)

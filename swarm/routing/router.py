@@ -80,12 +80,39 @@ class Router(Protocol):
         """The session runs over `route` now."""
         ...
 
+    def measured(self, session: SessionId, tpot_s: float) -> None:
+        """So long the session's tokens really took over its route, on average; before `closed`."""
+        ...
+
+    def much_better(
+        self, tpot_s: float, view: SwarmView, network: Network, request: RouteRequest
+    ) -> Route | None:
+        """A route that is worth moving a session to whose tokens now take `tpot_s`; None: stay.
+
+        `request`: what the new hops would have to compute (as `prompt_tokens`), and what is still
+        to come.
+        """
+        ...
+
     def closed(self, session: SessionId) -> None:
         """The session has ended, or could not be opened; unknown ones are no error."""
         ...
 
 
-class Forgetful:
+class Trusting:
+    """A router that believes what servers announce."""
+
+    def measured(self, session: SessionId, tpot_s: float) -> None:
+        """Nothing is learned."""
+
+    def much_better(
+        self, tpot_s: float, view: SwarmView, network: Network, request: RouteRequest
+    ) -> Route | None:
+        """None: the route that was announced to be the best one is."""
+        return None
+
+
+class Forgetful(Trusting):
     """A router that remembers no sessions."""
 
     def opened(self, session: SessionId, route: Route) -> None:

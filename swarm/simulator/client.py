@@ -5,6 +5,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from swarm.client.troubles import Troubles
+from swarm.errors import SwarmError
 from swarm.routing.router import Route, Router, RouteRequest
 from swarm.routing.view import SwarmView
 from swarm.simulator.requests import Request
@@ -44,6 +45,22 @@ class SimulatedClient:
         """
         route = self._router.route(self._view, self.world.scenario.inventory.network, question)
         if route is not None:
+            self._router.opened(session.id, route)
+        return route
+
+    def measured(
+        self, session: SimulatedSession, tpot_s: float, question: RouteRequest
+    ) -> Route | None:
+        """The session's tokens take so long. A route that it should move to, if there is one; then
+        it counts as running over that."""
+        self._router.measured(session.id, tpot_s)
+        network = self.world.scenario.inventory.network
+        try:
+            route = self._router.much_better(tpot_s, self._view, network, question)
+        except SwarmError:
+            return None
+        if route is not None:
+            self._router.closed(session.id)
             self._router.opened(session.id, route)
         return route
 

@@ -1,10 +1,9 @@
 """Who comes, who goes, and what goes wrong."""
 
 import math
-from dataclasses import replace
 from random import Random
 
-from swarm.routing.placement import least_covered
+from swarm.routing.coverage import place_server
 from swarm.routing.view import ServerState
 from swarm.simulator.scenario import Fault, FaultKind
 from swarm.simulator.server import SimulatedServer
@@ -53,10 +52,10 @@ class Comings:
         """The machine is back: it takes as many blocks as before, where the swarm is weakest."""
         world = self._world
         self.joins += 1
-        view = world.directory.snapshot()
-        others = tuple(one for one in view.servers if one.peer != server.peer)
-        blocks = world.scenario.layout.num_blocks
-        span = least_covered(replace(view, servers=others), blocks, len(server.span))
+        view, own = world.directory.snapshot(), server.announced(releases=False)
+        span = place_server(
+            view, len(server.span), own.decode_ms_per_block, own.numerics, (server.peer,)
+        )
         new = world.start_server(server.peer, span, ServerState.JOINING)
         loading_s = self._churn.load_s_per_block * len(span)
         self._clock.after(loading_s, self._loaded, new, again)
@@ -78,7 +77,7 @@ class Comings:
             return
         self.faults += 1
         match fault.kind:
-            case FaultKind.CRASH:
+            case FaultKind.KILL:
                 self._crash(server, fault.lasts_s)
             case FaultKind.DRAIN:
                 self._drain(server, fault.lasts_s)
@@ -86,7 +85,7 @@ class Comings:
                 server.slowed *= fault.factor
                 if fault.lasts_s:
                     self._clock.after(fault.lasts_s, self._quick_again, server, fault.factor)
-            case FaultKind.FREEZE | FaultKind.CUT_OFF:
+            case FaultKind.FREEZE | FaultKind.CUT:
                 self._cut_off(server, fault)
 
     def _quick_again(self, server: SimulatedServer, factor: float) -> None:

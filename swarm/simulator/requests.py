@@ -30,6 +30,8 @@ class Request:
     tokens: int = 0
     """That it has."""
     repairs: int = 0
+    moves: int = 0
+    """To better routes."""
     longest_gap_s: float = 0.0
     """Between two of its tokens."""
     outcome: Outcome | None = None

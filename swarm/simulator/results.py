@@ -45,6 +45,7 @@ class ServerLoad:
     block_s: float
     """What a block takes it in truth; equals have equal spans and speeds."""
     liar: bool
+    relayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Result:
             "longest_gap_s": max((one.longest_gap_s for one in done), default=0.0),
             "tokens_per_s": tokens / self.simulated_s if self.simulated_s else 0.0,
             "repairs": sum(one.repairs for one in self.requests),
+            "moves": sum(one.moves for one in self.requests),
             "mean_hops": _mean([hops for one in self.requests for hops in one.hops]),
             "busiest_replica": busiest_replica(self.servers),
             "covered_share": 1 - self.uncovered_s / self.simulated_s if self.simulated_s else 1.0,
@@ -92,17 +94,18 @@ class Result:
 
 
 def busiest_replica(servers: Sequence[ServerLoad]) -> float | None:
-    """Of servers with equal spans and speeds the most loaded one, in decoded tokens a second, over
-    their mean; the worst of all such groups. None without one.
+    """Of servers with equal spans, speeds and ways to be reached the most loaded one, in decoded
+    tokens a second, over their mean; the worst of all such groups. None without one. Liars are no
+    equals of those that tell the truth.
 
     Servers that were there for less than a tenth of the time do not count.
     """
     longest_s = max((server.present_s for server in servers), default=0.0)
-    replicas: defaultdict[tuple[Span, float], list[float]] = defaultdict(list)
+    replicas: defaultdict[tuple[Span, float, bool], list[float]] = defaultdict(list)
     for server in servers:
-        if server.present_s > 0.1 * longest_s:
+        if server.present_s > 0.1 * longest_s and not server.liar:
             rate = server.decode_blocks / server.present_s
-            replicas[server.span, server.block_s].append(rate)
+            replicas[server.span, server.block_s, server.relayed].append(rate)
     ratios = [
         max(rates) * len(rates) / sum(rates)
         for rates in replicas.values()
@@ -111,7 +114,7 @@ def busiest_replica(servers: Sequence[ServerLoad]) -> float | None:
     return max(ratios, default=None)
 
 
-def load_of(server: SimulatedServer, now: float, liar: bool) -> ServerLoad:
+def load_of(server: SimulatedServer, now: float, *, liar: bool, relayed: bool) -> ServerLoad:
     """What a server did, at the end."""
     present_s = (now if server.left is None else server.left) - server.came
     return ServerLoad(
@@ -123,6 +126,7 @@ def load_of(server: SimulatedServer, now: float, liar: bool) -> ServerLoad:
         present_s=present_s,
         block_s=server.block_s,
         liar=liar,
+        relayed=relayed,
     )
 
 

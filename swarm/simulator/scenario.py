@@ -17,16 +17,18 @@ class HostCores:
     cores: float
     """A pass takes one of them; with more passes than cores, all of them are slowed alike."""
     machines: tuple[PeerId, ...]
+    """Also clients, which compute embeddings and head there."""
 
 
 class FaultKind(StrEnum):
-    """What may happen to a server."""
+    """What may happen to a server, in the words of `scripts/faults.py` where a real one can have it
+    too (`FREEZE` is its `freeze_both`, `CUT` its `freeze_daemon`)."""
 
-    CRASH = "crash"
+    KILL = "kill"
     """It is gone at once, with all its sessions."""
     FREEZE = "freeze"
     """It says nothing for a while, then goes on."""
-    CUT_OFF = "cut_off"
+    CUT = "cut"
     """Nothing reaches it and nothing leaves it for a while; it computes on."""
     SLOW = "slow"
     """Its passes take longer for a while (`factor`), and it does not say so."""
@@ -42,7 +44,7 @@ class Fault:
     machine: PeerId
     at_s: float
     lasts_s: float = 0.0
-    """Until it is well again; of a crash and a drain: until it comes back. 0: never."""
+    """Until it is well again; of a kill and a drain: until it comes back. 0: never."""
     factor: float = 4.0
     """Of SLOW."""
 
@@ -150,6 +152,8 @@ class Scenario:
     liars: float = 0.0
     """Share of the servers that announce themselves `lie` times as fast as they are."""
     lie: float = 4.0
+    client_token_s: float = 0.0
+    """What a client computes for each of its tokens: the head, and the next one's embedding."""
     cache_unit: CacheUnit = CacheUnit.SPAN
     seed: int = 0
 
@@ -160,7 +164,9 @@ class Scenario:
                 f"{self.liars:g} of the servers claim to be {self.lie:g} times as fast; give a "
                 "share from 0 to 1 and a factor from 1"
             )
-        known = {machine.peer for machine in self.inventory.machines}
+        if not self.client_token_s >= 0:
+            raise UsageError(f"a client computes {self.client_token_s:g} s a token; give 0 or more")
+        known = {machine.peer for machine in self.inventory.machines} | {*self.inventory.clients}
         named = [fault.machine for fault in self.faults]
         named += [peer for host in self.hosts for peer in host.machines]
         for peer in named:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from swarm.simulator.client import SimulatedClient
 
 _UNSIGNED = SignedGrant(b"", b"")
+_FIRST_LOOK_TOKENS, _LOOK_TOKENS = 8, 64
+"""After so many tokens over a route a client compares it with what was promised, and from then on
+each time after so many more."""
 
 
 class SimulatedSession:
@@ -45,6 +48,9 @@ class SimulatedSession:
         self._route: Route | None = None
         self._give_up_at = request.arrived + owner.timing.open_timeout_s
         self._last_token_at = 0.0
+        self._route_tokens = 0
+        """Decoded over the route that it has now, and since when."""
+        self._route_since = 0.0
         self._lost: set[PeerId] = set()
         """Servers that this session has lost and not replaced yet."""
 
@@ -180,6 +186,7 @@ class SimulatedSession:
         self._opening = None
         request = self.request
         request.hops.append(len(self._stages))
+        self._route_tokens = 0
         self._lost.clear()
         if request.opened is None:
             request.opened = self._clock.now
@@ -216,6 +223,8 @@ class SimulatedSession:
             self._send(ServiceClass.REPAIR, tokens, done, stages)
 
     def _next_token(self) -> None:
+        if not self._route_tokens:
+            self._route_since = self._clock.now
         self._send(ServiceClass.DECODE, 1, self._held, self._stages)
 
     def _send(
@@ -238,16 +247,27 @@ class SimulatedSession:
             return
         if step.service_class is ServiceClass.DECODE:
             self._held += 1
-            self._token()
+            self._route_tokens += 1
+            self._compute_token()
             return
         self._chunks_out -= 1
         if step.service_class is ServiceClass.PREFILL:
             self._send_prompt()
             if not self._chunks_out:
                 self._held = self.request.prompt_tokens
-                self._token()
+                self._compute_token()
         elif not self._chunks_out:
             self._next_token()
+
+    def _compute_token(self) -> None:
+        """The client's own part of a token."""
+        work_s = self._world.scenario.client_token_s
+        if work_s:
+            epoch = self.epoch
+            cores = self._world.cores_of(self.client)
+            cores.start(work_s, lambda: self._token() if epoch == self.epoch else None)
+        else:
+            self._token()
 
     def _token(self) -> None:
         request, now = self.request, self._clock.now
@@ -259,8 +279,23 @@ class SimulatedSession:
         self._last_token_at = now
         if request.tokens >= request.output_tokens:
             self._end(Outcome.DONE)
-        else:
+        elif not self._moves_on():
             self._next_token()
+
+    def _moves_on(self) -> bool:
+        """Whether the session goes over to a route that is much better than its own proved."""
+        tokens = self._route_tokens
+        if tokens < _FIRST_LOOK_TOKENS or (tokens - _FIRST_LOOK_TOKENS) % _LOOK_TOKENS:
+            return False
+        tpot_s = (self._clock.now - self._route_since) / tokens
+        route = self._owner.measured(self, tpot_s, self._question())
+        if route is None:
+            return False
+        self.request.moves += 1
+        self.epoch += 1
+        self._give_up_at = self._clock.now + self._owner.timing.repair_timeout_s
+        self._open(route)
+        return True
 
     # ---- trouble
 

@@ -62,7 +62,12 @@ class Simulation:
             seed=self.scenario.seed,
             requests=tuple(self.requests),
             servers=tuple(
-                load_of(server, clock.now, server.peer in world.liars)
+                load_of(
+                    server,
+                    clock.now,
+                    liar=server.peer in world.liars,
+                    relayed=self.scenario.inventory.machine(server.peer).relayed,
+                )
                 for server in world.every_server
             ),
             simulated_s=clock.now,

@@ -83,7 +83,7 @@ class World:
             self.clock,
             view,
             inventory.machine(peer).speed,
-            self._cores.get(peer, self._own),
+            self.cores_of(peer),
             pass_tokens=scenario.timing.pass_tokens,
             lie=scenario.lie if peer in self.liars else 1.0,
         )
@@ -92,6 +92,10 @@ class World:
         self._announce(server)
         self.coverage_changed()
         return server
+
+    def cores_of(self, peer: PeerId) -> Cores:
+        """On which a peer computes."""
+        return self._cores.get(peer, self._own)
 
     def announce(self, server: SimulatedServer) -> None:
         """Say now what has changed, beside the usual times."""

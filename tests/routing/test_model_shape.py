@@ -5,13 +5,7 @@ import pytest
 from swarm.errors import UsageError
 from swarm.routing.hardware import Hardware, hardware_named, roofline
 from swarm.routing.model_shape import bytes_per_weight, shape_of
-from swarm.routing.performance import (
-    ChainHop,
-    ChainMode,
-    HopOverhead,
-    ServerSpeed,
-    predict_chain,
-)
+from swarm.routing.performance import ServerSpeed
 
 LLAMA_2_70B = {
     "model_type": "llama",
@@ -122,54 +116,3 @@ def test_the_roofline_is_the_successors() -> None:
     assert speed.decode_s(1, 400) - speed.pass_s == pytest.approx(400 * speed.row_s)
     sparse = roofline(hardware_named("a100-80gb"), shape_of(GPT_OSS_120B), "bfloat16")
     assert sparse.extra_row_s > 0.5 * sparse.block_s
-
-
-def test_a_chain_of_two() -> None:
-    fast = ServerSpeed(0.001, 0.002, prefill_token_s=0.0001)
-    hops = [
-        ChainHop(10, fast, 0.02, bytes_per_s=1e6, wait_s=0.003, cache_tokens=900),
-        ChainHop(5, fast, 0.03, cache_tokens=500),
-    ]
-    push = predict_chain(
-        hops,
-        back_delay_s=0.04,
-        prompt_tokens=100,
-        output_tokens=100,
-        activation_bytes=1000,
-        overhead=HopOverhead(0.0, 0.0),
-    )
-    assert push.tpot_s == pytest.approx(0.02 + 0.03 + 0.04 + 0.003 + 0.001 + 0.002 + 0.030)
-    assert push.ttft_s == pytest.approx(0.09 + 0.003 + 100 * 0.001 + 0.002 + 15 * 0.01)
-    assert push.sessions == 2
-    assert push.tokens_per_s == pytest.approx(1 / 0.021)
-    assert push.request_s(11) == pytest.approx(push.ttft_s + 10 * push.tpot_s)
-    relay = predict_chain(
-        hops,
-        back_delay_s=0.04,
-        prompt_tokens=100,
-        output_tokens=100,
-        activation_bytes=1000,
-        mode=ChainMode.RELAY,
-        overhead=HopOverhead(0.0, 0.0),
-    )
-    assert relay.tpot_s == pytest.approx(2 * (0.02 + 0.03 + 0.001) + 0.003 + 0.002 + 0.030)
-
-
-def test_chunks_of_a_prompt_overlap() -> None:
-    speed = ServerSpeed(0.0, 0.001, prefill_token_s=0.001)
-    hops = [ChainHop(2, speed, 0.0), ChainHop(4, speed, 0.0), ChainHop(1, speed, 0.0)]
-
-    def first_token_s(chunk: int | None) -> float:
-        return predict_chain(
-            hops,
-            back_delay_s=0.0,
-            prompt_tokens=100,
-            output_tokens=1,
-            activation_bytes=0.0,
-            overhead=HopOverhead(0.0, 0.0),
-            chunk_tokens=chunk,
-        ).ttft_s
-
-    assert first_token_s(None) == pytest.approx(0.7)
-    assert first_token_s(25) == pytest.approx(0.7 / 4 + 3 * 0.1)
-    assert first_token_s(500) == first_token_s(None)

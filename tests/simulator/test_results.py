@@ -7,14 +7,17 @@ from swarm.simulator.results import Result, ServerLoad, Spread, busiest_replica
 from swarm.spans import PeerId, Span
 
 
-def load(name, decoded, *, span=(0, 4), present_s=10.0, block_s=0.002):
-    return ServerLoad(PeerId(name), Span(*span), 0.5, 1, decoded, present_s, block_s, False)
+def load(name, decoded, *, span=(0, 4), present_s=10.0, block_s=0.002, liar=False, relayed=False):
+    server = PeerId(name)
+    return ServerLoad(server, Span(*span), 0.5, 1, decoded, present_s, block_s, liar, relayed)
 
 
 def test_the_busiest_replica_is_compared_with_its_equals():
     assert busiest_replica([load("a", 30), load("b", 10)]) == pytest.approx(1.5)
     assert busiest_replica([load("a", 30), load("b", 10, span=(4, 8))]) is None
     assert busiest_replica([load("a", 30), load("b", 10, block_s=0.001)]) is None
+    assert busiest_replica([load("a", 30), load("b", 10, liar=True)]) is None
+    assert busiest_replica([load("a", 30), load("b", 10, relayed=True)]) is None
     assert busiest_replica([load("a", 0), load("b", 0)]) is None
     # Half the work in half the time is the same rate; who was there for a moment does not count.
     assert busiest_replica([load("a", 30), load("b", 15, present_s=5.0)]) == pytest.approx(1.0)

@@ -16,6 +16,7 @@ from swarm.routing.placements.conservative import (
     most_sessions,
     place_conservatively,
 )
+from swarm.routing.placements.large import LARGE, place_in_large_pool
 from swarm.routing.placements.petals import weakest_start
 from swarm.routing.planned import planned_chains
 from swarm.spans import PeerId, Span
@@ -34,13 +35,16 @@ class BestPlacement:
     programming instead of greedily (`cheapest_members`), again and again from the machines that are
     left. Machines that are in no chain go where the model is weakest. The judge: chains with room
     (GCA), and the mean response of the queue before them if the rate is known, else the mean time
-    of the workload's sessions, packed on the fastest chains.
+    of the workload's sessions, packed on the fastest chains. With more than `LARGE` machines no
+    chains are planned (`place_in_large_pool`).
     """
 
     def place(self, inventory: Inventory, workload: Workload) -> Layout:
         """Raises MemoryShortError when the blocks do not fit beside the cache of one session."""
         figures = tables(inventory, workload)
         inventory.check_memory(workload, 1)
+        if len(inventory.machines) > LARGE:
+            return place_in_large_pool(inventory, figures, workload)
         judged = [
             (response_s(inventory, layout, workload), layout)
             for layout in self._candidates(inventory, figures, workload)

@@ -5,11 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 
+from swarm.routing.experience import Experience, Share
 from swarm.routing.layer_graph import Chain, Part, chain_cost_s, cheapest_chain
 from swarm.routing.network import Floats, Network
-from swarm.routing.router import Route, RouteCosts, RouteRequest, no_route
+from swarm.routing.router import (
+    Route,
+    RouteCosts,
+    RouteRequest,
+    Trusting,
+    decode_fixed_s,
+    no_route,
+)
 from swarm.routing.routes import route_over
 from swarm.routing.server_index import Candidates, ServerIndex
+from swarm.routing.shortest import decode_block_s
 from swarm.routing.view import ServerView, SwarmView
 from swarm.sessions.messages import MAX_HOPS
 from swarm.spans import PeerId, SessionId
@@ -18,9 +27,11 @@ EXACT_UP_TO = 150
 """Servers; with more of them a router follows only the cheapest exits."""
 PRUNE_WIDTH = 12
 _PRICES = 12
+_WORTH_MOVING = 0.25
+"""Share of the rest of a session's time that another route must save."""
 
 
-class LayerRouter:
+class LayerRouter(Trusting):
     """Parallax' phase 2 (arXiv 2509.26182) with partial spans and its load in the unit of time.
 
     The load is the wait that servers announce, and what the rows of this client's own sessions add
@@ -38,17 +49,22 @@ class LayerRouter:
 
     def route(self, view: SwarmView, network: Network, request: RouteRequest) -> Route:
         """Raises MissingBlocksError."""
-        found = self._index.candidates(view, network, request, extra_s=self._extra_s(view))
+        seen = self._seen(view)
+        extra_s = self._extra_s(view, seen)
+        found = self._index.candidates(seen, network, request, extra_s=extra_s)
         exact = self._width is None or len(view.servers) <= EXACT_UP_TO
         chain = _short_chain(found, None if exact else self._width)
         if chain is None:
             raise no_route(view, request)
         chain = self._among_equals(found, chain)
-        route = route_over(chain, view.servers, network, request, self._costs)
+        route = route_over(chain, seen.servers, network, request, self._costs)
         self._announced = {
             view.servers[part.server].peer: view.servers[part.server] for part in chain.parts
         }
         return route
+
+    def _seen(self, view: SwarmView) -> SwarmView:
+        return view
 
     def _among_equals(self, found: Candidates, chain: Chain) -> Chain:
         return chain
@@ -65,7 +81,7 @@ class LayerRouter:
         """Its load is gone."""
         self._sessions.pop(session, None)
 
-    def _extra_s(self, view: SwarmView) -> Floats | None:
+    def _extra_s(self, view: SwarmView, seen: SwarmView) -> Floats | None:
         """`[n]`: by which our own sessions lengthen a decode step at each server."""
         if not self._sessions:
             return None
@@ -74,7 +90,7 @@ class LayerRouter:
             for peer, announced in servers:
                 rows.setdefault(peer, []).append(announced)
         extra = np.zeros(len(view.servers))
-        row_s = self._index.row_s_of(view)
+        row_s = self._index.row_s_of(seen)
         for number, server in enumerate(view.servers):
             for announced in rows.get(server.peer, ()):
                 if announced == server:
@@ -102,7 +118,8 @@ class TwoChoicesRouter(LayerRouter):
     Clients with equal views would all take the same chain until its servers announce their load;
     two random choices spread them (Mitzenmacher, "The power of two choices in randomized load
     balancing", 1996) without asking anybody. A chain is at most `near_equal` worse than the
-    cheapest.
+    cheapest. Speeds are what the client's own requests have shown of them (`Experience`), where
+    they have shown something.
     """
 
     def __init__(
@@ -116,6 +133,47 @@ class TwoChoicesRouter(LayerRouter):
         super().__init__(costs, width=width)
         self._rng = rng
         self._near_equal = near_equal
+        self._experience = Experience()
+        self._promises: dict[SessionId, tuple[tuple[Share, ...], float]] = {}
+        """Of each session what its servers announced, and what the ways take of a token."""
+
+    def _seen(self, view: SwarmView) -> SwarmView:
+        return self._experience.seen(view)
+
+    def opened(self, session: SessionId, route: Route) -> None:
+        """As before; and what its servers promise is remembered until it closes."""
+        super().opened(session, route)
+        shares: list[Share] = []
+        believed_s = 0.0
+        for hop in route.hops:
+            server = self._announced.get(PeerId(hop.peer))
+            if server is None:
+                return
+            compute_s = decode_fixed_s(server) + (hop.end - hop.start) * decode_block_s(server)
+            believed_s += compute_s * self._experience.factor(server)
+            shares.append(Share(server, compute_s))
+        self._promises[session] = tuple(shares), route.tpot_s - believed_s
+
+    def measured(self, session: SessionId, tpot_s: float) -> None:
+        """What is more than the ways take is its servers' time."""
+        if session in self._promises:
+            shares, ways_s = self._promises[session]
+            self._experience.observed(shares, max(0.0, tpot_s - ways_s))
+
+    def much_better(
+        self, tpot_s: float, view: SwarmView, network: Network, request: RouteRequest
+    ) -> Route | None:
+        """One that saves a good part of the time that the session still takes, with the time until
+        the new hops have its cache."""
+        route = self.route(view, network, request)
+        stays_s = request.output_tokens * tpot_s
+        moves_s = route.ttft_s + request.output_tokens * route.tpot_s
+        return route if moves_s < (1 - _WORTH_MOVING) * stays_s else None
+
+    def closed(self, session: SessionId) -> None:
+        """Its load is gone."""
+        super().closed(session)
+        self._promises.pop(session, None)
 
     def _among_equals(self, found: Candidates, chain: Chain) -> Chain:
         parts = list(chain.parts)

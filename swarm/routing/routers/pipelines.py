@@ -8,7 +8,7 @@ from swarm.routing.chains import allocate_greedily, disjoint_chains
 from swarm.routing.hop_graph import HopCosts
 from swarm.routing.layer_graph import Chain
 from swarm.routing.network import Network
-from swarm.routing.router import Route, RouteCosts, RouteRequest, no_route
+from swarm.routing.router import Route, RouteCosts, RouteRequest, Trusting, no_route
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import ServerIndex
 from swarm.routing.view import ServerView, SwarmView
@@ -17,7 +17,7 @@ from swarm.spans import PeerId, SessionId
 _Signature = tuple[object, ...]
 
 
-class _PipelineRouter:
+class _PipelineRouter(Trusting):
     """Chains are computed when the placement changes, not for each request."""
 
     def __init__(self, costs: RouteCosts) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from swarm.routing.hop_graph import HopChain, HopCosts, cheapest_hops, waits
+from swarm.routing.hop_graph import HopChain, HopCosts, HopLevels, cheapest_hops, waits
 from swarm.routing.layer_graph import Chain
 from swarm.routing.network import Floats, Network
 from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest, no_route
@@ -80,13 +80,14 @@ class ThresholdRouter(_WaitingRouter):
 
     def _choose(self, found: Candidates, waiting: Floats) -> HopChain | None:
         costs = HopCosts.of(found, waiting)
+        levels = HopLevels.of(costs)
         occurring = waiting[found.usable]
         best: HopChain | None = None
         best_s = math.inf
         for limit in np.unique(occurring[np.isfinite(occurring)]).tolist():
             if self._rounding(limit) >= best_s:
                 break
-            chain = cheapest_hops(costs, add_waits=False, most_wait_s=limit)
+            chain = cheapest_hops(costs, add_waits=False, most_wait_s=limit, levels=levels)
             if chain is not None:
                 total_s = self._rounding(chain.wait_s) + chain.chain.cost_s
                 if total_s < best_s:
