@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,7 +102,12 @@ class _Batch:
     def run(self, todo: list[int], concurrency: int) -> None:
         most_failures = MAX_FAILED_ROUNDS * concurrency
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="prompt")
-        try:
+        with ExitStack() as at_end:
+            at_end.callback(pool.shutdown, cancel_futures=True)
+            # Before that, when it is interrupted: who waits for a server now is told so and need
+            # not be waited for.
+            at_end.callback(self._model.close)
+            at_end.callback(self._stopped.set)
             for done in as_completed([pool.submit(self._answer, index) for index in todo]):
                 result = done.result()
                 if result is None:
@@ -118,13 +123,6 @@ class _Batch:
                 if self._failed_in_a_row >= most_failures and not self._stopped.is_set():
                     self._progress.tell(f"{most_failures} failures in a row: the rest is left")
                     self._stopped.set()
-        except BaseException:
-            self._stopped.set()
-            # Who waits for a server now is told so and need not be waited for.
-            self._model.close()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _answer(self, index: int) -> Result | None:
         """None: stopped before there was a whole answer."""

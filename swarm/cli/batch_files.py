@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from swarm.cli.answering import Sampling
+from swarm.cli.output_lock import OutputLock
 from swarm.errors import UsageError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -106,18 +108,22 @@ class ResultFile:
     """
 
     def __init__(self, path: Path, digests: Sequence[str]) -> None:
-        """`digests[i]`: of prompt i. UsageError if the file holds answers to something else, or
-        cannot be written."""
+        """`digests[i]`: of prompt i. UsageError if the file holds answers to something else, is
+        being written by another run, or cannot be written."""
         self._path = path
         self._results: dict[int, Result] = {}
-        if path.exists():
-            *whole, half = _read(path, "--output").split(b"\n")
-            for number, line in enumerate(whole, 1):
-                self._take(number, line, digests)
-            if half and not half.startswith(_BEGINNING) and not _BEGINNING.startswith(half):
-                raise self._not_ours(len(whole) + 1)
-        self._rewrite()
-        self._file = self._open()
+        with ExitStack() as undo:
+            try:
+                lock = OutputLock(path)
+            except OSError as error:
+                raise _unwritable(path, error) from None
+            undo.callback(lock.release)
+            if path.exists():
+                self._take_all(_read(path, "--output"), digests)
+            self._rewrite()
+            self._file = self._open()
+            undo.pop_all()
+        self._lock = lock
 
     @property
     def done(self) -> frozenset[int]:
@@ -133,9 +139,18 @@ class ResultFile:
         """In the order of the prompts, and closed."""
         self._file.close()
         self._rewrite()
+        self._lock.release()
 
     def close(self) -> None:
         self._file.close()
+        self._lock.release()
+
+    def _take_all(self, stored: bytes, digests: Sequence[str]) -> None:
+        *whole, half = stored.split(b"\n")
+        for number, line in enumerate(whole, 1):
+            self._take(number, line, digests)
+        if half and not half.startswith(_BEGINNING) and not _BEGINNING.startswith(half):
+            raise self._not_ours(len(whole) + 1)
 
     def _take(self, number: int, line: bytes, digests: Sequence[str]) -> None:
         try:
@@ -162,15 +177,14 @@ class ResultFile:
         kept = sorted(self._results.values(), key=lambda result: result.index)
         try:
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-            try:
+            with ExitStack() as undo:
+                undo.callback(os.unlink, name)
                 with os.fdopen(handle, "wb") as file:
                     file.writelines(map(_line, kept))
                 mode = self._path.stat().st_mode if self._path.exists() else 0o644
                 os.chmod(name, mode & 0o777)
                 os.replace(name, self._path)
-            except BaseException:
-                os.unlink(name)
-                raise
+                undo.pop_all()
         except OSError as error:
             raise _unwritable(self._path, error) from None
 

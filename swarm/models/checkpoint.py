@@ -1,7 +1,7 @@
 """A model's config, tensors and tokenizer, from a folder, a GGUF file, the hub or the default."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from swarm.errors import BadSpanError, CheckpointError, ModelNotFoundError, NotS
 from swarm.models import embedded
 from swarm.models.block_names import block_of, find_block_prefix, renumber
 from swarm.models.checkpoint_identity import canonical_config, compute_identity, digest_block
+from swarm.models.composite import TextSource, text_config_of
 from swarm.models.disk_cache import cache_key, load_json, store_json
 from swarm.models.gguf_source import GgufSource
 from swarm.models.hub import fetch_repository
@@ -159,6 +160,8 @@ class Checkpoint:
             return None
         if (self._place / "generation_config.json").is_file():
             return GenerationConfig.from_pretrained(self._place)
+        if isinstance(self._source, TextSource):
+            return GenerationConfig.from_model_config(self.config)
         return GenerationConfig.from_pretrained(
             self._place, config_file_name="config.json", _from_model_config=True
         )
@@ -186,7 +189,7 @@ def open_checkpoint(model: str | None = None, revision: str | None = None) -> Ch
             "files, a GGUF file, or a Hugging Face name"
         )
     folder, shards = fetch_repository(model, revision)
-    return Checkpoint(model, _load_config(folder), SafetensorsSource(shards), folder, folder.name)
+    return _text_checkpoint(model, _load_config(folder), shards, folder, folder.name)
 
 
 def causal_model_class(config: PretrainedConfig) -> type[Any]:
@@ -216,7 +219,26 @@ def _open_folder(folder: Path) -> Checkpoint:
             "files are missing); fetch the model again"
         )
     shards: list[ShardFile] = [LocalShard(folder / name) for name in names]
-    return Checkpoint(folder.resolve().name, config, SafetensorsSource(shards), folder)
+    return _text_checkpoint(folder.resolve().name, config, shards, folder)
+
+
+def _text_checkpoint(
+    name: str,
+    whole: PretrainedConfig,
+    shards: Sequence[ShardFile],
+    folder: Path,
+    commit: str | None = None,
+) -> Checkpoint:
+    """The folder's model, or the text decoder of one that is more."""
+    config = text_config_of(whole, folder)
+    causal_model_class(config)
+    source = SafetensorsSource(shards)
+    if config is whole:
+        return Checkpoint(name, config, source, folder, commit)
+    decoder = TextSource(source)
+    if not decoder.has_head:
+        config.tie_word_embeddings = True
+    return Checkpoint(name, config, decoder, folder, commit)
 
 
 def _no_weights(folder: Path, ggufs: list[Path]) -> str:
@@ -243,11 +265,6 @@ def _load_config(folder: Path) -> PretrainedConfig:
                 "that transformers itself knows are served"
             ) from error
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {reason}") from error
-    causal_model_class(config)
-    if config.get_text_config(decoder=True) is not config:
-        raise NotServedError(
-            f"{folder}: {config.model_type} is more than a text model; only text models are served"
-        )
     return config
 
 

@@ -9,7 +9,7 @@ import copy
 import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,14 +28,14 @@ from swarm.models.packed_attention import (
     running_pass,
 )
 from swarm.models.packed_linear import can_pack, least_pass_tokens, pack_linears, unpack_linears
-from swarm.models.quantization import Quantization, proof_tolerance
+from swarm.models.quantization import Quantization, products_dtype
 from swarm.models.rotary_state import RotaryState
 from swarm.models.row_state import MAX_SNAPSHOTS
 from swarm.models.session_cache import SessionCache, layer_kinds
 from swarm.models.session_passes import SessionPasses
 from swarm.models.slice_config import model_of_layers
 from swarm.models.slice_loading import Progress, load_model
-from swarm.models.slice_proof import GrowingStore, prove, sessions_are_independent
+from swarm.models.slice_proof import GrowingStore, bar_for, prove, sessions_are_independent
 from swarm.models.weights_memory import weights_apart
 from swarm.spans import Span
 
@@ -73,7 +73,8 @@ class BlockSlice:
         self._parts: OrderedDict[Span, BlockSlice] = OrderedDict()
         """The newest used last; shared with all parts."""
         self._quantised = bool(getattr(model, "is_quantized", False))
-        self._allowed = proof_tolerance(model)
+        self._bar = bar_for(products_dtype(model))
+        self._whole = model
         self._attention = str(model.config._attn_implementation)
         self._looks_far = _looks_at_longest_position(model.config)
         self._named = inspect.signature(model.forward).parameters.keys()
@@ -151,14 +152,17 @@ class BlockSlice:
         if found is None:
             if not self.span.covers(span):
                 raise BadSpanError(f"blocks {span} are not among {self.span}")
-            found = copy.copy(self)
-            inner = Span(span.start - self.span.start, span.end - self.span.start)
-            found.model, found.span = model_of_layers(self.model, len(self.span), inner), span
-            found._find_ends()
-            self._parts[span] = found
+            found = self._parts[span] = self._cut_out(span)
             while len(self._parts) > MAX_PARTS:
                 self._parts.popitem(last=False)
         self._parts.move_to_end(span)
+        return found
+
+    def _cut_out(self, span: Span) -> "BlockSlice":
+        found = copy.copy(self)
+        inner = Span(span.start - self.span.start, span.end - self.span.start)
+        found.model, found.span = model_of_layers(self.model, len(self.span), inner), span
+        found._find_ends()
         return found
 
     def forward(
@@ -276,13 +280,27 @@ class BlockSlice:
 
     def _prepare_packed(self, like: torch.Tensor) -> None:
         self._measure_packed(like)
-        prove(self.forward, self.reference, self.hidden_size, like, self._allowed)
+        self._prove(like)
         far = 2 * int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
         if self._looks_far:
             self.alone_because = "its RoPE looks at the longest position of a pass"
-        elif not sessions_are_independent(self.forward, self.hidden_size, like, far, self._allowed):
+        elif not all(
+            sessions_are_independent(each.forward, self.hidden_size, like, far, self._bar)
+            for each in self._proved_parts()
+        ):
             self.alone_because = "a session far on changes what others compute"
         self.packs_sessions = self.alone_because is None
+
+    def _prove(self, like: torch.Tensor) -> None:
+        for each in self._proved_parts():
+            prove(each.forward, each.reference, self.hidden_size, like, self._bar)
+
+    def _proved_parts(self) -> Iterator["BlockSlice"]:
+        if not self._bar.by_block or len(self.span) == 1:
+            yield self
+            return
+        for block in range(self.span.start, self.span.end):
+            yield self._cut_out(Span(block, block + 1))
 
     def _measure_packed(self, like: torch.Tensor) -> None:
         kv = GrowingStore()
@@ -306,30 +324,33 @@ class BlockSlice:
         self.kv_shapes = kv.shapes(len(self.span) + self._alone.recurrent)
         self.row_bytes = (1 + MAX_SNAPSHOTS) * kv.state(0).size_bytes
         try:
-            prove(self.forward, self.reference, self.hidden_size, like, self._allowed)
+            self._prove(like)
         except Exception as error:
             if not self._alone.recurrent:
                 raise
             logger.info("blocks %s take one token at a time: %s", self.span, error)
             self._alone.continues = False
-            prove(self.forward, self.reference, self.hidden_size, like, self._allowed)
+            self._prove(like)
 
     def reference(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """What the model's own plain attention, without a cache, makes of all the tokens of one
         session: `[tokens, hidden_size]` at `[tokens]` positions."""
         if self._attention == "eager":
             return self._run(hidden, position_ids)
-        self.model.set_attn_implementation("eager")
+        # Masks are made by the part's own config, attention looks at that of the whole slice.
+        for model in (self._whole, self.model):
+            model.set_attn_implementation("eager")
         try:
             return self._run(hidden, position_ids)
         finally:
-            self.model.set_attn_implementation(self._attention)
+            for model in (self._whole, self.model):
+                model.set_attn_implementation(self._attention)
 
     def _pack(self, like: torch.Tensor) -> None:
         pack_linears(self._layers)
         self._least_tokens = least_pass_tokens(self.dtype)
         try:
-            prove(self.forward, self.reference, self.hidden_size, like, self._allowed)
+            self._prove(like)
         except Exception as error:  # a model that reads its linear layers' weights by itself
             logger.info("blocks %s run with plain linear layers: %s", self.span, error)
             unpack_linears(self._layers)

@@ -2,8 +2,10 @@
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from transformers import PretrainedConfig
 
 from swarm.models.packed_attention import PassRow
 from swarm.models.slice import BlockSlice
@@ -11,6 +13,11 @@ from swarm.scheduling.cost_model import PROMPT_TOKENS
 from swarm.server.kv_cache import PagedCache
 from swarm.spans import SessionId
 
+if TYPE_CHECKING:
+    from swarm.server.hosted import Plan
+
+GUESSED_BYTES = 64 << 20
+_GUESSED_WIDTH = 4096
 LONGEST_S = 1.0
 """No further round begins after this time."""
 _ROUNDS = 5
@@ -22,7 +29,8 @@ class Speed:
     """Best of a few passes of one session over all blocks of the slice."""
 
     decode_ms_per_block: float
-    """One token behind a context of 128, divided by the number of blocks."""
+    """One token behind a context of 128, or of all that the model has, divided by the number of
+    blocks."""
     prefill_tokens_per_s: float
     """Prompt tokens through the whole slice, without a context."""
 
@@ -32,13 +40,14 @@ def measure_speed(blocks: BlockSlice) -> Speed:
 
     The thread's own torch settings decide how many cores take part.
     """
-    slots = PROMPT_TOKENS + _ROUNDS
+    tokens = min(PROMPT_TOKENS, max(1, _most_positions(blocks.model.config) - _ROUNDS))
+    slots = tokens + _ROUNDS
     cache = PagedCache(
         blocks.kv_shapes, slots, page_tokens=slots, dtype=blocks.dtype, device=blocks.device
     )
     cache.reserve(_SESSION, 1, slots)
     row = cache.row(_SESSION, 0)
-    prompt = torch.zeros(PROMPT_TOKENS, blocks.hidden_size, dtype=blocks.dtype)
+    prompt = torch.zeros(tokens, blocks.hidden_size, dtype=blocks.dtype)
     prompt = prompt.normal_(generator=torch.Generator().manual_seed(0)).to(blocks.device)
 
     def run(start: int, count: int) -> float:
@@ -50,10 +59,36 @@ def measure_speed(blocks: BlockSlice) -> Speed:
 
     with torch.inference_mode():
         deadline = time.perf_counter() + LONGEST_S
-        prompts = [run(0, PROMPT_TOKENS)]
-        steps = [run(PROMPT_TOKENS, 1)]
+        prompts = [run(0, tokens)]
+        steps = [run(tokens, 1)]
         while len(steps) < _ROUNDS and time.perf_counter() < deadline:
-            steps.append(run(PROMPT_TOKENS + len(steps), 1))
+            steps.append(run(tokens + len(steps), 1))
         if time.perf_counter() + prompts[0] < deadline:
-            prompts.append(run(0, PROMPT_TOKENS))
-    return Speed(1e3 * min(steps) / len(blocks.span), PROMPT_TOKENS / min(prompts))
+            prompts.append(run(0, tokens))
+    return Speed(1e3 * min(steps) / len(blocks.span), tokens / min(prompts))
+
+
+def _most_positions(config: PretrainedConfig) -> int:
+    """Beyond which some models have no tables."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    told = [getattr(config, name, None) for name in names]
+    return min((each for each in told if isinstance(each, int)), default=PROMPT_TOKENS + _ROUNDS)
+
+
+def guess_decode_ms(plan: "Plan", threads: int) -> float:
+    """A token in one block, before anything is loaded: its weights have to be read once.
+
+    Read is a matrix of at most `GUESSED_BYTES`, in the dtype that will be hosted.
+    """
+    torch.set_num_threads(threads)
+    block_bytes = max(plan.needs.block_bytes)
+    rows = min(block_bytes, GUESSED_BYTES) // (_GUESSED_WIDTH * plan.dtype.itemsize)
+    weights = torch.ones(max(1, rows), _GUESSED_WIDTH, dtype=plan.dtype, device=plan.device)
+    token = torch.ones(_GUESSED_WIDTH, dtype=plan.dtype, device=plan.device)
+    least_s = float("inf")
+    with torch.inference_mode():
+        for _ in range(_ROUNDS):
+            began = time.perf_counter()
+            (weights @ token)[-1].item()  # waits for an accelerator
+            least_s = min(least_s, time.perf_counter() - began)
+    return 1e3 * least_s * block_bytes / weights.nbytes

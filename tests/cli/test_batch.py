@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from swarm.cli import batch
 from swarm.cli.answering import Answering, Sampling
-from swarm.cli.batch_files import Prompt, read_prompts
+from swarm.cli.batch_files import Prompt, ResultFile, read_prompts
 from swarm.errors import SessionLostError, UsageError
 from swarm.testing import LocalSwarm
 
@@ -303,3 +303,19 @@ def test_options_of_a_prompt_replace_those_of_the_command() -> None:
     defaults = Sampling(max_new_tokens=5, temperature=0.5, stop=("x",))
     own = Prompt("p", max_new_tokens=7, stop=["y", "z"]).sampling(defaults)
     assert own == Sampling(max_new_tokens=7, temperature=0.5, stop=("y", "z"))
+
+
+def test_two_runs_do_not_write_one_file(generate: Generate, prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    first = ResultFile(output, [])
+    try:
+        code, _, err = generate("--prompts", prompts, "--output", output)
+        assert code == 2
+        (line,) = errors_of(err)
+        assert "is being written by another run" in line and str(output) in line
+        assert output.read_bytes() == b""
+    finally:
+        first.close()
+    assert generate("--prompts", prompts, "--output", output)[0] == 0
+    assert len(lines(output)) == len(TEXTS)
+    assert {path.name for path in tmp_path.iterdir()} == {prompts.name, output.name}

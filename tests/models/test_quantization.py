@@ -15,6 +15,7 @@ from swarm.models import quantization
 from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.quantization import block_bytes
 from swarm.models.quantization_error import quantization_error
+from swarm.models.shell import load_shell
 from swarm.models.slice import BlockSlice
 from swarm.spans import Span
 
@@ -83,7 +84,7 @@ def test_the_error_is_that_of_the_code(checkpoint: Checkpoint) -> None:
 
     int8: s = 2/127 of a row's largest of 64 or 128 normal weights (about 2.5 sigma), so 0.6 % of
     each product; nf4 about 9 % (Dettmers et al. 2023). Errors of the layers of a block add up as
-    independent ones and are diluted by the residual stream: at most a few times as much.
+    independent ones: at most a few times as much.
     """
     whole = Span(0, checkpoint.num_blocks)
     plain = quantization_error(checkpoint, BlockSlice.load(checkpoint, whole))
@@ -93,6 +94,34 @@ def test_the_error_is_that_of_the_code(checkpoint: Checkpoint) -> None:
     assert 0.001 < int8 < 0.03
     assert 0.03 < nf4 < 0.5
     assert nf4 > 4 * int8
+
+
+@needs_libraries
+def test_the_error_is_that_of_a_block_however_many_there_are(checkpoint: Checkpoint) -> None:
+    """Of a span it is the median of its blocks' own, not their sum, and a block has the same error
+    whatever the size of what it is given."""
+    whole = BlockSlice.load(checkpoint, Span(0, 3), quantization="int8")
+    single = [
+        quantization_error(checkpoint, BlockSlice.load(checkpoint, span, quantization="int8"))
+        for span in (Span(0, 1), Span(1, 2), Span(2, 3))
+    ]
+    assert min(single) * 0.8 < quantization_error(checkpoint, whole) < max(single) * 1.25
+    large = 50 * torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
+    assert quantization_error(checkpoint, whole, probe=large) < max(single) * 1.5
+
+
+@needs_libraries
+@pytest.mark.matrix
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_tokens_stand_for_a_text(kind: quantization.Quantization) -> None:
+    checkpoint = open_checkpoint()
+    text = "The keeper of the lighthouse wrote down every ship that passed, and its flag."
+    ids = checkpoint.load_tokenizer()(text, return_tensors="pt").input_ids[0]
+    shell = load_shell(checkpoint, torch.float32, lambda _: nn.Identity())
+    blocks = BlockSlice.load(checkpoint, Span(0, 10), quantization=kind)
+    with torch.inference_mode():
+        of_text = quantization_error(checkpoint, blocks, probe=shell.get_input_embeddings()(ids))
+    assert 0.75 < quantization_error(checkpoint, blocks) / of_text < 1.33
 
 
 @needs_libraries

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import save_tiny
+from architectures import draw
+from tiny_models import SIZES, save_tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from swarm.errors import BadSpanError, CheckpointError, NotServedError
 from swarm.models import slice as slice_module
+from swarm.models.building import building_model
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.layer_list import find_layers
-from swarm.models.packed_attention import PassRow
+from swarm.models.packed_attention import _RUNNING, PassRow
 from swarm.models.packed_linear import PackedLinear
 from swarm.models.slice import BlockSlice
 from swarm.models.slice_config import check_layers, sliced_config
@@ -305,3 +307,56 @@ def test_settings_of_layers_are_shifted() -> None:
     )
     assert sliced_config(config, Span(1, 3)).layer_types == ["sliding_attention", "full_attention"]
     assert config.num_hidden_layers == 3
+
+
+# ---- the proof in half precision
+
+
+DEEP = {
+    "num_hidden_layers": 80, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16,
+}  # fmt: skip
+
+
+def deep_folder(folder: Path) -> Path:
+    """A random model of 80 blocks; saved in float32."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("llama", **SIZES | DEEP), dtype=torch.float32
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_deep_model_passes_in_bfloat16_and_a_wrong_block_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rounding adds up over 80 blocks to more than one wrong block in the middle changes."""
+    checkpoint = open_checkpoint(str(deep_folder(tmp_path)))
+    blocks = BlockSlice.load(checkpoint, Span(0, 80), dtype=torch.bfloat16)
+    assert blocks.packs_sessions
+    right = blocks._layers[40].forward
+
+    def wrong(hidden: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        """Rows of a packed pass see each other."""
+        output: torch.Tensor = right(hidden, *arguments, **named)
+        if _RUNNING.current is not None:
+            output = output + 0.2 * output.roll(1, dims=1)
+        return output
+
+    monkeypatch.setattr(blocks._layers[40], "forward", wrong)
+    with pytest.raises(NotServedError, match="in several passes"):
+        blocks._prove(torch.empty(0, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt_oss", "olmoe", "gemma3_text", "llama"])
+def test_half_precision_packs(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Also where rounding sends tokens to other experts."""
+    with building_model():
+        draw(architecture).save_pretrained(tmp_path)
+    blocks = BlockSlice.load(open_checkpoint(str(tmp_path)), Span(0, 5), dtype=dtype)
+    assert blocks.packs_sessions, blocks.alone_because

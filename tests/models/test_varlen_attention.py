@@ -63,6 +63,18 @@ def test_the_kernel_is_given_the_rows_of_a_pass(window: int | None, kv_heads: in
     torch.testing.assert_close(found, by_rows(query, keys, values, COUNTS, window))
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_torchs_own_kernel_takes_what_it_is_given(window: int | None) -> None:
+    """Its arguments and shapes, on no device: the numbers need a GPU."""
+    query = torch.empty(sum(COUNTS), 4, 64, dtype=torch.bfloat16, device="meta")
+    keys, values = (
+        [torch.empty(2, n, 64, dtype=torch.bfloat16, device="meta") for n in LENGTHS]
+        for _ in range(2)
+    )
+    found = attend_ragged(query, keys, values, COUNTS, window, 0.125)
+    assert (found.shape, found.dtype) == (query.shape, query.dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_kernel_is_used_where_there_is_none(dtype: torch.dtype) -> None:
     assert not fits(torch.ones(1, 4, 3, 8, dtype=dtype), torch.ones(1, 2, 3, 8, dtype=dtype))
@@ -94,9 +106,11 @@ def test_slices_on_a_gpu_compute_what_they_do_on_a_cpu(
         model.save_pretrained(tmp_path)
     inputs = torch.randn(12, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     found = [_two_sessions(tmp_path, inputs, device, dtype) for device in ("cpu", "cuda")]
-    scale = float(found[0].abs().max())
-    atol = (1e-4 if dtype is torch.float32 else 0.06) * scale
-    torch.testing.assert_close(found[1], found[0], atol=atol, rtol=0)
+    differences = (found[1] - found[0]).abs().amax(-1) / found[0].abs().max()
+    if dtype is torch.float32:
+        assert float(differences.max()) < 1e-4
+    else:  # where rounding decides, tokens go to other experts on the one and on the other
+        assert float(differences.median()) < 0.06
 
 
 def _two_sessions(folder: Path, inputs: torch.Tensor, device: str, dtype: Any) -> torch.Tensor:
