@@ -1,5 +1,6 @@
 """A peer-to-peer volunteer swarm for large language models."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,17 @@ _HOMES = {
     "Server": "swarm.server.server",
     "ServerConfig": "swarm.server.config",
 }
+
+
+def _tells_users_something(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(("Failed to load ", "%s is an Enum subclass"))
+
+
+# Wherever torchao is installed transformers imports it, used or not, and that tells on standard
+# error of kernels for other machines and of torch's plans. Here, so that it holds as soon as any
+# part of this package has been imported.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).addFilter(_tells_users_something)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -69,7 +70,7 @@ class LocalSwarm:
         self._config = config
         self._hub = None if loopback else MemoryNetworkHub(path=path)
         self._folder = tempfile.TemporaryDirectory(prefix="local-swarm-")
-        self._started = 0
+        self._numbers = count(1)
 
     def __enter__(self) -> Self:
         try:
@@ -103,22 +104,22 @@ class LocalSwarm:
 
     def start(
         self,
-        blocks: str,
+        blocks: str | None = None,
         *,
         on_event: Callable[[ServerEvent], None] = lambda event: None,
         **config: Any,
     ) -> Server:
-        """A server that is online; `config`: further fields of `ServerConfig`.
+        """A server that is online; `config`: further fields of `ServerConfig`. Without `blocks` it
+        chooses them itself, and may move.
 
         Raises what `Server.start` raises.
         """
-        self._started += 1
         values: dict[str, Any] = {
             "model": None if self.model is None else str(self.model),
             "blocks": blocks,
             "listen": (LOOPBACK if self._hub is None else self._hub.address,),
             "peers": (self.address,) if self.servers else (),
-            "identity": Path(self._folder.name) / f"identity-{self._started}",
+            "identity": Path(self._folder.name) / f"identity-{next(self._numbers)}",
             "threads": torch.get_num_threads(),
             "cache_tokens": CACHE_TOKENS,
             "drain_timeout_s": 0.0,

@@ -45,6 +45,8 @@ def live_plan(peers: Sequence[str], model: str | None, workload: Workload) -> Pl
 
 
 async def _plan(swarm: "Swarm", model: str | None, workload: Workload) -> Plan:
+    from swarm.dht.distances import coordinates, next_hops_s
+
     entry = _entry(await swarm.models())
     records = await swarm.servers(entry.checkpoint, 0.0)
     records = tuple(one for one in records if one.state is ServerState.ONLINE)
@@ -55,7 +57,12 @@ async def _plan(swarm: "Swarm", model: str | None, workload: Workload) -> Plan:
     inventory = live_inventory(
         [record.view() for record in records],
         hosted_model(records, entry, model),
-        KnownNetwork(swarm.identity.peer_id, rtt_s),
+        KnownNetwork(
+            swarm.identity.peer_id,
+            rtt_s,
+            next_hops_s=next_hops_s(records),
+            coordinates=coordinates(records),
+        ),
         swarm.identity.peer_id,
     )
     spans = {record.peer: record.span for record in records}

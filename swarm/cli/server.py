@@ -123,6 +123,16 @@ def server(
             rich_help_panel=_NETWORK,
         ),
     ] = None,
+    known_clients: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A peer id, or a network such as 192.168.1.0/24, that goes before strangers: all"
+            " others together get 20 to 50 % while it wants service. May be given several times.",
+            metavar="WHO",
+            show_default=False,
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     sessions_per_client: Annotated[
         int,
         typer.Option(
@@ -153,6 +163,15 @@ def server(
             rich_help_panel=_MEMORY,
         ),
     ] = None,
+    move_check: Annotated[
+        float,
+        typer.Option(
+            help="Without --blocks: seconds, about, between two looks whether others need this"
+            " server more; it then moves to other blocks. 0: it never moves.",
+            metavar="SECONDS",
+            rich_help_panel=_MODEL,
+        ),
+    ] = 60.0,
     name: Annotated[
         str,
         typer.Option(
@@ -211,6 +230,7 @@ def server(
             "max_memory": max_memory,
             "max_upload_mbit": max_upload_mbit,
             "cache_tokens": cache_tokens,
+            "known_clients": tuple(known_clients or ()),
             "sessions_per_client": sessions_per_client,
             "tokens_per_client": tokens_per_client,
             "threads": threads,
@@ -219,6 +239,7 @@ def server(
             "stats_s": _report_interval_s(stats, watch),
             "drain_timeout_s": drain_timeout,
             "backup_memory": backup_memory,
+            "move_check_s": move_check,
         }
         if listen:
             values["listen"] = split_addresses(listen)

@@ -87,7 +87,7 @@ def _print_table(found: Mapping[str, Any]) -> None:
     for server in found["servers"]:
         table.add_row(
             server["blocks"],
-            server["state"],
+            server["state"] + (f", soon {server['moving_to']}" if server["moving_to"] else ""),
             f"..{server['peer'][-6:]}",
             Text(server["name"]),
             Text(server["dtype"]),

@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 import torch
 from transformers.cache_utils import Cache
 
-from swarm.client.alignment import UNKNOWN_ID, align
 from swarm.client.calls import current_generation
 from swarm.client.chain import Chain, ChainStep, OpenChain
+from swarm.client.columns import Columns
 from swarm.client.kept_inputs import KeptInputs
 from swarm.client.packing import Packing
 from swarm.errors import NotServedError, SessionClosedError, SessionFullError
@@ -54,16 +54,12 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self._chain: Chain | None = None
         self._closed: str | None = None
         self._rows = 0
-        self._columns = 0
+        self._columns = Columns()
         self._held: tuple[int, ...] = ()
         """Slots of each row on the servers."""
         self._slots: tuple[int, ...] = ()
         """Slots of each row once the operation below has been applied."""
         self._parents: tuple[int, ...] | None = None
-        self._valid: torch.Tensor | None = None
-        """Bool `[rows, columns]`; None: no padding so far."""
-        self._ids: torch.Tensor | None = None
-        """int64 `[rows, columns]`."""
 
     # ---- what transformers reads
 
@@ -71,13 +67,15 @@ class RemoteCache(Cache):  # type: ignore[misc]
         return self._blocks
 
     def __repr__(self) -> str:
-        return f"RemoteCache(rows={self._rows}, columns={self._columns}, length={self.length})"
+        return (
+            f"RemoteCache(rows={self._rows}, columns={self._columns.count}, length={self.length})"
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._columns
+        return self._columns.count
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._columns + query_length, 0
+        return self._columns.count + query_length, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1
@@ -111,7 +109,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         """Drop the last `-tokens_to_remove` columns."""
         if tokens_to_remove > 0:
             raise ValueError("crop() takes the number of tokens to remove, as a negative number")
-        self.rewind(max(0, self._columns + tokens_to_remove))
+        self.rewind(max(0, self._columns.count + tokens_to_remove))
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row r continues what was row `beam_idx[r]`."""
@@ -142,18 +140,12 @@ class RemoteCache(Cache):  # type: ignore[misc]
 
     def rewind(self, columns: int) -> None:
         """Keep the first `columns` columns."""
-        if columns >= self._columns:
+        if columns >= self._columns.count:
             return
-        if self._valid is not None:
-            self._valid = self._valid[:, :columns]
-            self._slots = tuple(self._valid.sum(dim=1).tolist())
-        else:
-            self._slots = (columns,) * self._rows
-        if self._ids is not None:
-            self._ids = self._ids[:, :columns]
+        self._columns.rewind(columns)
+        self._slots = self._columns.tokens(self._rows)
         if self._inputs is not None:
             self._inputs.rewind(columns)
-        self._columns = columns
 
     def align(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         """Keep what `input_ids` [rows, columns] begins with, for a call that gives all ids.
@@ -161,15 +153,10 @@ class RemoteCache(Cache):  # type: ignore[misc]
         Each new row continues the row of the cache with which it shares most tokens, padding
         apart; everything else is rolled back. At least one column is left to compute.
         """
-        ids = input_ids.detach().cpu()
-        valid = None if attention_mask is None else attention_mask.detach().cpu().bool()
-        if self._ids is None or self._columns == 0:
-            return
-        kept = align(self._ids, self._valid, ids, valid)
-        self._take_parents(kept.parents)
-        self._rows, self._columns, self._slots = len(kept.parents), kept.columns, kept.slots
-        self._ids = ids[:, : kept.columns]
-        self._valid = None if valid is None else valid[:, : kept.columns]
+        kept = self._columns.align(input_ids, attention_mask)
+        if kept is not None:
+            self._take_parents(kept.parents)
+            self._rows, self._slots = len(kept.parents), kept.slots
 
     def check_mask(self, attention_mask: torch.Tensor, new_columns: int) -> torch.Tensor:
         """The new columns of `attention_mask`, as bool [rows, new columns] on the CPU.
@@ -177,39 +164,11 @@ class RemoteCache(Cache):  # type: ignore[misc]
         Raises NotServedError for masks that are not [rows, all columns], or that change what was
         padding and what was not in columns that the servers hold.
         """
-        if attention_mask.dim() != 2:
-            raise NotServedError(
-                f"attention_mask has shape {list(attention_mask.shape)}; the swarm serves 2D masks "
-                "that mark padding, [rows, columns]"
-            )
-        columns = self._columns + new_columns
-        if attention_mask.shape[1] != columns:
-            raise NotServedError(
-                f"attention_mask has {attention_mask.shape[1]} columns, but {self._columns} are "
-                f"held and {new_columns} are new; give the mask of all {columns}"
-            )
-        valid = attention_mask.detach().cpu().bool()
-        past = valid[:, : self._columns]
-        agrees = self._agrees(past)
-        if not agrees:
-            raise NotServedError(
-                "attention_mask changes columns that the servers already hold; what was padding "
-                "must stay padding"
-            )
-        return valid[:, self._columns :]
-
-    def _agrees(self, past: torch.Tensor) -> bool:
-        """Whether `past`, also with each row in copies that are still to be forked, is ours."""
-        if self._valid is None:
-            return bool(past.all())
-        held = self._valid
-        if past.shape[0] == held.shape[0] * self._copies:
-            held = held.repeat_interleave(self._copies, dim=0)
-        return torch.equal(past, held)
+        return self._columns.new_of(attention_mask, new_columns, self._copies)
 
     @property
     def has_padding(self) -> bool:
-        return self._valid is not None and not bool(self._valid.all())
+        return self._columns.has_padding
 
     def expect_copies(self, copies: int) -> None:
         """The next step's rows are runs of `copies` equal ones (beams, returned sequences).
@@ -264,10 +223,9 @@ class RemoteCache(Cache):  # type: ignore[misc]
             answers = self._run(packing, hidden, position_ids, keep)
             self._held = tuple(s + c for s, c in zip(starts, packing.counts, strict=True))
             self._slots, self._parents = self._held, None
-        self._remember(packing, valid, input_ids)
+        self._columns.append(packing, valid, input_ids)
         if self._inputs is not None:
             self._inputs.append(hidden, position_ids)
-        self._columns += columns
         return packing.scatter(answers.to(hidden.device), keep)
 
     def close(self, reason: str = "closed") -> None:
@@ -281,7 +239,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
 
     def _may_have(self, rows: int) -> bool:
         """Whether a step may have so many rows: an empty cache takes any number."""
-        return self._columns == 0 or self._rows == rows
+        return self._columns.count == 0 or self._rows == rows
 
     def _start(self, rows: int, packing: Packing) -> None:
         if self._closed is not None:
@@ -290,7 +248,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
             )
         if self._chain is None:
             self._max_rows = max(rows, self._min_rows)
-        if self._rows and self._columns == 0 and self._rows != rows:
+        if self._rows and self._columns.count == 0 and self._rows != rows:
             self._select(torch.zeros(rows, dtype=torch.long))
         if self._rows == 0:
             self._rows, self._slots, self._held = rows, (0,) * rows, (0,) * rows
@@ -343,7 +301,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
             self._open(max(2 * needed, needed + self._spare), needed)
             if any(self._slots):
                 hidden, positions = self._inputs.read()
-                packing = Packing.of(self._rows, self._columns, self._valid)
+                packing = self._columns.packing(self._rows)
                 self._parents, self._held = None, (0,) * self._rows
                 wanted, self._slots = self._slots, self._held
                 self._run(packing, hidden, positions, 1)
@@ -383,22 +341,6 @@ class RemoteCache(Cache):  # type: ignore[misc]
         truncated = self._slots != inherited
         return RowOperation(parents=self._parents, truncate_to=self._slots if truncated else None)
 
-    def _remember(
-        self, packing: Packing, valid: torch.Tensor | None, input_ids: torch.Tensor | None
-    ) -> None:
-        rows, columns = packing.rows, packing.columns
-        if packing.index is not None or self._valid is not None:
-            old = self._valid
-            if old is None:
-                old = torch.ones((rows, self._columns), dtype=torch.bool)
-            new = torch.ones((rows, columns), dtype=torch.bool) if valid is None else valid
-            self._valid = torch.cat([old, new], dim=1)
-        if input_ids is None:
-            ids = torch.full((rows, columns), UNKNOWN_ID)
-        else:
-            ids = input_ids.detach().cpu()
-        self._ids = ids if self._ids is None else torch.cat([self._ids, ids], dim=1)
-
     def _select(self, indices: torch.Tensor) -> None:
         chosen = indices.detach().cpu()
         if chosen.dtype == torch.bool:
@@ -409,8 +351,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self._slots = tuple(self._slots[parent] for parent in parents)
         self._take_parents(parents)
         self._rows = len(parents)
-        self._valid = None if self._valid is None else self._valid[chosen]
-        self._ids = None if self._ids is None else self._ids[chosen]
+        self._columns.select(chosen)
         if self._inputs is not None:
             self._inputs.select(chosen)
 

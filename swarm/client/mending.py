@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from swarm.client.opening_run import OpeningRun
+from swarm.client.probing import silent_servers
 from swarm.client.replacement import replaced_route
+from swarm.client.routes import ClientRouter
 from swarm.client.target import Target
 from swarm.errors import (
     CacheFullError,
@@ -20,9 +22,8 @@ from swarm.errors import (
     SwarmError,
     UnreachablePeerError,
 )
-from swarm.routing.shortest import ShortestRouter
 from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant
-from swarm.spans import PeerId
+from swarm.spans import PeerId, Span
 
 if TYPE_CHECKING:
     from swarm.client.swarm import Swarm
@@ -52,7 +53,7 @@ class Mending:
         self,
         swarm: "Swarm",
         target: Target,
-        router: ShortestRouter,
+        router: ClientRouter,
         grant: Grant,
         *,
         lost: Callable[[], Collection[PeerId]],
@@ -135,7 +136,7 @@ class Mending:
 
     async def _try(self, max_age_s: float | None) -> tuple[Grant, SignedGrant]:
         records = await self._swarm.servers(self._target.checkpoint, max_age_s)
-        hops = self._choose(records)
+        hops = self._choose(records, await self._silent(records))
         lost = set(self._lost())
         kept = {hop for hop in self._old.hops if hop.peer not in lost}
         fresh = tuple(index for index, hop in enumerate(hops) if hop not in kept)
@@ -148,11 +149,24 @@ class Mending:
             raise error
         return await self._open(hops, fresh)
 
-    def _choose(self, records: "Sequence[ServerRecord]") -> tuple[Hop, ...]:
-        view = self._target.view(records)
+    async def _silent(self, records: "Sequence[ServerRecord]") -> set[PeerId]:
+        """Those that may be gone although their record is there, if others serve their blocks."""
+        lost = set(self._lost())
+        gaps = [Span(hop.start, hop.end) for hop in self._old.hops if hop.peer in lost]
+        tried = self._avoided() | {PeerId(hop.peer) for hop in self._old.hops}
+        online = {server.peer for server in self._target.view(records).online(tried)}
+        choice = [record for record in records if record.peer in online]
+        return await silent_servers(self._swarm, choice, gaps)
+
+    def _avoided(self) -> set[PeerId]:
+        """A server that is lost may be there again, also with the session, but not at once."""
         full = set() if self._may_wait else self._full
-        # A server that is lost may be there again, with or without the session, but not at once.
-        avoid = self._swarm.in_trouble() | full | set(self._barred())
+        return self._swarm.in_trouble() | full | set(self._barred())
+
+    def _choose(
+        self, records: "Sequence[ServerRecord]", silent: Collection[PeerId]
+    ) -> tuple[Hop, ...]:
+        view = self._target.view(records)
         try:
             return replaced_route(
                 view,
@@ -161,11 +175,11 @@ class Mending:
                 self._lost(),
                 rtt_s=self._swarm.rtt_s([server.peer for server in view.servers]),
                 tokens_needed=self._old.rows * self._old.length,
-                avoid=avoid,
+                avoid=self._avoided() | set(silent),
                 mix_numerics=self._swarm.settings.mix_numerics,
             )
         except MissingBlocksError:
-            if full:
+            if self._full:
                 self._may_wait = True
             raise
 

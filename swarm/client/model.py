@@ -66,7 +66,7 @@ class AutoModelForCausalLM:
         membership = Membership(initial_peers, settings)
         try:
             return _connect(checkpoint, chosen, place, membership, on_prefill)
-        except BaseException:
+        except BaseException:  # also interrupted: nobody else knows the membership
             membership.close()
             raise
 

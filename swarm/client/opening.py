@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import random
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from swarm.client.chain import OnPrefill
+from swarm.client.loads import ask_loads
 from swarm.client.opening_run import OpeningRun
 from swarm.client.probing import silent_servers
 from swarm.client.remote_session import RemoteSession
@@ -22,9 +22,8 @@ from swarm.errors import (
     RefusedError,
     SwarmError,
 )
-from swarm.routing.shortest import ShortestRouter
 from swarm.sessions.messages import Grant, Hop
-from swarm.spans import PeerId
+from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.versions import check_versions
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class _Search:
         self._rows, self._length, self._least = rows, length, least
         self._on_prefill = on_prefill
         self._settings = swarm.settings
-        self._router = ShortestRouter(random.Random(), mix_numerics=self._settings.mix_numerics)
+        self._router = swarm.router(target)
         self._avoid: dict[PeerId, int] = {}
         """Servers that failed, with the number of the record that led us there."""
         self._full: set[PeerId] = set()
@@ -150,7 +149,8 @@ class _Search:
         in_trouble = self._swarm.in_trouble()
         online = {server.peer for server in view.online(avoid | in_trouble)}
         choice = [record for record in records if record.peer in online]
-        in_trouble |= await silent_servers(self._swarm, choice, view.num_blocks)
+        in_trouble |= await silent_servers(self._swarm, choice, [Span(0, view.num_blocks)])
+        await ask_loads(self._swarm, self._router, choice, view.num_blocks)
         tokens = self._rows * self._length
         rtt_s = self._swarm.rtt_s(online)
         self._patient = False
@@ -225,9 +225,11 @@ class _Search:
             on_opened=on_opened,
         )
         self._swarm.attach(grant.session, run)
+        self._router.opened(SessionId(grant.session), hops)
         try:
             await run.run()
-        except BaseException:
+        except BaseException:  # also cancelled, perhaps when the session was there already
+            self._router.closed(SessionId(grant.session))
             self._swarm.detach(grant.session)
             for session in opened:
                 session.close()

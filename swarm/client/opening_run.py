@@ -68,7 +68,7 @@ class OpeningRun:
             self._apply(self._opening.start(self._swarm.time))
             await asyncio.wait([self._result])
             self._result.result()
-        except BaseException:
+        except BaseException:  # also cancelled: what is held is released
             self._apply(self._opening.cancel())
             raise
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from swarm.errors import PeerError
@@ -21,14 +21,16 @@ who is farther away than that is no better choice."""
 
 
 async def silent_servers(
-    swarm: "Swarm", records: "Sequence[ServerRecord]", num_blocks: int
+    swarm: "Swarm", records: "Sequence[ServerRecord]", wanted: Collection[Span]
 ) -> set[PeerId]:
     """Connect to some of the servers that we have no round trip of, if there is a choice.
 
-    Afterwards `swarm.rtt_s` has those that answered. Returns those that were asked and did not.
+    `wanted`: the runs of blocks that somebody is looked for, apart from each other. Afterwards
+    `swarm.rtt_s` has those that answered. Returns those that were asked and did not.
     """
-    spans = {record.peer: record.span for record in records}
-    if sum(map(len, spans.values())) <= num_blocks:
+    spans = {record.peer: record.span for record in records if _shared(record.span, wanted)}
+    records = [record for record in records if record.peer in spans]
+    if sum(_shared(span, wanted) for span in spans.values()) <= sum(map(len, wanted)):
         return set()
     answered = set(swarm.rtt_s(list(spans)))
     unknown = [record for record in records if record.peer not in answered]
@@ -39,7 +41,7 @@ async def silent_servers(
         asyncio.ensure_future(swarm.connect(record, TIMEOUT_S)): record.peer for record in probed
     }
     try:
-        answered |= await _answers(tasks, {p: spans[p] for p in answered}, spans, num_blocks)
+        answered |= await _answers(tasks, answered, spans, wanted)
     finally:
         for task in tasks:
             task.cancel()
@@ -51,18 +53,18 @@ async def silent_servers(
 
 async def _answers(
     tasks: dict[asyncio.Task[None], PeerId],
-    known: dict[PeerId, Span],
+    known: set[PeerId],
     spans: dict[PeerId, Span],
-    num_blocks: int,
+    wanted: Collection[Span],
 ) -> set[PeerId]:
-    """Who was reached in time."""
+    """Who was reached in time, and who was known."""
     loop = asyncio.get_running_loop()
     began, enough = loop.time(), False
     ends = began + TIMEOUT_S
-    reached = dict(known)
+    reached = {peer: spans[peer] for peer in known}
     pending = set(tasks)
     while pending:
-        if not enough and not missing_spans(list(reached.values()), num_blocks):
+        if not enough and _covered(reached.values(), wanted):
             enough, now = True, loop.time()
             ends = min(ends, now + max(SPARE_S, now - began))
         if (left_s := ends - loop.time()) <= 0:
@@ -77,3 +79,13 @@ async def _answers(
             elif not isinstance(error, PeerError):
                 raise error
     return set(reached)
+
+
+def _shared(span: Span, wanted: Collection[Span]) -> int:
+    """How many of the wanted blocks it has."""
+    return sum(max(0, min(span.end, one.end) - max(span.start, one.start)) for one in wanted)
+
+
+def _covered(spans: Collection[Span], wanted: Collection[Span]) -> bool:
+    gaps = missing_spans(list(spans), max((one.end for one in wanted), default=0))
+    return not any(_shared(gap, wanted) for gap in gaps)

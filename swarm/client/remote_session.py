@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 import msgspec
 import torch
@@ -12,10 +11,13 @@ import torch
 from swarm.client.chain import ChainStep, OnPrefill
 from swarm.client.encoding import Answer, Encoded, decode_answer, encode_piece, joined
 from swarm.client.hop_watch import HopWatch
+from swarm.client.improving import Improving
 from swarm.client.lateness import Lateness
 from swarm.client.mending import Mending
 from swarm.client.pieces import Piece, cut
+from swarm.client.routes import ClientRouter
 from swarm.client.runtime import Runtime
+from swarm.client.session_call import SessionCall
 from swarm.client.swarm import Swarm
 from swarm.client.target import Target
 from swarm.errors import (
@@ -25,7 +27,6 @@ from swarm.errors import (
     StepRejectedError,
     SwarmError,
 )
-from swarm.routing.shortest import ShortestRouter
 from swarm.scheduling.prefill_chunks import chunk_tokens
 from swarm.sessions.client import ClientSession
 from swarm.sessions.events import (
@@ -45,28 +46,14 @@ from swarm.sessions.messages import (
     Grant,
     Hop,
     Message,
-    RowOperation,
     SignedGrant,
     Step,
     Want,
 )
-from swarm.spans import PeerId
+from swarm.spans import PeerId, SessionId
 from swarm.wire.codecs import DTYPES
 
 logger = logging.getLogger(__name__)
-
-
-class _Call:
-    """One `step()` that waits for its answers."""
-
-    def __init__(self, pieces: Sequence[Encoded], operation: RowOperation | None) -> None:
-        self.pieces = pieces
-        self.operation = operation
-        self.tickets: dict[int, int] = {}
-        self.answers: list[Answer | None] = [None] * len(pieces)
-        self.missing = len(pieces)
-        self.began = 0.0
-        self.done: Future[list[Answer | None]] = Future()
 
 
 class RemoteSession:
@@ -84,7 +71,7 @@ class RemoteSession:
         runtime: Runtime,
         swarm: Swarm,
         target: Target,
-        router: ShortestRouter,
+        router: ClientRouter,
         grant: Grant,
         on_prefill: OnPrefill | None = None,
     ) -> None:
@@ -105,6 +92,7 @@ class RemoteSession:
         )
         self._watch = HopWatch()
         self._lateness = Lateness()
+        self._improving = Improving(swarm, target, router)
         self._lost: set[PeerId] = set()
         """Hops that do not have the session any more."""
         self._leaving: set[PeerId] = set()
@@ -116,7 +104,7 @@ class RemoteSession:
         self._session = grant.session
         self._route = grant.hops
         self._length = grant.length
-        self._call: _Call | None = None
+        self._call: SessionCall | None = None
         self._closed = False
         self._pid = os.getpid()
 
@@ -142,7 +130,7 @@ class RemoteSession:
             step.counts, step.keep, most or chunk_tokens(sum(step.counts), len(self._route))
         )
         encoded = [encode_piece(piece, step, self._dtype) for piece in pieces]
-        call = _Call(encoded, step.operation)
+        call = SessionCall(encoded, step.operation)
         self._runtime.call_soon(self._begin, call)
         patience_s = self._settings.step_timeout_s + self._settings.repair_timeout_s
         try:
@@ -208,8 +196,11 @@ class RemoteSession:
         for peer in self._lateness.suspects:
             self._swarm.troubles.suspect(peer, self._lateness.asked_at or now)
         self._look_for_doubts(now)
+        if self._mending is None and self._improving.look(self._client.grant, now):
+            logger.info("session %s: other servers are much faster", self._session.hex()[:8])
+            self._mend()
 
-    def _begin(self, call: _Call) -> None:
+    def _begin(self, call: SessionCall) -> None:
         try:
             if self._client.error is not None:
                 raise self._client.error
@@ -228,7 +219,7 @@ class RemoteSession:
                 )
                 call.tickets[ticket] = index
                 self._apply(instructions)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it belongs to who waits in another thread
             self._fail(error)
             if not call.done.done():
                 call.done.set_exception(error)
@@ -241,8 +232,8 @@ class RemoteSession:
             match instruction:
                 case Forward():
                     self._send(instruction)
-                case Deliver(ticket, outputs):
-                    self._deliver(ticket, outputs[-1])
+                case Deliver(ticket, output, payload):
+                    self._deliver(ticket, (output, payload))
                 case NeedsRoute(peer, error):
                     self._on_lost(peer, error)
                 case ShouldMove(peer, detail):
@@ -278,13 +269,15 @@ class RemoteSession:
         call.missing -= 1
         if self._on_prefill is not None and len(call.pieces) > 1:
             self._tell_progress(call, self._on_prefill)
-        self._lateness.answered(self._swarm.time - call.began if len(call.pieces) == 1 else None)
+        seconds = self._swarm.time - call.began if len(call.pieces) == 1 else None
+        self._lateness.answered(seconds)
+        self._improving.answered(seconds)
         if call.missing == 0:
             self._call = None
             if not call.done.done():
                 call.done.set_result(call.answers)
 
-    def _tell_progress(self, call: _Call, on_prefill: OnPrefill) -> None:
+    def _tell_progress(self, call: SessionCall, on_prefill: OnPrefill) -> None:
         sizes = [encoded.piece.end - encoded.piece.start for encoded in call.pieces]
         done = sum(
             size for size, answer in zip(sizes, call.answers, strict=True) if answer is not None
@@ -318,11 +311,11 @@ class RemoteSession:
         return self._watch.doubted | self._lateness.suspects
 
     def _to_replace(self) -> set[PeerId]:
-        return self._lost | self._leaving | self._doubted()
+        return self._lost | self._leaving | self._doubted() | self._improving.given_up
 
     def _barred(self) -> set[PeerId]:
         """Whom to ask anew makes no sense; a hop that is lost for sure may be there again."""
-        return self._leaving | (self._doubted() - self._lost)
+        return self._leaving | self._improving.given_up | (self._doubted() - self._lost)
 
     def _mend(self) -> None:
         if self._closed or self._mending is not None:
@@ -352,6 +345,7 @@ class RemoteSession:
                 self._fail(error)
             else:
                 self._in_trouble_since = None
+                self._improving.stays()
                 logger.info("the session stays where it is: %s", error)
         except Exception as error:
             self._mending = self._mending_task = None
@@ -368,6 +362,8 @@ class RemoteSession:
         self._leaving.clear()
         self._watch.forget()
         self._lateness.forget()
+        self._improving.went()
+        self._router.opened(SessionId(self._session), grant.hops)
         self._route = grant.hops
         self._apply(self._client.reroute(grant, signed, self._swarm.time))
 
@@ -391,6 +387,7 @@ class RemoteSession:
             return
         self._closed = True
         self._stop_mending()
+        self._router.closed(SessionId(self._session))
         self._apply(self._client.close())
         self._swarm.detach(self._session)
         call, self._call = self._call, None

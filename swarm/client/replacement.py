@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from swarm.client.routes import ClientRouter
 from swarm.errors import MissingBlocksError
-from swarm.routing.shortest import ShortestRouter
 from swarm.routing.view import Numerics, SwarmView
 from swarm.sessions.messages import MAX_HOPS, Hop
 from swarm.spans import PeerId, Span
@@ -12,7 +12,7 @@ from swarm.spans import PeerId, Span
 
 def replaced_route(
     view: SwarmView,
-    router: ShortestRouter,
+    router: ClientRouter,
     hops: Sequence[Hop],
     lost: Collection[PeerId],
     *,
@@ -53,7 +53,7 @@ def _choices(living: list[Hop]) -> Iterator[list[Hop]]:
 
 def _filled(
     view: SwarmView,
-    router: ShortestRouter,
+    router: ClientRouter,
     kept: list[Hop],
     rtt_s: Mapping[PeerId, float],
     tokens_needed: int,
@@ -90,5 +90,7 @@ def _clipped(view: SwarmView, gap: Span, numerics: Numerics | None) -> SwarmView
         start, end = max(server.span.start, gap.start), min(server.span.end, gap.end)
         if start < end and numerics in (None, server.numerics):
             span = Span(start - gap.start, end - gap.start)
-            servers.append(replace(server, span=span))
+            # A prompt passes fewer blocks sooner.
+            tokens_per_s = server.prefill_tokens_per_s * len(server.span) / len(span)
+            servers.append(replace(server, span=span, prefill_tokens_per_s=tokens_per_s))
     return SwarmView(view.checkpoint, len(gap), tuple(servers))

@@ -95,6 +95,7 @@ async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[s
         "max_upload_mbit": record.max_upload_mbit or None,
         "blocks": str(record.span),
         "state": str(record.state),
+        "moving_to": None if record.moving_to is None else str(record.moving_to),
         "dtype": record.numerics.dtype,
         "decode_ms_per_block": record.decode_ms_per_block,
         "prefill_tokens_per_s": record.prefill_tokens_per_s,
@@ -109,11 +110,11 @@ async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[s
     except PeerError:
         row["state"] = UNREACHABLE
     else:
-        row.update(_checked(live))
+        row.update(checked_status(live))
     return row
 
 
-def _checked(live: Mapping[str, Any]) -> dict[str, Any]:
+def checked_status(live: Mapping[str, Any]) -> dict[str, Any]:
     """Of a stranger's answer, what is known and has the right type."""
     checked: dict[str, Any] = {}
     for name, kind in (_LIVE_FIELDS | _ONLY_LIVE_FIELDS).items():

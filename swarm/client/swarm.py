@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from swarm.client.agreement import outvoted
+from swarm.client.routes import ClientRouter
 from swarm.client.settings import ClientSettings
+from swarm.client.target import Target
 from swarm.client.troubles import Troubles
 from swarm.errors import PeerError, PeerTimeoutError
 from swarm.scheduling.classes import ServiceClass
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 """How often sessions look at their deadlines and their links."""
 CLOSE_TIMEOUT_S = 5.0
+RATED_BYTES = 1 << 18
+"""A link that has sent less does not know how fast its way is."""
 UNANSWERED_S = 1.5
 """A server that lets a ping wait so long is doubted, well before its link is given up."""
 
@@ -65,6 +70,7 @@ class Swarm:
         self._listeners: dict[bytes, Listener] = {}
         self._snapshots: dict[str, _Snapshot] = {}
         self._lookups: dict[str, asyncio.Task[tuple[ServerRecord, ...]]] = {}
+        self._routers: dict[str, ClientRouter] = {}
         self._damaged: set[PeerId] = set()
         """Servers whose files were found to be damaged and that were told of."""
         self._requests: dict[int, asyncio.Future[StatusReply]] = {}
@@ -168,12 +174,35 @@ class Swarm:
         self._damaged |= damaged.keys()
         records = tuple(record for record in records if record.peer not in damaged)
         self._snapshots[checkpoint] = _Snapshot(self._loop.time(), records)
+        if (router := self._routers.get(checkpoint)) is not None:
+            router.learn(records)
         return records
 
     async def models(self) -> "Sequence[ModelEntry]":
         """What is served at all in this swarm."""
         assert self._directory is not None
         return await self._directory.models()
+
+    def known_servers(self, checkpoint: str) -> "tuple[ServerRecord, ...]":
+        """The servers as they were last looked up; it is done anew behind the caller's back."""
+        known = self._snapshots.get(checkpoint)
+        if known is None or self.time - known.time > self.settings.directory_refresh_s:
+            self._look_up(checkpoint)
+        return () if known is None else known.records
+
+    def router(self, target: Target) -> ClientRouter:
+        """Chooses the routes of all our sessions over a checkpoint's servers."""
+        router = self._routers.get(target.checkpoint)
+        if router is None:
+            router = self._routers[target.checkpoint] = ClientRouter(
+                self.identity.peer_id,
+                random.Random(),
+                lambda: self.time,
+                activation_bytes=target.activation_bytes,
+                mix_numerics=self.settings.mix_numerics,
+            )
+            router.learn(self.known_servers(target.checkpoint))
+        return router
 
     # ---- connections
 
@@ -225,6 +254,13 @@ class Swarm:
             if stats is not None and stats.rtt_s is not None:
                 found[peer] = stats.rtt_s
         return found
+
+    def rate_bytes_per_s(self, peer: PeerId) -> float | None:
+        """What the way to a connected peer delivers; None: too little was sent to know."""
+        stats = self._links.stats(peer)
+        if stats is None or stats.bytes_sent < RATED_BYTES:
+            return None
+        return stats.rate_bytes_per_s
 
     async def ask_status(self, record: "ServerRecord", timeout_s: float) -> dict[str, Any]:
         """What the server says of itself. Raises PeerError."""

@@ -22,6 +22,11 @@ class Target:
     dtype: str
     """Of the activations on the wire."""
 
+    @property
+    def activation_bytes(self) -> int:
+        """Of one token on the wire."""
+        return self.hidden_size * (4 if self.dtype == "float32" else 2)
+
     def view(self, records: "Iterable[ServerRecord]") -> SwarmView:
         """The servers among them that speak our version of the protocol."""
         ours = tuple(record.view() for record in records if record.protocol == PROTOCOL_VERSION)

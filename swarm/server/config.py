@@ -1,6 +1,7 @@
 """Everything that a volunteer can set, in one place: the options of `swarm-server`."""
 
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -11,6 +12,7 @@ from swarm.server.reachability import check_dialable
 from swarm.server.sizes import parse_bytes
 from swarm.spans import Span
 from swarm.wire.addresses import check_address, split_peer
+from swarm.wire.identity import is_peer_id
 
 Config = TypeVar("Config", bound="Listening")
 PAGE_TOKENS = 64
@@ -72,7 +74,10 @@ class ServerConfig(Listening):
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face name."""
     blocks: Span | None = None
-    """The blocks to host; None: all that fit in memory, else the least covered run."""
+    """The blocks to host; None: all that fit in memory, else where the swarm is weakest."""
+    move_check_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """Without `blocks`: about how often the server looks whether others need it more, and moves
+    there; 0: it never moves."""
     dtype: DTypeName = "auto"
     """Of weights and cache. auto: float32 on a CPU, else the checkpoint's own."""
     quantization: QuantizationName = "none"
@@ -90,6 +95,9 @@ class ServerConfig(Listening):
     """Open or in line, of one peer id."""
     tokens_per_client: Annotated[int, Field(ge=PAGE_TOKENS)] | None = None
     """Cached tokens in all sessions of one peer id; None: as many as there are."""
+    known_clients: tuple[str, ...] = ()
+    """Peer ids, and networks such as `192.168.1.0/24`, that are served as groups of their own; all
+    others together then get 20 to 50 % while these want service, too. Empty: all are alike."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of the computation; None: one for each physical core."""
     name: str = ""
@@ -111,6 +119,16 @@ class ServerConfig(Listening):
     def _parse_memory(cls, value: object) -> object:
         return parse_bytes(value) if isinstance(value, str) else value
 
+    @field_validator("known_clients")
+    @classmethod
+    def _check_known_clients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if "/" in name:
+                ip_network(name)  # its ValueError says what is wrong
+            else:
+                _check_peer_id(name)
+        return value
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, value: str) -> str:
@@ -123,6 +141,11 @@ class ServerConfig(Listening):
                 " beyond a to z may take several"
             )
         return name
+
+
+def _check_peer_id(name: str) -> None:
+    if not is_peer_id(name):
+        raise ValueError(f"{name!r} is neither a peer id nor a network such as 192.168.1.0/24")
 
 
 def make_config(kind: type[Config], **values: object) -> Config:

@@ -49,7 +49,7 @@ class Hosted:
     block_digests: bytes
     """Of the stored blocks, one after the other, as they are announced."""
     quantization_error: float | None = None
-    """Of the blocks' output, as a share of that of the same blocks in float32."""
+    """Of a block, as a share of what it adds in float32; see `swarm.models.quantization_error`."""
 
 
 def make_plan(config: ServerConfig) -> Plan:

@@ -8,8 +8,6 @@ from swarm.errors import MemoryShortError, UsageError
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.dtypes import auto_dtype
 from swarm.models.quantization import Quantization, block_bytes, check_library
-from swarm.routing.placement import least_covered
-from swarm.routing.view import SwarmView
 from swarm.server.config import DTypeName, ServerConfig
 from swarm.server.memory import Budget, MemoryNeeds
 from swarm.spans import Span
@@ -86,19 +84,3 @@ def check_memory(
             " more memory"
         )
     return count
-
-
-def choose_span(
-    config: ServerConfig,
-    checkpoint: Checkpoint,
-    needs: MemoryNeeds,
-    budget: Budget,
-    view: SwarmView,
-) -> Span:
-    """`--blocks`, else all that fit, else the least covered run. BadSpanError, MemoryShortError."""
-    count = check_memory(config, checkpoint, needs, budget)
-    if config.blocks is not None:
-        return config.blocks
-    if count == checkpoint.num_blocks:
-        return Span(0, count)
-    return least_covered(view, checkpoint.num_blocks, count)

@@ -13,7 +13,8 @@ class ServerEvent:
     """One line for people (`text`) and the same for programs (`event` with `fields`)."""
 
     event: str
-    """`notice`, `listening`, `loading`, `online`, `stats`, `draining`, `stopped` or `error`."""
+    """`notice`, `listening`, `loading`, `online`, `stats`, `moving`, `draining`, `stopped` or
+    `error`."""
     text: str
     fields: dict[str, Any] = field(default_factory=dict)
 

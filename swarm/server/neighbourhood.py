@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import random
+from collections.abc import Callable, Mapping
 
 from swarm.dht.directory import Directory
 from swarm.dht.records import DIGEST_BYTES, ServerRecord
 from swarm.errors import CheckpointError, SwarmError
 from swarm.printable import printable
 from swarm.routing.view import SwarmView
+from swarm.server.distances import Distances
 from swarm.server.hosted import Plan
 from swarm.server.lifecycle import EventSink, ServerEvent
 from swarm.server.telling import counted
@@ -19,6 +22,8 @@ logger = logging.getLogger("swarm.server")
 MOST_NAME_BYTES = 80
 LOOK_ROUND_S = 20.0
 """How often the directory is read."""
+DOUBT_S = 1.0
+"""How soon a server that did not answer is asked again."""
 
 
 def short_name(name: str) -> str:
@@ -31,18 +36,40 @@ class Neighbourhood:
     """Reads the directory now and then, so that the network knows the other servers' addresses,
     and tells when the model becomes whole or blocks of it are missing."""
 
-    def __init__(self, directory: Directory, plan: Plan, tell: EventSink) -> None:
+    def __init__(
+        self, directory: Directory, plan: Plan, tell: EventSink, distances: Distances
+    ) -> None:
         self._directory = directory
         self._plan = plan
         self._tell = tell
+        self._distances = distances
+        self._records: list[ServerRecord] = []
         self._missing: list[str] | None = None
+        self.on_missing: Callable[[], None] = lambda: None
+        """Called when blocks have no server any more, or not yet."""
         self.names: dict[PeerId, str] = {}
         """The servers of our checkpoint when they were last looked at, with their public names."""
 
     async def view(self) -> SwarmView:
         """The servers of our checkpoint now. Raises `PeerTimeoutError`."""
-        records = await self._directory.snapshot(self._plan.identity)
+        self._records = records = await self._directory.snapshot(self._plan.identity)
         self.names = {record.peer: record.public_name for record in records}
+        return self._view_of(records)
+
+    async def living(self) -> SwarmView:
+        """As `view`, without servers that do not answer, whatever their records say."""
+        await self.view()
+        return self._living()
+
+    def following(self, span: Span) -> set[PeerId]:
+        """The servers that may come after `span` in a chain."""
+        return {record.peer for record in self._records if span.end in record.span}
+
+    def _living(self) -> SwarmView:
+        silent = self._distances.silent()
+        return self._view_of([one for one in self._records if one.peer not in silent])
+
+    def _view_of(self, records: list[ServerRecord]) -> SwarmView:
         servers = tuple(record.view() for record in records)
         return SwarmView(self._plan.identity, self._plan.checkpoint.num_blocks, servers)
 
@@ -97,7 +124,9 @@ class Neighbourhood:
 
     async def look_round(self) -> None:
         """Reads the directory once. Raises `PeerTimeoutError`."""
-        view = await self.view()
+        self._notice(await self.living())
+
+    def _notice(self, view: SwarmView) -> None:
         missing = [str(span) for span in view.missing()]
         if missing == self._missing:
             return
@@ -107,6 +136,8 @@ class Neighbourhood:
         if missing:
             text = f"blocks {', '.join(missing)} of {name} have no server yet"
         self._tell(ServerEvent("notice", text, {"missing": missing}))
+        if missing:
+            self.on_missing()
 
     async def watch(self) -> None:
         """Looks round until it is cancelled."""
@@ -118,3 +149,26 @@ class Neighbourhood:
             except Exception:
                 logger.exception("reading the directory failed")
             await asyncio.sleep(LOOK_ROUND_S)
+
+    async def survey(
+        self,
+        span: Callable[[], Span],
+        linked_s: Callable[[], Mapping[PeerId, float]],
+        pace_s: float,
+    ) -> None:
+        """Asks a few servers every `pace_s` how far they are, until it is cancelled.
+
+        `linked_s`: round trips of the links that are up.
+        """
+        while True:
+            doubted = False
+            try:
+                doubted = await self._distances.survey(self._records, span(), linked_s())
+                self._notice(self._living())
+            except Exception:
+                logger.exception("measuring distances failed")
+            await asyncio.sleep(min(pace_s, DOUBT_S) if doubted else pace_s * _jitter())
+
+
+def _jitter() -> float:
+    return random.uniform(0.75, 1.25)

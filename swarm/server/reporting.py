@@ -3,7 +3,6 @@
 Counters belong to who counts (engine, links, admission); here they are read, and nowhere twice.
 """
 
-import asyncio
 import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from swarm.server.config import ServerConfig
 from swarm.server.engine import Engine
 from swarm.server.hosted import Hosted, Plan
 from swarm.server.neighbourhood import Neighbourhood
-from swarm.server.rates import SAMPLE_S, Rates
+from swarm.server.rates import Rates
 from swarm.server.service import Service
 from swarm.server.status import LoopLag, process_fields, program_version
 from swarm.spans import PeerId, Span
@@ -38,20 +37,14 @@ class Serving:
 
 
 class Reporter:
-    """Reads the parts of a server; `watch` makes rates of their counters."""
+    """Reads the parts of a server; `sample`, called every `SAMPLE_S`, makes rates of counters."""
 
     def __init__(self, serving: Serving, lag: LoopLag) -> None:
         self._serving = serving
         self._lag = lag
         self._rates = Rates()
         self._began = time.monotonic()
-        self._sample()
-
-    async def watch(self) -> None:
-        """Samples until it is cancelled."""
-        while True:
-            await asyncio.sleep(SAMPLE_S)
-            self._sample()
+        self.sample()
 
     def measured(self) -> dict[str, Any]:
         """Speed and load: the part of the status that is also in the directory's record."""
@@ -118,7 +111,8 @@ class Reporter:
             "peers": peers,
         }
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Reads the counters."""
         engine = self._serving.engine.stats()
         counters: dict[Hashable, float] = {
             "decode_tokens": engine.decode_tokens,
@@ -137,6 +131,15 @@ class Reporter:
             link = links.stats(peer)
             if link is not None:
                 yield peer, link
+
+    def round_trips_s(self) -> dict[PeerId, float]:
+        """Of the links that are up, to servers."""
+        links = self._serving.links
+        return {
+            peer: link.rtt_s
+            for peer, link in self._linked()
+            if link.rtt_s is not None and not links.is_client(peer)
+        }
 
     def _peers(self) -> list[dict[str, Any]]:
         names = self._serving.neighbourhood.names

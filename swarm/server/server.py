@@ -3,49 +3,46 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+import random
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from swarm.dht.directory import Directory
+from swarm.dht.distances import pack_next_hops
 from swarm.dht.joining import join_directory
 from swarm.dht.records import MAX_ADDRESSES, ServerRecord
 from swarm.errors import SwarmError
-from swarm.routing.view import ServerState, SwarmView
-from swarm.scheduling.cost_model import CostModel
+from swarm.routing.moving import Mover
+from swarm.routing.view import ServerState
 from swarm.server import telling
-from swarm.server.backup_memory import backup_bytes
 from swarm.server.config import ServerConfig
-from swarm.server.engine import Engine
-from swarm.server.engine_jobs import EngineResult
+from swarm.server.distances import Distances
 from swarm.server.free_memory import free_memory
-from swarm.server.hosted import Hosted, Plan, load, make_plan
-from swarm.server.hosting import check_memory, choose_span
+from swarm.server.hosted import Plan, make_plan
+from swarm.server.hosting import check_memory
 from swarm.server.identity_claim import claim_identity
 from swarm.server.lifecycle import EventSink, ServerEvent, log_event
-from swarm.server.loading import ProgressSteps, in_own_thread
+from swarm.server.loading import in_own_thread
 from swarm.server.memory import Budget
+from swarm.server.mobility import Mobility, rules_for
 from swarm.server.neighbourhood import Neighbourhood, short_name
 from swarm.server.reachability import check_announced, join_addresses
-from swarm.server.reception import Quotas
-from swarm.server.reporting import Reporter, Serving
-from swarm.server.service import Hosting, Service
+from swarm.server.residence import Residence, Voice
 from swarm.server.status import LoopLag, program_version
+from swarm.server.stay import Place
 from swarm.server.threads import pick_threads, raise_file_limit
-from swarm.sessions.admission import Admission
 from swarm.spans import PeerId, Span
 from swarm.wire.entrance import enter
 from swarm.wire.frames import PROTOCOL_VERSION
-from swarm.wire.links import Links
 from swarm.wire.network import SwarmNetwork
-from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger("swarm.server")
 
 WITHDRAW_TIMEOUT_S = 2.0
 """How long saying goodbye to the directory may take."""
-ENGINE_STOP_TIMEOUT_S = 10.0
-ENGINE_WATCH_S = 1.0
+SURVEY_S = 5.0
+"""About how often some other servers are asked how far they are."""
 
 Part = TypeVar("Part")
 
@@ -68,14 +65,13 @@ class Server:
         self._hurry = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
         self._plan: Plan | None = None
-        self._span: Span | None = None
-        self._hosted: Hosted | None = None
         self._network: SwarmNetwork | None = None
         self._directory: Directory | None = None
         self._neighbourhood: Neighbourhood | None = None
-        self._service: Service | None = None
-        self._engine: Engine | None = None
-        self._reporter: Reporter | None = None
+        self._distances: Distances | None = None
+        self._mobility: Mobility | None = None
+        self._moves: asyncio.Task[None] | None = None
+        self._residence: Residence | None = None
 
     # ---- what others may look at
 
@@ -97,7 +93,7 @@ class Server:
     @property
     def span(self) -> Span:
         """The blocks that are hosted."""
-        return _made(self._span)
+        return _made(_made(self._residence).span)
 
     @property
     def bytes_read(self) -> int:
@@ -106,12 +102,19 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """The fields of `swarm-client status --json` for this server."""
-        return _made(self._reporter).status(self.state)
+        stay = _made(self._residence).stay
+        if stay is None:
+            return telling.away_status(self.peer_id, self.config.name, self.span, self.state)
+        goes_to = self._going_to
+        moving_to = None if goes_to is None else str(goes_to)
+        return {**stay.reporter.status(self.state), "moving_to": moving_to}
 
     def tell_now(self) -> None:
-        """Tells a `stats` event, with `Reporter.report`; nothing before the server is online."""
-        if self._reporter is not None:
-            self._tell(telling.stats_event(self._reporter.report(self.state)))
+        """Tells a `stats` event, with `Reporter.report`; nothing before the server is online, and
+        while it moves."""
+        stay = None if self._residence is None else self._residence.stay
+        if stay is not None:
+            self._tell(telling.stats_event(stay.reporter.report(self.state)))
 
     # ---- lifecycle
 
@@ -151,8 +154,11 @@ class Server:
             )
             self._stack.push_async_callback(self._network.close)
             await self._join()
-            await self._load()
-            await self._serve()
+            span = await self._choose()
+            residence = _made(self._residence)
+            self._stack.push_async_callback(residence.leave)
+            await residence.serve(span)
+            self._go_on(residence)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -193,134 +199,85 @@ class Server:
         self._stack.push_async_callback(node.close)
         self._directory = Directory(node)
         self._stack.push_async_callback(self._withdraw)
-        self._neighbourhood = Neighbourhood(self._directory, _made(self._plan), self._tell)
+        self._distances = Distances(self._directory, self.peer_id, random.Random())
+        self._neighbourhood = Neighbourhood(
+            self._directory, _made(self._plan), self._tell, self._distances
+        )
         model = f"{self.config.model} " if self.config.model else ""
         command = f"swarm-server {model}--peers {self.address}"
         self._tell(telling.listening_event(self.addresses, self.peer_id, command))
         for advice in telling.forwarding_events(self.config, _made(self._network).addresses):
             self._tell(advice)
 
-    async def _load(self) -> None:
-        plan, config, threads = _made(self._plan), self.config, self._threads
-        neighbourhood = _made(self._neighbourhood)
-        view = SwarmView(plan.identity, plan.checkpoint.num_blocks, ())
-        if config.peers:
-            await neighbourhood.check_model()
-            view = await neighbourhood.view()
-        budget = self._budget()
-        span = choose_span(config, plan.checkpoint, plan.needs, budget, view)
-        self._span = span
-        self._tell(telling.memory_event(plan, span, config, budget))
-        await self._change_state(ServerState.JOINING)
-        loop = asyncio.get_running_loop()
-
-        def tell_progress(done: int, total: int) -> None:
-            event = telling.progress_event(plan, span, done, total)
-            loop.call_soon_threadsafe(self._tell, event)
-
-        def tell_fetched(done: int, total: int) -> None:
-            event = telling.fetching_event(plan, span, done, total)
-            loop.call_soon_threadsafe(self._tell, event)
-
-        def work(check: Callable[[], None]) -> Hosted:
-            steps, fetched = ProgressSteps(tell_progress), ProgressSteps(tell_fetched)
-
-            def fetching(done: int, total: int) -> None:
-                check()
-                fetched(done, total)
-
-            def progress(done: int, total: int) -> None:
-                check()
-                steps(done, total)
-
-            return load(plan, span, config, threads, fetching, progress, check)
-
-        self._hosted = await in_own_thread(work)
-        if config.peers:
-            await neighbourhood.check_digests(span, self._hosted.block_digests)
-
-    async def _serve(self) -> None:
-        plan, hosted, cache = _made(self._plan), _made(self._hosted), _made(self._hosted).cache
-        network, neighbourhood = _made(self._network), _made(self._neighbourhood)
-        loop = asyncio.get_running_loop()
-
-        def on_results(results: list[EngineResult]) -> None:
-            loop.call_soon_threadsafe(service.on_results, results)
-
-        speed, blocks = hosted.speed, len(hosted.blocks.span)
-        costs = CostModel(speed.decode_ms_per_block * blocks / 1e3, speed.prefill_tokens_per_s)
-        engine = Engine(hosted.blocks, cache, on_results, threads=self._threads, costs=costs)
-        service = Service(
-            Hosting(network.peer_id, plan.identity, self.span, hosted.blocks.hidden_size),
-            engine,
-            Admission(cache.total_tokens, cache.page_tokens, cache.row_tokens),
-            status=self.status,
-            locate=neighbourhood.look_round,
-            quotas=Quotas(self.config.sessions_per_client, self.config.tokens_per_client),
-            backup_bytes=backup_bytes(
-                self.config.backup_memory, cache.total_tokens * hosted.blocks.bytes_per_token
-            ),
-        )
-        limit, upload = self.config.max_upload_mbit, None
-        if limit is not None:
-            upload = UploadLimit(limit * 1e6 / 8, loop)
-        links = Links(network, service, upload=upload)
-        self._engine, self._service = engine, service
-        self._reporter = reporter = Reporter(
-            Serving(
-                network.peer_id,
-                self.config,
-                plan,
-                self.span,
-                hosted,
-                service,
-                engine,
-                links,
-                neighbourhood,
-            ),
+    async def _choose(self) -> Span:
+        """Which blocks; from then on others read that we are joining with them."""
+        if self.config.peers:
+            await _made(self._neighbourhood).check_model()
+        place = Place(
+            self.config,
+            _made(self._plan),
+            _made(self._network),
+            _made(self._neighbourhood),
+            self._threads,
             self._lag,
+            self.status,
         )
-        engine.start()
-        self._stack.push_async_callback(self._stop_engine)
-        service.start(links)
-        self._stack.push_async_callback(links.close)
-        self._stack.push_async_callback(service.close)
-        await links.start()
+        self._residence = Residence(place, Voice(self._tell, self._change_state, self._hurry))
+        return await self._residence.choose(self._budget())
+
+    def _go_on(self, residence: Residence) -> None:
+        """What runs as long as the server does."""
+        neighbourhood, config = _made(self._neighbourhood), self.config
         self._stack.push_async_callback(self._cancel_tasks)
-        await self._change_state(ServerState.ONLINE)
-        self._tell(telling.online_event(plan, self.span, hosted, self.address, network.peer_id))
+        pace_s = SURVEY_S
+        if residence.may_move:
+            pace_s = min(pace_s, config.move_check_s / 2)
+            self._mobility = self._make_mobility(residence)
+            neighbourhood.on_missing = self._mobility.alarm
+            self._moves = self._run("moves", self._mobility.watch())
         self._run("loop lag", self._lag.watch())
-        self._run("rates", reporter.watch())
+        self._run("rates", residence.sample())
         self._run("neighbourhood", neighbourhood.watch())
-        self._run("engine", _watch_engine(engine))
-        if self.config.stats_s is not None:
-            self._run("stats", self._report_stats(self.config.stats_s))
+        self._run("distances", neighbourhood.survey(lambda: self.span, residence.linked_s, pace_s))
+        self._run("engine", residence.can_compute())
+        if config.stats_s is not None:
+            self._run("stats", self._report_stats(config.stats_s))
+
+    def _make_mobility(self, residence: Residence) -> Mobility:
+        now = asyncio.get_running_loop().time()
+        rules = rules_for(self.config.move_check_s)
+        return Mobility(
+            Mover(self.peer_id, rules, random.Random(), now=now),
+            read=_made(self._neighbourhood).living,
+            mine=lambda: self._record().view(),
+            announce=self._announce,
+            go=residence.move,
+            reload_s=lambda: residence.reload_s,
+        )
 
     # ---- stopping
 
     async def _stop(self) -> None:
-        if self.state is ServerState.ONLINE and not self._hurry.is_set():
+        if self._moves is not None:
+            self._moves.cancel()
+            await asyncio.gather(self._moves, return_exceptions=True)
+        if not self._hurry.is_set():
             await self._drain()
         self.state = ServerState.OFFLINE
         await self._stack.aclose()
         self._tell(ServerEvent("stopped", "stopped"))
 
     async def _drain(self) -> None:
-        service, timeout_s = _made(self._service), self.config.drain_timeout_s
-        self.state = ServerState.DRAINING
-        self._tell(telling.draining_event(service.session_count, timeout_s))
-        service.refuse_new_sessions()
-        if not service.session_count:
+        stay = None if self._residence is None else self._residence.stay
+        if stay is None:
             return
-        waits = [
-            asyncio.ensure_future(self._change_state(ServerState.DRAINING)),
-            asyncio.ensure_future(service.hand_over()),
-            asyncio.ensure_future(self._hurry.wait()),
-        ]
-        await asyncio.wait(waits[1:], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        timeout_s = self.config.drain_timeout_s
+        self.state = ServerState.DRAINING
+        self._tell(telling.draining_event(stay.service.session_count, timeout_s))
+        announcing = asyncio.ensure_future(self._announce())
+        await stay.hand_over(timeout_s, self._hurry)
+        announcing.cancel()
+        await asyncio.gather(announcing, return_exceptions=True)
 
     async def _withdraw(self) -> None:
         """Others learn that we are gone, if they answer soon; else our record fades by itself."""
@@ -333,10 +290,6 @@ class Server:
         finally:
             await directory.close()
 
-    async def _stop_engine(self) -> None:
-        if not await asyncio.to_thread(_made(self._engine).stop, ENGINE_STOP_TIMEOUT_S):
-            logger.warning("a pass is still running; the engine's thread is left to it")
-
     async def _cancel_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -346,14 +299,20 @@ class Server:
 
     # ---- telling the swarm and the operator
 
-    async def _change_state(self, state: ServerState) -> None:
+    async def _change_state(self, state: ServerState) -> bool:
         self.state = state
-        await _made(self._directory).announce(self._record)
+        return await self._announce()
+
+    async def _announce(self) -> bool:
+        """True: others took our record."""
+        return await _made(self._directory).announce(self._record)
 
     def _record(self) -> ServerRecord:
         """What the directory says of us now; asked again for each refresh."""
         plan, suffix = _made(self._plan), f"/p2p/{self.peer_id}"
-        measured = {} if self._reporter is None else self._reporter.measured()
+        residence = _made(self._residence)
+        measured = {} if residence.stay is None else residence.stay.reporter.measured()
+        distances, neighbourhood = _made(self._distances), _made(self._neighbourhood)
         return ServerRecord(
             peer=self.peer_id,
             span=self.span,
@@ -361,13 +320,17 @@ class Server:
             checkpoint=plan.identity,
             model=short_name(plan.checkpoint.name),
             num_blocks=plan.checkpoint.num_blocks,
-            block_digests=b"" if self._hosted is None else self._hosted.block_digests,
+            block_digests=residence.block_digests,
             numerics=plan.numerics,
             public_name=self.config.name,
             max_upload_mbit=self.config.max_upload_mbit or 0.0,
             addresses=tuple(one.removesuffix(suffix) for one in self.addresses[:MAX_ADDRESSES]),
             version=program_version(),
             protocol=PROTOCOL_VERSION,
+            coordinate=distances.coordinate,
+            next_hops=pack_next_hops(distances.rtt_s(neighbourhood.following(self.span))),
+            moving_to=None if self._going_to == self.span else self._going_to,
+            may_move=self._mobility is not None,
             **measured,
         )
 
@@ -381,14 +344,14 @@ class Server:
     def _budget(self) -> Budget:
         return Budget(free_memory(str(_made(self._plan).device)), self.config.max_memory)
 
-    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+    @property
+    def _going_to(self) -> Span | None:
+        return None if self._mobility is None else self._mobility.intent
 
-
-async def _watch_engine(engine: Engine) -> None:
-    """Returns when the engine's thread has ended: nothing can be computed any more."""
-    while engine.alive:  # noqa: ASYNC110 (the end of a thread has no event)
-        await asyncio.sleep(ENGINE_WATCH_S)
+    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.append(task)
+        return task
 
 
 def _made(part: Part | None) -> Part:

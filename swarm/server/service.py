@@ -167,7 +167,12 @@ class Service:
             case Close():
                 self._on_close(peer, message)
             case StatusRequest():
-                self._send(peer, StatusReply(message.request, self._status.read(self._now())))
+                self._send(
+                    peer,
+                    StatusReply(
+                        message.request, self._status.read(self._now(), len(self._sessions))
+                    ),
+                )
             case _:
                 logger.debug("%s sent a %s, which no server awaits", peer, type(message).__name__)
                 return True

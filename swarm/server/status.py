@@ -31,16 +31,18 @@ class LoopLag:
 
 
 class StatusCache:
-    """The body of a `StatusReply`, made anew at most every `STATUS_AGE_S`."""
+    """The body of a `StatusReply`, made anew at most every `STATUS_AGE_S` and when the number of
+    sessions has changed: clients choose among servers by it."""
 
     def __init__(self, fields: Callable[[], Mapping[str, Any]]) -> None:
         self._fields = fields
-        self._made: tuple[float, bytes] | None = None
+        self._made: tuple[float, int, bytes] | None = None
 
-    def read(self, now: float) -> bytes:
-        if self._made is None or now - self._made[0] >= STATUS_AGE_S:
-            self._made = (now, json.dumps(dict(self._fields())).encode())
-        return self._made[1]
+    def read(self, now: float, sessions: int) -> bytes:
+        made = self._made
+        if made is None or now - made[0] >= STATUS_AGE_S or made[1] != sessions:
+            made = self._made = (now, sessions, json.dumps(dict(self._fields())).encode())
+        return made[2]
 
 
 def program_version() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swarm.routing.view import ServerState
 from swarm.server.backup_memory import backup_bytes
 from swarm.server.config import Listening, ServerConfig
 from swarm.server.hosted import Hosted, Plan
@@ -106,7 +107,7 @@ def online_event(plan: Plan, span: Span, hosted: Hosted, address: str, peer: str
     speed, checkpoint, tokens = hosted.speed, plan.checkpoint, hosted.cache.total_tokens
     error, numerics = hosted.quantization_error, str(plan.numerics)
     if error is not None:
-        numerics += f", {100 * error:.2g} % from float32"
+        numerics += f", each block {100 * error:.2g} % from float32"
     return ServerEvent(
         "online",
         f"online with blocks {span} of {checkpoint.num_blocks} of {checkpoint.name}"
@@ -130,6 +131,22 @@ def online_event(plan: Plan, span: Span, hosted: Hosted, address: str, peer: str
             "weights_bytes": plan.needs.weights(span),
         },
     )
+
+
+def moving_event(old: Span, new: Span, reason: str) -> ServerEvent:
+    text = f"moving to blocks {new} because {reason}; until now it had {old}"
+    return ServerEvent("moving", text, {"blocks": str(new), "from": str(old), "reason": reason})
+
+
+def stays_event(old: Span, new: Span, error: Exception) -> ServerEvent:
+    text = f"back to blocks {old}: blocks {new} cannot be served here ({error})"
+    return ServerEvent("notice", text, {"blocks": str(old), "from": str(new)})
+
+
+def away_status(peer: str, name: str, span: Span, state: ServerState) -> dict[str, Any]:
+    """Of a server that loads `span`: nothing is served meanwhile."""
+    nothing = dict.fromkeys(("sessions", "cache_tokens_free", "cache_tokens_total"), 0)
+    return {"peer": peer, "name": name, "blocks": str(span), "state": str(state), **nothing}
 
 
 def draining_event(sessions: int, timeout_s: float) -> ServerEvent:

@@ -1,7 +1,9 @@
 """A step that a user asks for: whether it can be, and how it is kept until it is answered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from swarm.sessions import failures
 from swarm.sessions.messages import MAX_STEP_TOKENS, Grant, RowOperation, Step
@@ -16,6 +18,10 @@ class Asked:
     step: Step
     payload: Any
     size_bytes: int
+
+    def without_operation(self) -> "Asked":
+        """To be sent again, where its operation has been applied."""
+        return replace(self, step=msgspec.structs.replace(self.step, operation=None))
 
 
 def check_operation(grant: Grant, planned: Lengths, operation: RowOperation) -> None:

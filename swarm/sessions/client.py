@@ -6,11 +6,7 @@ from typing import Any
 
 import msgspec
 
-from swarm.errors import (
-    SessionLostError,
-    StepRejectedError,
-    SwarmError,
-)
+from swarm.errors import SessionLostError, StepRejectedError, SwarmError
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions import failures
 from swarm.sessions.answers import MAX_GAPS
@@ -196,9 +192,8 @@ class ClientSession:
         left = {hop.peer for hop in self.grant.hops} - {hop.peer for hop in grant.hops}
         self.grant = grant
         self._resting = False
-        again = [replace(asked, step=_without_operation(asked.step)) for asked in self._unanswered]
+        self._queue.extendleft(asked.without_operation() for asked in reversed(self._unanswered))
         self._unanswered.clear()
-        self._queue.extendleft(reversed(again))
         self._inputs.apply(RowOperation(truncate_to=self.held) if self.held else None)
         if self._rerouting is not None:
             self.epoch = self._rerouting.epoch
@@ -208,18 +203,6 @@ class ClientSession:
         self._quiet_since = now
         closes = [Forward(PeerId(peer), Close(grant.session)) for peer in sorted(left)]
         return [*closes, *self._rerouting.start()]
-
-    def abandon(self, now: float) -> list[Instruction]:
-        """Forget every step that is queued or unanswered; go on from `held`.
-
-        Their tickets are never delivered. What hops have computed of them is dropped; an operation
-        that was sent with one of them stays applied.
-        """
-        self._check_open()
-        self._queue.clear()
-        self._unanswered.clear()
-        self.planned = self.held
-        return [] if self._resting else self.reroute(self.grant, None, now)
 
     def close(self) -> list[Instruction]:
         """Free the session on every hop; nothing more is delivered or raised."""
@@ -283,7 +266,7 @@ class ClientSession:
         self._repairs_in_vain = self._gaps_filled = 0
         self._operations.clear()
         self.held = added(asked.step.starts, asked.step.counts)
-        return [Deliver(asked.ticket, ((output, payload),)), *self._send_queued(now)]
+        return [Deliver(asked.ticket, output, payload), *self._send_queued(now)]
 
     def _on_holds(self, sender: PeerId, holds: Holds, now: float) -> list[Instruction]:
         assert self._rerouting is not None
@@ -415,7 +398,3 @@ class ClientSession:
                 applied(lengths, asked.step.operation) or asked.step.starts, asked.step.counts
             )
         assert self._closed or lengths == self.planned
-
-
-def _without_operation(step: Step) -> Step:
-    return msgspec.structs.replace(step, operation=None)

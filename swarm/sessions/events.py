@@ -144,10 +144,11 @@ class Free:
 
 @dataclass(frozen=True)
 class Deliver:
-    """Client: the answer to the user's step `ticket` is whole: `(output, payload)` in order."""
+    """Client: the answer to the user's step `ticket`."""
 
     ticket: int
-    outputs: tuple[tuple[Output, Any], ...]
+    output: Output
+    payload: Any
 
 
 @dataclass(frozen=True)

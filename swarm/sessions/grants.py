@@ -1,5 +1,7 @@
 """Whether a hop may take a session: what its grant says against what the hop announces."""
 
+import msgspec
+
 from swarm.sessions.messages import Grant, RefuseKind
 from swarm.spans import PeerId, Span
 
@@ -53,3 +55,11 @@ def check_grant(
     if not announced_span.covers(asked):
         return RefuseKind.WRONG_SPAN, f"blocks {announced_span} are served here, not {asked}"
     return None
+
+
+def same_session(old: Grant, old_hop: int, new: Grant, new_hop: int) -> bool:
+    """Whether two grants differ in their route and lifetime only, and a hop has the same blocks in
+    both."""
+    before, after = old.hops[old_hop], new.hops[new_hop]
+    rest = msgspec.structs.replace(new, route=old.route, hops=old.hops, lifetime_s=old.lifetime_s)
+    return rest == old and (before.start, before.end) == (after.start, after.end)

@@ -1,7 +1,5 @@
 """A session as one hop sees it: which frames it takes, what it holds, what it passes on."""
 
-from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -23,6 +21,7 @@ from swarm.sessions.events import (
     Stopping,
     Tick,
 )
+from swarm.sessions.grants import same_session
 from swarm.sessions.lifetime import GRACE_S, LEASE_S, Lifetime
 from swarm.sessions.messages import (
     MAX_STEP_TOKENS,
@@ -39,6 +38,7 @@ from swarm.sessions.messages import (
     RowOperation,
     Step,
 )
+from swarm.sessions.passes import Passes
 from swarm.sessions.rules import (
     Lengths,
     added,
@@ -53,14 +53,6 @@ from swarm.sessions.rules import (
 from swarm.spans import PeerId, Span
 
 __all__ = ["LEASE_S", "HopSession"]
-
-
-@dataclass
-class _Pass:
-    """A step that this hop has taken and not yet passed on."""
-
-    step: Step
-    done: PassDone | None = None
 
 
 class HopSession:
@@ -101,7 +93,7 @@ class HopSession:
         """A hop that joins a running session takes no step before its first fence: what comes
         earlier was meant for an older session of the same id here."""
         self._rows_epoch = 0
-        self._passes: deque[_Pass] = deque()
+        self._passes = Passes()
         self._kept = KeptAnswers()
         self._parents: Lengths | None = None
         """Forks that the engine has yet to be told of, composed."""
@@ -123,10 +115,7 @@ class HopSession:
     @property
     def expected(self) -> Lengths:
         """What will be held when every pass in the engine has ended."""
-        lengths = self.held
-        for waiting in self._passes:
-            lengths = added(lengths, waiting.step.counts)
-        return lengths
+        return self._passes.added_to(self.held)
 
     @property
     def deadline(self) -> float:
@@ -188,8 +177,6 @@ class HopSession:
                 return self._fence(message)
             case Replay() if from_client:
                 return self._replay(message)
-            case _:
-                pass
         return []
 
     def _neighbour(self, offset: int) -> PeerId | None:
@@ -239,10 +226,10 @@ class HopSession:
         return self._take(step, payload)
 
     def _take(self, step: Step, payload: Any) -> list[Instruction]:
-        self._passes.append(_Pass(step))
         if not sum(step.counts):
-            self._passes[-1].done = PassDone(step.epoch, step.seq, None)
+            self._passes.take(step, PassDone(step.epoch, step.seq, None))
             return self._commit_passes()
+        self._passes.take(step)
         first = not self._engine_told
         operation = None
         if first:
@@ -269,16 +256,13 @@ class HopSession:
     def _pass_done(self, done: PassDone) -> list[Instruction]:
         if done.epoch != self.epoch:
             return []
-        for waiting in self._passes:
-            if waiting.step.seq == done.seq:
-                waiting.done = done
+        self._passes.ended(done)
         return self._commit_passes()
 
     def _commit_passes(self) -> list[Instruction]:
         """Commit and pass on, in order, what is done."""
         instructions: list[Instruction] = []
-        while self._passes and (done := self._passes[0].done) is not None:
-            step = self._passes.popleft().step
+        for step, done in self._passes.committed():
             self.held = added(self.held, step.counts)
             self.backup.append(
                 step.starts, step.counts, step.position_ids, done.output, done.output_bytes
@@ -355,11 +339,7 @@ class HopSession:
         self._lifetime.client_seen()
         self._lifetime.committed()
         if new.route > old.route:
-            changed = msgspec.structs.replace(
-                new, route=old.route, hops=old.hops, lifetime_s=old.lifetime_s
-            )
-            blocks = [(hop.start, hop.end) for hop in (old.hops[self.hop], new.hops[fence.hop])]
-            if changed != old or blocks[0] != blocks[1]:
+            if not same_session(old, self.hop, new, fence.hop):
                 return self._fail(FailKind.REJECTED, f"route {new.route} changes the session")
             if fence.epoch == self.epoch:
                 return self._fail(FailKind.REJECTED, f"route {new.route} without a new epoch")
@@ -414,9 +394,7 @@ class HopSession:
         """Raises AssertionError if the state contradicts itself; for tests."""
         assert len(self.held) <= self.grant.rows
         assert all(0 <= held <= self.grant.length for held in self.expected)
-        seqs = [waiting.step.seq for waiting in self._passes]
-        assert seqs == list(range(self._next_seq - len(seqs), self._next_seq))
-        assert all(waiting.step.epoch == self.epoch for waiting in self._passes)
+        self._passes.validate(self.epoch, self._next_seq)
         assert self._engine_told or self._engine_rows
         backup_from = self.backup.begins(self.held)
         assert backup_from is None or not any(backup_from)

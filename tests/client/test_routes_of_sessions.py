@@ -1,11 +1,13 @@
 """Opening a session against servers that hold, refuse, are down, or come back."""
 
 import asyncio
+import random
 from dataclasses import dataclass, field
 
 import pytest
 
 from swarm.client.opening import open_session
+from swarm.client.routes import ClientRouter
 from swarm.client.settings import ClientSettings
 from swarm.client.target import Target
 from swarm.client.troubles import Troubles
@@ -116,6 +118,15 @@ class FakeSwarm:
 
     def rtt_s(self, peers):
         return self.rtts
+
+    def rate_bytes_per_s(self, peer):
+        return None
+
+    async def ask_status(self, record, timeout_s):
+        raise PeerTimeoutError("busy", record.peer)
+
+    def router(self, target):
+        return ClientRouter(self.identity.peer_id, random.Random(), lambda: self.time)
 
     def hears(self, peer):
         return self.all[peer].answer != "mute"

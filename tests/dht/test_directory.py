@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from libp2p_peers import Peers, peers, run_in_peace
+from hostile_members import hostile_member
+from libp2p_peers import peers, run_in_peace
 from server_records import CHECKPOINT, record
 
 from swarm.dht.directory import Directory, ModelEntry
@@ -38,16 +39,6 @@ async def directory(node: DhtNode) -> AsyncIterator[Directory]:
 
 async def peers_in(directory: Directory) -> set[str]:
     return {one.peer for one in await directory.snapshot(CHECKPOINT)}
-
-
-async def hostile_member(started: Peers, joined: DhtNode) -> Any:
-    """A plain hivemind node: it checks nothing, and stores whatever we tell it to store."""
-    from hivemind.dht.node import DHTNode
-
-    network = await started.start(initial_peers=joined.network.addresses)
-    return await DHTNode.create(
-        p2p=network.p2p, initial_peers=joined.network.addresses, bootstrap_timeout=0
-    )
 
 
 async def spread(hostile: Any, key: str, subkey: Any, value: Any, until: float) -> None:

@@ -139,8 +139,9 @@ def test_a_status_is_made_anew_twice_a_second_at_most() -> None:
         return {"count": len(made)}
 
     cache = StatusCache(fields)
-    told = [json.loads(cache.read(now))["count"] for now in (0.0, 0.1, 0.4, 0.6, 0.7, 1.2)]
+    told = [json.loads(cache.read(now, 7))["count"] for now in (0.0, 0.1, 0.4, 0.6, 0.7, 1.2)]
     assert told == [1, 1, 1, 2, 2, 3]
+    assert json.loads(cache.read(1.3, 8))["count"] == 4, "a session has come"
 
 
 def test_a_result_of_a_freed_session_does_not_reach_its_successor() -> None:

@@ -1,6 +1,5 @@
 """Servers and clients of the model check: real sessions around a hash chain."""
 
-import copy
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -291,8 +290,6 @@ class ModelClient:
         self._lost: set[PeerId] = set()
         self._expected: dict[int, list[list[int]]] = {}
         self._reference = HashChain(0, BLOCKS)
-        self._before: dict[int, tuple[HashChain, HashChain]] = {}
-        """By ticket: the reference before the step's operation, and before the step."""
         self._lengths: tuple[int, ...] = ()
         self.session: ClientSession | None = None
         self.grant = Grant(
@@ -358,8 +355,6 @@ class ModelClient:
         self._turns -= 1
         if self._can_reroute and self._rng.random() < 0.1:
             return self._new_route(PeerId(self._rng.choice(self.grant.hops).peer), now)
-        if self._expected and self._rng.random() < 0.2:
-            return self._abandon(now)
         sent = self._submit(self._draw_operation(), now)
         for _ in range(self._rng.choice((0, 0, 0, 1, 3))):
             sent += self._submit(None, now)
@@ -416,38 +411,17 @@ class ModelClient:
         ticket, instructions = self.session.step(
             counts, position_ids, want, inputs, now=now, operation=operation
         )
-        without = copy.deepcopy(self._reference)
         if operation is not None:
             self._reference.apply(operation.parents, operation.truncate_to)
-        self._before[ticket] = without, copy.deepcopy(self._reference)
         outputs = self._reference.forward(starts, counts, position_ids, inputs)
         self._lengths = tuple(map(sum, zip(starts, counts, strict=True)))
         self._expected[ticket] = _by_row(outputs, counts, want)
         return self._do(instructions, now)
 
-    def _abandon(self, now: float) -> list[Sent]:
-        """The user interrupts: the reference goes back to the last answer as well."""
-        assert self.session is not None
-        oldest = min(self._expected)
-        asked = next(
-            asked
-            for asked in (*self.session._unanswered, *self.session._queue)
-            if asked.ticket == oldest
-        )
-        waits = asked in self.session._queue and asked.step.operation is not None
-        without, with_operation = self._before[oldest]
-        self._reference = without if waits else with_operation
-        self._expected.clear()
-        self._before.clear()
-        instructions = self.session.abandon(now)
-        self._lengths = self.session.held
-        return self._do(instructions, now)
-
     def _deliver(self, deliver: Deliver) -> None:
         expected = self._expected.pop(deliver.ticket)
-        del self._before[deliver.ticket]
-        ((output, payload),) = deliver.outputs
-        assert _by_row(payload, output.counts, Want.ALL) == expected, "a wrong answer"
+        answer = _by_row(deliver.payload, deliver.output.counts, Want.ALL)
+        assert answer == expected, "a wrong answer"
         self.answers += 1
 
     # ---- routes

@@ -1,0 +1,207 @@
+"""Which chain a client takes: what it measured, over what servers announce."""
+
+import random
+from typing import Any
+
+import pytest
+
+from swarm.client.improving import LEAST_GAIN_S, LOOK_S, LOOKS, REST_S, Patience
+from swarm.client.replacement import replaced_route
+from swarm.client.routes import ClientRouter
+from swarm.dht.distances import pack_next_hops
+from swarm.dht.records import ServerRecord
+from swarm.errors import MissingBlocksError
+from swarm.routing.coordinates import Coordinate
+from swarm.routing.view import Numerics, ServerState, SwarmView
+from swarm.sessions.messages import Hop
+from swarm.spans import PeerId, SessionId, Span
+from swarm.wire.identity import Identity
+
+CHECKPOINT = "c" * 40
+BLOCKS = 4
+ME = Identity(b"m" * 32).peer_id
+PEERS = {name: Identity(name.encode() * 32).peer_id for name in "abcdef"}
+
+
+class World:
+    """A client's router, a clock, and records."""
+
+    def __init__(self, *records: ServerRecord, seed: int = 0) -> None:
+        self.now = 1000.0
+        self.router = ClientRouter(
+            ME, random.Random(seed), lambda: self.now, activation_bytes=4096.0
+        )
+        self.read(*records)
+
+    def read(self, *records: ServerRecord) -> None:
+        self.records = records
+        self.router.learn(records)
+
+    @property
+    def view(self) -> SwarmView:
+        return SwarmView(CHECKPOINT, BLOCKS, tuple(record.view() for record in self.records))
+
+    def route(self, rtt_s: dict[str, float] | None = None, **changes: Any) -> list[str]:
+        """The names of the hops' servers."""
+        rtts = {PEERS[name]: rtt for name, rtt in (rtt_s or {}).items()}
+        hops = self.router.route(self.view, rtt_s=rtts, tokens_needed=100, **changes)
+        names = {peer: name for name, peer in PEERS.items()}
+        return [names[PeerId(hop.peer)] for hop in hops]
+
+
+def record(name: str, start: int = 0, end: int = BLOCKS, **changes: Any) -> ServerRecord:
+    fields: dict[str, Any] = {
+        "peer": PEERS[name],
+        "span": Span(start, end),
+        "state": ServerState.ONLINE,
+        "checkpoint": CHECKPOINT,
+        "model": "tiny",
+        "num_blocks": BLOCKS,
+        "numerics": Numerics("float32"),
+        "decode_ms_per_block": 1.0,
+        "prefill_tokens_per_s": 1000.0,
+        "cache_tokens_free": 1000,
+        "cache_tokens_total": 1000,
+        "version": "1",
+        "protocol": 1,
+        "sequence": 1,
+    }
+    return ServerRecord(**{**fields, **changes})
+
+
+def test_the_nearer_the_faster_and_the_idler_server_is_taken() -> None:
+    equal = {"a": 0.01, "b": 0.01}
+    assert World(record("a"), record("b")).route({"a": 0.01, "b": 0.3}) == ["a"]
+    assert World(record("a"), record("b", decode_ms_per_block=9.0)).route(equal) == ["a"]
+    assert World(record("a"), record("b", queue_wait_ms=90.0)).route(equal) == ["a"]
+    assert World(record("a"), record("b", sessions=9)).route(equal) == ["a"]
+    assert World(record("a"), record("b", max_upload_mbit=0.1)).route(equal) == ["a"]
+
+
+def test_a_part_of_a_span_is_used() -> None:
+    world = World(record("a", 0, 3), record("b", 2, 4, decode_ms_per_block=0.1))
+    hops = world.router.route(world.view, rtt_s={}, tokens_needed=100)
+    assert [(hop.start, hop.end) for hop in hops] == [(0, 2), (2, 4)]
+
+
+def test_servers_that_measured_each_other_are_chained() -> None:
+    near = pack_next_hops({PEERS["c"]: 0.001, PEERS["d"]: 0.5})
+    world = World(record("a", 0, 2, next_hops=near), record("c", 2, 4), record("d", 2, 4))
+    rtts = dict.fromkeys("acd", 0.1)
+    assert {tuple(world.route(rtts)) for _ in range(20)} == {("a", "c")}
+
+
+def test_coordinates_tell_who_is_near_whom() -> None:
+    here, there = Coordinate((0.0, 0.0, 0.0), 0.001), Coordinate((0.4, 0.0, 0.0), 0.001)
+    world = World(
+        record("a", 0, 2, coordinate=here),
+        record("c", 2, 4, coordinate=there),
+        record("d", 2, 4, coordinate=here),
+    )
+    assert {tuple(world.route(dict.fromkeys("acd", 0.1))) for _ in range(20)} == {("a", "d")}
+
+
+def test_what_a_server_says_now_counts_more_than_its_record_until_there_is_a_newer_one() -> None:
+    world = World(record("a", sessions=0), record("b", sessions=0))
+    rtts = {"a": 0.001, "b": 0.001}
+    world.now += 1
+    world.router.heard(PEERS["a"], 8, 0.0, 1000)
+    assert {tuple(world.route(rtts)) for _ in range(20)} == {("b",)}
+    world.now += 1
+    world.read(record("a", sequence=2), record("b", sessions=8, sequence=2))
+    assert {tuple(world.route(rtts)) for _ in range(20)} == {("a",)}
+
+
+def test_own_sessions_count_until_servers_announce_them() -> None:
+    world = World(record("a"), record("b"))
+    rtts = {"a": 0.001, "b": 0.001}
+    counts = {"a": 0, "b": 0}
+    for number in range(20):
+        world.now += 0.01
+        (name,) = world.route(rtts)
+        counts[name] += 1
+        hops = (Hop(PEERS[name], 0, BLOCKS),)
+        world.router.opened(SessionId(bytes([number]) * 16), hops)
+    assert counts == {"a": 10, "b": 10}
+    for number in range(20):
+        world.router.closed(SessionId(bytes([number]) * 16))
+    assert {tuple(world.route(rtts)) for _ in range(40)} == {("a",), ("b",)}
+
+
+def test_equal_clients_do_not_all_take_the_same_replica() -> None:
+    taken = [World(record("a"), record("b"), seed=seed).route()[0] for seed in range(200)]
+    assert 80 <= taken.count("a") <= 120
+
+
+def test_a_server_that_was_slower_than_it_says_is_left_and_forgiven() -> None:
+    world = World(record("a", decode_ms_per_block=0.1), record("b"))
+    rtts = {"a": 0.01, "b": 0.01}
+    hops = (Hop(PEERS["a"], 0, BLOCKS),)
+    assert world.route(rtts) == ["a"]
+    predicted = world.router.step_s(world.view, hops, {PEERS["a"]: 0.01}, announced=True)
+    assert predicted is not None
+    world.router.saw_step(hops, 0.5 - predicted)
+    assert world.route(rtts) == ["b"]
+    seen = world.router.step_s(world.view, hops, {PEERS["a"]: 0.01})
+    assert seen == pytest.approx(0.5, rel=0.01)
+    world.now += 1000
+    assert world.route(rtts) == ["a"]
+
+
+def test_quantised_weights_are_the_last_resort() -> None:
+    quantised = Numerics("float32", "int8")
+    fast = record("a", decode_ms_per_block=0.01, numerics=quantised)
+    assert World(fast, record("b", decode_ms_per_block=50.0)).route() == ["b"]
+    assert World(fast).route() == ["a"]
+
+
+def test_what_nobody_serves_is_named() -> None:
+    world = World(record("a", 0, 2))
+    with pytest.raises(MissingBlocksError) as caught:
+        world.route()
+    assert caught.value.blocks == ("2:4",)
+    with pytest.raises(MissingBlocksError):
+        World(record("a")).route(avoid={PEERS["a"]})
+
+
+def test_one_router_does_not_forget_sessions_that_move() -> None:
+    world = World(record("a"), record("b"))
+    session = SessionId(bytes(16))
+    world.router.opened(session, (Hop(PEERS["a"], 0, BLOCKS),))
+    world.router.opened(session, (Hop(PEERS["b"], 0, BLOCKS),))
+    assert {tuple(world.route({"a": 0.001, "b": 0.001})) for _ in range(20)} == {("a",)}
+
+
+def test_a_lost_hop_is_replaced_by_the_best_other() -> None:
+    world = World(record("a", 0, 2), record("b", 2, 4), record("c", 1, 4), record("d", 2, 4))
+    hops = (Hop(PEERS["a"], 0, 2), Hop(PEERS["b"], 2, 4))
+    route = replaced_route(
+        world.view,
+        world.router,
+        hops,
+        {PEERS["b"]},
+        rtt_s={PEERS["c"]: 0.01, PEERS["d"]: 0.2},
+        tokens_needed=100,
+        avoid={PEERS["b"]},
+    )
+    assert route == (Hop(PEERS["a"], 0, 2), Hop(PEERS["c"], 2, 4))
+
+
+def test_a_session_goes_only_when_much_is_won_again_and_again() -> None:
+    now = 0.0
+    patience = Patience(now, random.Random(0))
+    assert not patience.is_due(now)
+
+    def look(present_s: float, other_s: float) -> bool:
+        nonlocal now
+        now += 1.5 * LOOK_S
+        assert patience.is_due(now)
+        return patience.look(present_s, other_s, now)
+
+    assert not any(look(0.1, 0.08) for _ in range(10)), "not much better"
+    assert not any(look(0.01, 0.01 - LEAST_GAIN_S / 2) for _ in range(10)), "too little"
+    for _ in range(LOOKS - 1):
+        assert not look(0.1, 0.05)
+    assert not look(0.1, 0.09), "it was so for a moment only"
+    assert [look(0.1, 0.05) for _ in range(LOOKS)] == [False] * (LOOKS - 1) + [True]
+    assert not patience.is_due(now + REST_S * 0.99)

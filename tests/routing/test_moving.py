@@ -1,0 +1,74 @@
+"""When servers move: never opening a gap, never to and fro, and until the swarm is whole."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from moving_world import RULES, MovingWorld
+from routing_views import swarm
+
+from swarm.routing.coverage import holders
+from swarm.routing.shifting import fewest_moves
+
+BLOCKS = 30
+MANY = [pytest.param(part, marks=pytest.mark.matrix) for part in range(1, 12)]
+SEEDS = 150
+"""Of each part."""
+
+
+def random_world(seed: int) -> MovingWorld:
+    """Four to nine servers that join one after another, of any size and speed."""
+    rng = Random(seed)
+    world = MovingWorld(BLOCKS, rng, reload_s=rng.choice([5.0, 40.0, 120.0]))
+    for number in range(rng.randint(4, 9)):
+        world.join(str(number), rng.randint(5, 14), rng.choice([0.5, 1.0, 2.0, 8.0]))
+        world.run(rng.choice([0.0, 15.0, 200.0]))
+    return world
+
+
+def busiest(world: MovingWorld, since: float) -> int:
+    """The most moves of one server within ten checks, from `since` on."""
+    moves = [(when, peer) for when, peer in world.moves if when >= since]
+    return max(
+        (
+            max(Counter(p for t, p in moves if when <= t < when + 10 * RULES.check_s).values())
+            for when, _ in moves
+        ),
+        default=0,
+    )
+
+
+@pytest.mark.parametrize("part", [0, *MANY])
+def test_a_quiet_swarm_comes_to_rest_and_no_move_opens_a_gap(part: int) -> None:
+    for seed in range(part * SEEDS, (part + 1) * SEEDS):
+        world = random_world(seed)
+        world.run(20 * RULES.check_s)
+        quiet_since = world.now
+        world.run(60 * RULES.check_s)
+        assert not world.opened, (seed, world.opened)
+        assert busiest(world, quiet_since) <= 1, (seed, world.moves)
+        late = Counter(peer for when, peer in world.moves if when > quiet_since + 600)
+        # Speeds are noisy: what lies at the threshold may still move once.
+        assert late.total() <= 1, (seed, late)
+
+
+@pytest.mark.parametrize("part", [0, *MANY])
+def test_when_one_is_killed_the_others_cover_what_they_can(part: int) -> None:
+    mended = 0
+    for seed in range(part * SEEDS, (part + 1) * SEEDS):
+        world = random_world(seed)
+        world.run(30 * RULES.check_s)
+        whole = not world.missing()
+        victim = world.rng.choice(sorted(world.servers))
+        world.kill(victim)
+        killed = world.now
+        gap = bool(world.missing())
+        world.run(30 * RULES.check_s)
+        alive = [one.view for one in world.servers.values() if one.alive]
+        present = holders(swarm(BLOCKS, *alive))
+        possible = not world.missing() or fewest_moves(present, {o.peer for o in present}, BLOCKS)
+        assert not world.opened, (seed, world.opened)
+        assert not (world.missing() and possible), (seed, world.missing())
+        assert busiest(world, killed + 5 * RULES.check_s) <= 1, (seed, world.moves)
+        mended += whole and gap and not world.missing()
+    assert mended > SEEDS / 50

@@ -1,0 +1,207 @@
+"""Servers that choose their blocks themselves, whole ones in memory: they cover every block, and
+cover them again when one is killed or joins, while a user generates."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM as PlainAutoModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from swarm.models.checkpoint import open_checkpoint
+from swarm.server.hosting import memory_needs
+from swarm.server.lifecycle import ServerEvent
+from swarm.server.server import Server
+from swarm.spans import Span, missing_spans
+from swarm.testing import LocalSwarm
+
+BLOCKS = 30
+CACHE_TOKENS = 1024
+CHECK_S = 3.0
+IDS = torch.arange(5, 13)[None]
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 30 small blocks."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    folder = tmp_path_factory.mktemp("models") / "thirty-blocks"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> torch.Tensor:
+    return greedy(PlainAutoModel.from_pretrained(folder, dtype=torch.float32))
+
+
+def greedy(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model.generate(
+        IDS, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False
+    )
+    return found
+
+
+class Volunteers:
+    """Servers that are told how much memory they may take, and nothing else."""
+
+    def __init__(self, swarm: LocalSwarm, folder: Path) -> None:
+        self.swarm = swarm
+        self.events: list[tuple[float, Server | int, ServerEvent]] = []
+        needs = memory_needs(open_checkpoint(str(folder)), torch.float32)
+        self._block_bytes = max(needs.block_bytes) + CACHE_TOKENS * needs.token_bytes_per_block
+
+    def start(self, blocks: int) -> Server:
+        number = len(self.swarm.servers)
+
+        def heard(event: ServerEvent) -> None:
+            self.events.append((time.monotonic(), number, event))
+
+        return self.swarm.start(max_memory=int((blocks + 0.5) * self._block_bytes), on_event=heard)
+
+    @property
+    def moves(self) -> list[ServerEvent]:
+        return [event for _, _, event in self.events if event.event == "moving"]
+
+    def missing(self) -> list[Span]:
+        online = [s.span for s in self.swarm.servers if s.state == "online"]
+        return missing_spans(online, BLOCKS)
+
+    def busiest_within(self, seconds: float) -> int:
+        """The most moves of one server within so long."""
+        moves = [(at, number) for at, number, event in self.events if event.event == "moving"]
+        return max(
+            (
+                max(Counter(n for at, n in moves if when <= at < when + seconds).values())
+                for when, _ in moves
+            ),
+            default=0,
+        )
+
+
+@contextmanager
+def generating(model: Any, expected: torch.Tensor) -> Iterator[Callable[[], int]]:
+    """Generates again and again until the end, which fails if one generation failed."""
+    ends, done, faults = threading.Event(), [], []
+
+    def work() -> None:
+        while not ends.is_set():
+            try:
+                assert torch.equal(greedy(model), expected)
+                done.append(1)
+            except BaseException as error:
+                faults.append(error)
+                return
+            ends.wait(0.1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield lambda: len(done)
+    finally:
+        ends.set()
+        thread.join(120)
+    assert not faults, faults
+    assert done
+
+
+def test_volunteers_cover_every_block_again_and_no_generation_fails(
+    folder: Path, expected: torch.Tensor
+) -> None:
+    with LocalSwarm(
+        folder, cache_tokens=CACHE_TOKENS, move_check_s=CHECK_S, drain_timeout_s=10.0
+    ) as swarm:
+        volunteers = Volunteers(swarm, folder)
+        volunteers.start(8)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(volunteers.start, [8, 8, 8, 8]))
+        assert all(len(server.span) == 8 for server in swarm.servers)
+        swarm.wait_until(lambda: not volunteers.missing())
+
+        with (
+            swarm.client(repair_timeout_s=90.0, missing_timeout_s=60.0, link_grace_s=0.5) as model,
+            generating(model, expected) as count,
+        ):
+            swarm.wait_until(lambda: count() >= 2)
+            victim = only_holder(swarm)
+            began = len(volunteers.moves)
+            swarm.kill(victim)
+            swarm.wait_until(lambda: not volunteers.missing())
+            assert len(volunteers.moves) > began
+            before = count()
+            swarm.wait_until(lambda: count() >= before + 2)
+            volunteers.start(14)
+            before = count()
+            swarm.wait_until(lambda: count() >= before + 2)
+            time.sleep(10 * CHECK_S)
+            assert not volunteers.missing()
+        assert volunteers.busiest_within(10 * CHECK_S) <= 1
+        moved = volunteers.moves[0]
+        assert moved.text.startswith(f"moving to blocks {moved.fields['blocks']} because ")
+        swarm.wait_until_free()
+
+
+def only_holder(swarm: LocalSwarm) -> Server:
+    """A server without which blocks are missing; not the one by which clients join."""
+    for server in swarm.servers[1:]:
+        others = [one.span for one in swarm.servers if one is not server]
+        if missing_spans(others, BLOCKS):
+            return server
+    raise AssertionError(f"nobody is needed: {[str(one.span) for one in swarm.servers]}")
+
+
+def test_concurrent_sessions_spread_over_equal_replicas(folder: Path) -> None:
+    """Clients of their own, one after another, none of which knows of the others."""
+    with LocalSwarm(folder, "0:15", "15:30", "15:30", cache_tokens=8192) as swarm:
+        models, sessions = [], []
+        try:
+            for number in range(10):
+                # With settings of its own it is a peer of its own.
+                model = swarm.client(step_timeout_s=60.0 + number)
+                opened = model.__enter__()
+                models.append(model)
+                session = opened.session(max_length=64)
+                session.__enter__()
+                greedy(opened)
+                sessions.append(session)
+            counts = [status["sessions"] for status in swarm.statuses()]
+            assert counts[0] == 10
+            assert 4 <= counts[1] <= 6 and 4 <= counts[2] <= 6, counts
+        finally:
+            for session in sessions:
+                session.__exit__(None, None, None)
+            for model in models:
+                model.__exit__(None, None, None)
+
+
+def test_one_clients_sessions_spread_too(folder: Path) -> None:
+    with LocalSwarm(folder, "0:30", "0:30", cache_tokens=8192) as swarm, swarm.client() as model:
+        with ThreadPoolExecutor(10) as pool:
+            barrier = threading.Barrier(10)
+
+            def chat(_: int) -> list[int]:
+                with model.session(max_length=64):
+                    greedy(model)
+                    barrier.wait(60)
+                    return [status["sessions"] for status in swarm.statuses()]
+
+            counts = next(iter(pool.map(chat, range(10))))
+        assert sum(counts) == 10
+        assert 4 <= counts[0] <= 6, counts
