@@ -196,7 +196,7 @@ def patched_product(*, server: bool) -> ExitStack:
         replacements += [
             ("swarm.server.engine.FairQueue", ArrivalQueue),
             ("swarm.server.engine.PassPlanner", ArmPlanner),
-            ("swarm.server.engine.Gathering", ArmGathering),
+            ("swarm.scheduling.decode_groups.Gathering", ArmGathering),
             ("swarm.models.slice.BlockSlice.forward", _paced_forward),
         ]
     else:

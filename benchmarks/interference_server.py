@@ -22,5 +22,5 @@ if __name__ == "__main__":
     if UPLINK.enabled:
         del sys.argv[1]
     threading.Thread(target=_listen, name="commands", daemon=True).start()
-    with patched_product(server=True), patch("swarm.server.server.Links", ArmLinks):
+    with patched_product(server=True), patch("swarm.server.stay.Links", ArmLinks):
         main()

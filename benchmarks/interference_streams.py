@@ -60,6 +60,7 @@ class _Arriving:
         self, stream: ByteStream, on_message: Callable[..., None], on_link: Callable[..., None]
     ) -> None:
         self.peer = stream.peer
+        self.address = stream.address
         self._stream = stream
         self._on_message = on_message
         self._on_link = on_link
