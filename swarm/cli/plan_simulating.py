@@ -141,7 +141,7 @@ def comparison_table(found: Mapping[str, Result | SwarmError]) -> Table:
     table.add_column("placement+router", no_wrap=True)
     for heading in ("mean s", "p99 s", "TTFT s", "TPOT ms", "done", "failed", "repairs"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("busiest replica", "covered"):
+    for heading in ("busiest equal", "covered"):
         table.add_column(heading, justify="right")
     for policy in ranked(found):
         result = found[policy]
@@ -158,7 +158,7 @@ def comparison_table(found: Mapping[str, Result | SwarmError]) -> Table:
             f"{one['done']:,}",
             f"{one['failed']:,}",
             f"{one['repairs']:,}",
-            _figure(one["busiest_replica"]),
+            _figure(one["busiest_equal"]),
             f"{100 * one['covered_share']:.1f} %",
         )
     return table

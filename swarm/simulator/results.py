@@ -59,6 +59,8 @@ class Result:
     simulated_s: float
     events: int
     uncovered_s: float
+    busiest_equal: float | None
+    """`EqualShares.busiest`."""
     joins: int
     leaves: int
     faults: int
@@ -83,6 +85,7 @@ class Result:
             "repairs": sum(one.repairs for one in self.requests),
             "moves": sum(one.moves for one in self.requests),
             "mean_hops": _mean([hops for one in self.requests for hops in one.hops]),
+            "busiest_equal": self.busiest_equal,
             "busiest_replica": busiest_replica(self.servers),
             "covered_share": 1 - self.uncovered_s / self.simulated_s if self.simulated_s else 1.0,
             "joins": self.joins,
@@ -96,7 +99,7 @@ class Result:
 def busiest_replica(servers: Sequence[ServerLoad]) -> float | None:
     """Of servers with equal spans, speeds and ways to be reached the most loaded one, in decoded
     tokens a second, over their mean; the worst of all such groups. None without one. Liars are no
-    equals of those that tell the truth.
+    equals of those that tell the truth. Where servers stand is left out: `EqualShares` sees that.
 
     Servers that were there for less than a tenth of the time do not count.
     """

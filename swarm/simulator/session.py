@@ -186,6 +186,7 @@ class SimulatedSession:
         self._opening = None
         request = self.request
         request.hops.append(len(self._stages))
+        self._world.took(self.client, self._stages, self._new_hops)
         self._route_tokens = 0
         self._lost.clear()
         if request.opened is None:

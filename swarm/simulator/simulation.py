@@ -73,6 +73,7 @@ class Simulation:
             simulated_s=clock.now,
             events=clock.events,
             uncovered_s=world.uncovered_s,
+            busiest_equal=world.equal_shares.busiest(),
             joins=self.comings.joins,
             leaves=self.comings.leaves,
             faults=self.comings.faults,

@@ -1,6 +1,6 @@
 """Everything that is true in a simulation: servers, ways between peers, sessions, coverage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from swarm.routing.layout import PLANNED_CHECKPOINT, server_view
@@ -10,6 +10,7 @@ from swarm.routing.view import ServerState
 from swarm.scheduling.classes import ServiceClass
 from swarm.simulator.clock import Clock
 from swarm.simulator.directory import SimulatedDirectory
+from swarm.simulator.equals import EqualShares
 from swarm.simulator.host import Cores, OwnCores, SharedCores
 from swarm.simulator.requests import Request
 from swarm.simulator.scenario import Scenario
@@ -39,6 +40,7 @@ class World:
         self.every_server: list[SimulatedServer] = []
         """Also those that have gone."""
         self.sessions: dict[SessionId, SimulatedSession] = {}
+        self.equal_shares = EqualShares(scenario.inventory)
         self.uncovered_s = 0.0
         """How long some block had no server that could be reached."""
         blocks = scenario.layout.num_blocks
@@ -131,6 +133,18 @@ class World:
     def sessions_over(self, peer: PeerId) -> list[SimulatedSession]:
         """The sessions whose route has this server."""
         return [one for one in self.sessions.values() if peer in one.peers]
+
+    def took(self, client: PeerId, stages: Sequence[Stage], chosen: Sequence[int]) -> None:
+        """A session runs over `stages`; `chosen`: those that are new to it."""
+        able = [
+            server
+            for server in self.servers.values()
+            if server.state is ServerState.ONLINE
+            and not server.unreachable
+            and not server.gone
+            and server.peer not in self.liars
+        ]
+        self.equal_shares.took(client, stages, chosen, able)
 
     # ---- ways
 

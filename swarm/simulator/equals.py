@@ -1,0 +1,106 @@
+"""Whether sessions spread over servers that would have served them equally well."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swarm.routing.inventory import Inventory
+from swarm.routing.network import Floats
+from swarm.routing.performance import ChainMode
+from swarm.simulator.steps import Stage
+from swarm.spans import PeerId
+
+if TYPE_CHECKING:
+    from swarm.simulator.server import SimulatedServer
+
+NEAR_EQUAL = 0.05
+"""Of a token's time over the whole chain, divided among its hops: who costs no more than that
+beyond the best is an equal."""
+LEAST_SESSIONS = 20.0
+"""Expected at a server before its ratio says something: with fewer, it is chance."""
+
+
+class EqualShares:
+    """For each hop that a session opens: who could have served it as well, and who got it.
+
+    The equals of a hop are the servers that are online, hold its blocks, tell the truth about their
+    speed, and with which a decoded token would take at most `NEAR_EQUAL` (of the chain, divided
+    among its hops) longer than with the best of them, in an idle swarm. Each of them should get an
+    equal share. Hops with one such server, and hops that went to another one, do not count.
+    """
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._peers = [machine.peer for machine in inventory.machines]
+        self._number = {peer: number for number, peer in enumerate(self._peers)}
+        self._links = inventory.network.links(self._peers)
+        self._pass_s = np.array([machine.speed.pass_s for machine in inventory.machines])
+        self._block_s = (
+            np.array([machine.speed.decode_s(1) for machine in inventory.machines]) - self._pass_s
+        )
+        self._taken: defaultdict[int, int] = defaultdict(int)
+        self._expected: defaultdict[int, float] = defaultdict(float)
+
+    def took(
+        self,
+        client: PeerId,
+        stages: Sequence[Stage],
+        chosen: Sequence[int],
+        able: "Sequence[SimulatedServer]",
+    ) -> None:
+        """A session runs over `stages`; `chosen`: those that are new; `able`: the servers that a
+        session can have, without liars."""
+        numbers = np.array([self._number[server.peer] for server in able], dtype=np.intp)
+        start = np.array([server.span.start for server in able])
+        end = np.array([server.span.end for server in able])
+        costs = [self._costs(client, stages, at) for at in range(len(stages))]
+        whole_s = sum(stage.decode_s for stage in stages) + sum(
+            float(self._pass_s[number] + stage.blocks * self._block_s[number])
+            for stage in stages
+            for number in [self._number[stage.server.peer]]
+        )
+        for at in chosen:
+            hop = stages[at].hop
+            others = {self._number[one.server.peer] for one in stages if one is not stages[at]}
+            holds = (start <= hop.start) & (hop.end <= end)
+            holders = [number for number in numbers[holds].tolist() if number not in others]
+            if not holders:
+                continue
+            cost = costs[at][holders]
+            limit = cost.min() + NEAR_EQUAL * whole_s / len(stages)
+            equals = [number for number, own in zip(holders, cost, strict=True) if own <= limit]
+            taken = self._number[stages[at].server.peer]
+            if len(equals) < 2 or taken not in equals:
+                continue
+            self._taken[taken] += 1
+            for number in equals:
+                self._expected[number] += 1 / len(equals)
+
+    def busiest(self) -> float | None:
+        """The sessions of the server that got the most of what it shared with equals, over its
+        equal share; None where nobody shared enough to tell."""
+        return max(
+            (taken / due for taken, due in self.shares().values() if due >= LEAST_SESSIONS),
+            default=None,
+        )
+
+    def shares(self) -> dict[PeerId, tuple[int, float]]:
+        """Of each server that was one of several equals: the sessions that it got of those, and
+        its equal share."""
+        return {
+            self._peers[number]: (self._taken[number], due)
+            for number, due in self._expected.items()
+        }
+
+    def _costs(self, client: PeerId, stages: Sequence[Stage], at: int) -> Floats:
+        """`[machines]`: of a token at hop `at`, if the others stay: ways to it and from it (half of
+        those that it shares with a hop), pass and blocks."""
+        hop = stages[at].hop
+        inside: Floats = self._pass_s + (hop.end - hop.start) * self._block_s
+        if self._inventory.mode is ChainMode.RELAY:
+            return inside + 2 * self._links.from_peer_s(client)
+        before = client if at == 0 else stages[at - 1].server.peer
+        after = client if at == len(stages) - 1 else stages[at + 1].server.peer
+        return inside + self._links.from_peer_s(before) + self._links.from_peer_s(after)
