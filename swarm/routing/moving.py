@@ -46,6 +46,10 @@ class MoveRules:
     stay_s: float = 1800.0
     """Over which a move has to pay."""
 
+    def pause_s(self, failures: int) -> float:
+        """How long a server stays after so many moves in a row that failed."""
+        return self.check_s * min(self.rest_checks, 2.0 ** (failures - 1))
+
 
 class Action(StrEnum):
     """What a look leads to."""
@@ -85,11 +89,20 @@ class Mover:
         self._intent: Span | None = None
         self._wished = 0
         self._rests_until = now
+        self._failures = 0
+        self._barred_until = now
         self.next_look = self._after(now, rules.check_s)
+
+    def may_move(self, now: float) -> bool:
+        """False: its last move failed, and it will not try again soon; others mend without it."""
+        return now >= self._barred_until
 
     def look(self, view: SwarmView, mine: ServerView, now: float, *, reload_s: float) -> Decision:
         """`view`: the newest snapshot, without servers that are known to be dead; `mine`: how this
         server is now, with the announced intent; `reload_s`: how long it would be away."""
+        if not self.may_move(now):
+            self.next_look = self._barred_until + self._rng.uniform(0.0, self._rules.urgent_s)
+            return Decision(Action.STAY)
         scene = _Scene.of(view, mine)
         if self._intent is not None:
             return self._settled(scene, self._intent, now, reload_s)
@@ -111,13 +124,14 @@ class Mover:
     def alarm(self, now: float) -> None:
         """Blocks have lost their last server: it looks soon."""
         soon = now + self._rules.urgent_s * self._rng.uniform(0.0, 0.5)
-        if self._intent is None:
+        if self._intent is None and self.may_move(now):
             self.next_look = min(self.next_look, soon)
 
     def arrived(self, now: float) -> None:
-        """It is online on the blocks where it went, or back on its old ones."""
+        """It is online on the blocks where it went."""
         self._intent = None
         self._wished = 0
+        self._failures = 0
         self._rests_until = now + self._rules.rest_checks * self._rules.check_s
         self.next_look = self._after(now, self._rules.check_s)
 
@@ -126,6 +140,14 @@ class Mover:
         self._intent = None
         self._wished = 0
         self.next_look = self._after(now, self._rules.check_s)
+
+    def failed(self, now: float) -> None:
+        """It cannot serve the blocks where it wanted to go: it stays, the longer the more often
+        that happens, also while blocks are missing."""
+        self._failures += 1
+        self._barred_until = now + self._rules.pause_s(self._failures)
+        self.gave_up(now)
+        self.next_look = max(self.next_look, self._barred_until)
 
     def _after(self, now: float, seconds: float) -> float:
         """Servers that saw the same do not answer at the same moment."""

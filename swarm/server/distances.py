@@ -50,6 +50,8 @@ class Distances:
         self._measured: dict[PeerId, tuple[int, float]] = {}
         """The round in which a round trip was measured, and what it was (s)."""
         self._failures: dict[PeerId, int] = {}
+        self._answered = 0
+        """How many were heard in the last round."""
         self._round = 0
 
     @property
@@ -62,7 +64,12 @@ class Distances:
         return {peer: rtt for peer, (_, rtt) in self._measured.items() if peer in following}
 
     def silent(self) -> set[PeerId]:
-        """Servers that do not answer, whatever their records say."""
+        """Servers that do not answer, whatever their records say.
+
+        If most do not, our own line is the likelier fault, and their records are believed.
+        """
+        if len(self._failures) > self._answered:
+            return set()
         return {peer for peer, count in self._failures.items() if count >= MOST_FAILURES}
 
     async def survey(
@@ -89,6 +96,7 @@ class Distances:
                 logger.debug("a round trip was not measured: %s", error)
 
         await asyncio.gather(*(ask(peer) for peer in asked if peer not in found))
+        self._answered = len(found)
         for peer, rtt_s in found.items():
             self._failures.pop(peer, None)
             self._measured[peer] = self._round, rtt_s

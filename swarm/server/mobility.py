@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from swarm.errors import SwarmError
 from swarm.routing.moving import Action, Decision, Mover, MoveRules
@@ -22,36 +23,53 @@ def rules_for(check_s: float) -> MoveRules:
     )
 
 
+class Movable(Protocol):
+    """What is moved: a server's `Residence`."""
+
+    reload_s: float
+
+    async def prepare(self, span: Span) -> bool:
+        """Has what these blocks need here, while the present ones are served; False: it cannot."""
+
+    async def move(self, span: Span, reason: str) -> bool:
+        """Leaves the present blocks, and is online on these; False: it cannot, and serves none."""
+
+    async def settle(self, span: Span) -> None:
+        """Serves the blocks that it had. Raises what loading raises."""
+
+
 class Mobility:
     """Carries out what a `Mover` decides; `intent` belongs into the server's record."""
 
     def __init__(
         self,
         mover: Mover,
+        movable: Movable,
         *,
         read: Callable[[], Awaitable[SwarmView]],
         mine: Callable[[], ServerView],
         announce: Callable[[], Awaitable[bool]],
-        go: Callable[[Span, str], Awaitable[None]],
-        reload_s: Callable[[], float],
     ) -> None:
         """`read`: the swarm without servers that are dead; `announce`: our record as it is now,
-        True if others took it; `go`: to other blocks and be online there, or back."""
+        True if others took it."""
         self.intent: Span | None = None
         self._mover = mover
+        self._movable = movable
         self._read = read
         self._mine = mine
         self._announce = announce
-        self._go = go
-        self._reload_s = reload_s
         self._alarm = asyncio.Event()
 
     def alarm(self) -> None:
         """Blocks have lost their last server."""
         self._alarm.set()
 
+    def may_move(self, now: float) -> bool:
+        """Whether others may count on it; not soon after a move that failed."""
+        return self._mover.may_move(now)
+
     async def watch(self) -> None:
-        """Looks until it is cancelled. Raises what `go` raises."""
+        """Looks until it is cancelled. Raises what loading the old blocks again raises."""
         loop = asyncio.get_running_loop()
         while True:
             if self._alarm.is_set():
@@ -69,8 +87,8 @@ class Mobility:
 
     async def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            view = await self._read()
-            decision = self._mover.look(view, self._mine(), loop.time(), reload_s=self._reload_s())
+            view, mine = await self._read(), self._mine()
+            decision = self._mover.look(view, mine, loop.time(), reload_s=self._movable.reload_s)
             if decision.action is not Action.GO:
                 await self._tell(decision, loop)
                 return
@@ -79,18 +97,27 @@ class Mobility:
             await self._stay(loop)
             return
         assert decision.span is not None
-        await self._go(decision.span, decision.reason)
+        moved = await self._movable.move(decision.span, decision.reason)
         self.intent = None
+        if moved:
+            self._mover.arrived(loop.time())
+        else:
+            self._mover.failed(loop.time())
+            await self._movable.settle(mine.span)
         await self._announce()
-        self._mover.arrived(loop.time())
 
     async def _tell(self, decision: Decision, loop: asyncio.AbstractEventLoop) -> None:
         match decision.action:
             case Action.ANNOUNCE:
+                assert decision.span is not None
                 logger.info("blocks %s may need this server: %s", decision.span, decision.reason)
                 self.intent = decision.span
                 if not await self._announce():
                     await self._stay(loop)
+                elif not await self._movable.prepare(decision.span):
+                    self.intent = None
+                    self._mover.failed(loop.time())
+                    await self._announce()
             case Action.WITHDRAW:
                 logger.info("this server stays: %s", decision.reason)
                 self.intent = None

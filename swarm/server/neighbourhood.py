@@ -13,6 +13,7 @@ from swarm.routing.view import SwarmView
 from swarm.server.distances import Distances
 from swarm.server.hosted import Plan
 from swarm.server.lifecycle import EventSink, ServerEvent
+from swarm.server.promises import Promises
 from swarm.server.telling import counted
 from swarm.spans import PeerId, Span
 from swarm.wire.versions import check_versions
@@ -43,6 +44,7 @@ class Neighbourhood:
         self._plan = plan
         self._tell = tell
         self._distances = distances
+        self._promises = Promises()
         self._records: list[ServerRecord] = []
         self._missing: list[str] | None = None
         self.on_missing: Callable[[], None] = lambda: None
@@ -53,11 +55,13 @@ class Neighbourhood:
     async def view(self) -> SwarmView:
         """The servers of our checkpoint now. Raises `PeerTimeoutError`."""
         self._records = records = await self._directory.snapshot(self._plan.identity)
+        self._promises.read(records, asyncio.get_running_loop().time())
         self.names = {record.peer: record.public_name for record in records}
         return self._view_of(records)
 
     async def living(self) -> SwarmView:
-        """As `view`, without servers that do not answer, whatever their records say."""
+        """As `view`, without servers that do not answer, whatever their records say, and without
+        those that do not come where they said that they would be soon."""
         await self.view()
         return self._living()
 
@@ -66,8 +70,8 @@ class Neighbourhood:
         return {record.peer for record in self._records if span.end in record.span}
 
     def _living(self) -> SwarmView:
-        silent = self._distances.silent()
-        return self._view_of([one for one in self._records if one.peer not in silent])
+        left_out = self._distances.silent() | self._promises.broken
+        return self._view_of([one for one in self._records if one.peer not in left_out])
 
     def _view_of(self, records: list[ServerRecord]) -> SwarmView:
         servers = tuple(record.view() for record in records)

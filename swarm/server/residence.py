@@ -6,6 +6,8 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import torch
+
 from swarm.errors import SwarmError
 from swarm.routing.view import ServerState
 from swarm.server import telling
@@ -23,6 +25,8 @@ from swarm.server.stay import Place, Stay
 from swarm.spans import PeerId, Span
 
 ENGINE_WATCH_S = 1.0
+_CANNOT_BE_SERVED = (SwarmError, OSError, RuntimeError, MemoryError)
+"""What fetching and loading may end with; torch says RuntimeError when memory is short."""
 
 
 @dataclass(frozen=True)
@@ -105,29 +109,42 @@ class Residence:
         address = join_addresses(network.addresses, place.config.announce, network.peer_id)[0]
         self._voice.tell(telling.online_event(place.plan, span, hosted, address, network.peer_id))
 
-    async def move(self, span: Span, reason: str) -> None:
-        """Fetches, drains, loads, and is online on `span`; on the old blocks if that fails."""
-        place, old, stay = self._place, self.span, self.stay
+    async def prepare(self, span: Span) -> bool:
+        """Fetches what these blocks need, while the present ones are served; False: it cannot."""
+        try:
+            await fetch_span(self._place.plan, span, self._voice.tell)
+        except _CANNOT_BE_SERVED as error:
+            self._tell_it_stays(span, error)
+            return False
+        return True
+
+    async def move(self, span: Span, reason: str) -> bool:
+        """Drains, loads, and is online on `span`; False: it cannot be served here, and nothing is
+        served any more."""
+        old, stay = self.span, self.stay
         assert old is not None and stay is not None
         self._voice.tell(telling.moving_event(old, span, reason))
-        try:
-            await fetch_span(place.plan, span, self._voice.tell)
-        except (SwarmError, OSError) as error:
-            self._voice.tell(telling.stays_event(old, span, error))
-            await self._voice.announce(ServerState.ONLINE)
-            return
         await self._voice.announce(ServerState.DRAINING)
-        await stay.hand_over(place.config.drain_timeout_s, self._voice.hurry)
+        await stay.hand_over(self._place.config.drain_timeout_s, self._voice.hurry)
         await self.leave()
         del stay
         try:
-            await self._join_at(span)
-            await self.serve(span)
-        except (SwarmError, OSError, RuntimeError) as error:
+            await self.settle(span)
+        except _CANNOT_BE_SERVED as error:
             await self.leave()
-            self._voice.tell(telling.stays_event(old, span, error))
-            await self._join_at(old)
-            await self.serve(old)
+            self.span = old
+            self._tell_it_stays(span, error)
+            return False
+        return True
+
+    async def settle(self, span: Span) -> None:
+        """Loads `span` and serves it; others read meanwhile that it is joining there."""
+        await self._join_at(span)
+        await self.serve(span)
+
+    def _tell_it_stays(self, span: Span, error: BaseException) -> None:
+        assert self.span is not None
+        self._voice.tell(telling.stays_event(self.span, span, error))
 
     def linked_s(self) -> dict[PeerId, float]:
         """Round trips of the links to other servers that are up."""
@@ -152,3 +169,6 @@ class Residence:
             await stay.close()
         del stay
         gc.collect()
+        if self._place.plan.device.type == "cuda":
+            # What torch keeps for itself would not count as free for the next blocks.
+            torch.cuda.empty_cache()

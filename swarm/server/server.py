@@ -154,8 +154,7 @@ class Server:
             )
             self._stack.push_async_callback(self._network.close)
             await self._join()
-            span = await self._choose()
-            residence = _made(self._residence)
+            residence, span = await self._choose()
             self._stack.push_async_callback(residence.leave)
             await residence.serve(span)
             self._go_on(residence)
@@ -209,7 +208,7 @@ class Server:
         for advice in telling.forwarding_events(self.config, _made(self._network).addresses):
             self._tell(advice)
 
-    async def _choose(self) -> Span:
+    async def _choose(self) -> tuple[Residence, Span]:
         """Which blocks; from then on others read that we are joining with them."""
         if self.config.peers:
             await _made(self._neighbourhood).check_model()
@@ -222,17 +221,21 @@ class Server:
             self._lag,
             self.status,
         )
-        self._residence = Residence(place, Voice(self._tell, self._change_state, self._hurry))
-        return await self._residence.choose(self._budget())
+        self._residence = residence = Residence(
+            place, Voice(self._tell, self._change_state, self._hurry)
+        )
+        span = await residence.choose(self._budget())
+        if residence.may_move:
+            self._mobility = self._make_mobility(residence)
+        return residence, span
 
     def _go_on(self, residence: Residence) -> None:
         """What runs as long as the server does."""
         neighbourhood, config = _made(self._neighbourhood), self.config
         self._stack.push_async_callback(self._cancel_tasks)
         pace_s = SURVEY_S
-        if residence.may_move:
+        if self._mobility is not None:
             pace_s = min(pace_s, config.move_check_s / 2)
-            self._mobility = self._make_mobility(residence)
             neighbourhood.on_missing = self._mobility.alarm
             self._moves = self._run("moves", self._mobility.watch())
         self._run("loop lag", self._lag.watch())
@@ -248,11 +251,10 @@ class Server:
         rules = rules_for(self.config.move_check_s)
         return Mobility(
             Mover(self.peer_id, rules, random.Random(), now=now),
+            residence,
             read=_made(self._neighbourhood).living,
             mine=lambda: self._record().view(),
             announce=self._announce,
-            go=residence.move,
-            reload_s=lambda: residence.reload_s,
         )
 
     # ---- stopping
@@ -330,7 +332,7 @@ class Server:
             coordinate=distances.coordinate,
             next_hops=pack_next_hops(distances.rtt_s(neighbourhood.following(self.span))),
             moving_to=None if self._going_to == self.span else self._going_to,
-            may_move=self._mobility is not None,
+            may_move=self._may_move,
             **measured,
         )
 
@@ -347,6 +349,13 @@ class Server:
     @property
     def _going_to(self) -> Span | None:
         return None if self._mobility is None else self._mobility.intent
+
+    @property
+    def _may_move(self) -> bool:
+        """As others read it: not while it loads."""
+        if self._mobility is None or self.state is not ServerState.ONLINE:
+            return False
+        return self._mobility.may_move(asyncio.get_running_loop().time())
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)

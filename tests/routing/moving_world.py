@@ -1,7 +1,7 @@
 """Servers that move on a virtual clock, over a directory that is read late."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import count
 from random import Random
@@ -29,6 +29,10 @@ class Moving:
     alive: bool = True
     serving: bool = True
     moves: int = 0
+    can_load: bool = True
+    """Whether it can serve other blocks than its first ones."""
+    side: int = 0
+    """Of a partition: it reads the records of its own side only."""
 
 
 class MovingWorld:
@@ -62,6 +66,15 @@ class MovingWorld:
         self.servers[peer].alive = False
         self._told[peer].append((self.now + DEAD_S, None))
 
+    def cut(self, peers: Iterable[PeerId]) -> None:
+        """From now on these read each other only, and the others them no more."""
+        for peer in peers:
+            self.servers[peer].side = 1
+
+    def heal(self) -> None:
+        for one in self.servers.values():
+            one.side = 0
+
     def run(self, seconds: float) -> None:
         until = self.now + seconds
         while self._due and self._due[0][0] <= until:
@@ -82,7 +95,10 @@ class MovingWorld:
         """The directory: of each server a record that is up to `LATE_S` old, of itself the last."""
         late = self.now - self.rng.uniform(0, LATE_S)
         found = []
+        side = self.servers[reader].side if reader in self.servers else 0
         for peer, told in self._told.items():
+            if self.servers[peer].side != side:
+                continue
             seen = self.now if peer == reader else late
             views = [view for when, view in told if when <= seen]
             if views and views[-1] is not None:
@@ -98,6 +114,9 @@ class MovingWorld:
         self.servers[peer].view = view
         self._told.setdefault(peer, []).append((self.now, view))
 
+    def _may_move(self, one: Moving) -> bool:
+        return one.mover is not None and one.mover.may_move(self.now)
+
     def _look(self, peer: PeerId) -> None:
         one = self.servers[peer]
         if not one.alive or one.mover is None:
@@ -107,7 +126,7 @@ class MovingWorld:
         decision = one.mover.look(self.read(peer), mine, self.now, reload_s=self.reload_s)
         match decision.action:
             case Action.ANNOUNCE:
-                self._tell(peer, replace(one.view, moving_to=decision.span))
+                self._tell(peer, replace(one.view, moving_to=decision.span, may_move=True))
             case Action.WITHDRAW:
                 self._tell(peer, replace(one.view, moving_to=None))
             case Action.GO:
@@ -127,16 +146,24 @@ class MovingWorld:
         self._tell(peer, replace(one.view, state=ServerState.DRAINING))
         loading = replace(one.view, span=span, moving_to=None, state=ServerState.JOINING)
         self._at(self.now + 1.0, lambda: one.alive and self._tell(peer, loading))
-        self._at(self.now + self.reload_s * self.rng.uniform(0.5, 1.5), lambda: self._arrive(peer))
+        back = None if one.can_load else one.view.span
+        self._at(
+            self.now + self.reload_s * self.rng.uniform(0.5, 1.5), lambda: self._arrive(peer, back)
+        )
 
-    def _arrive(self, peer: PeerId) -> None:
+    def _arrive(self, peer: PeerId, back: Span | None = None) -> None:
+        """Online; with `back` on these blocks again, after it could not load others."""
         one = self.servers[peer]
         if not one.alive:
             return
         one.serving = True
-        self._tell(peer, replace(one.view, state=ServerState.ONLINE))
+        if one.mover is not None and one.moves:
+            (one.mover.arrived if back is None else one.mover.failed)(self.now)
+        span = back or one.view.span
+        self._tell(
+            peer,
+            replace(one.view, span=span, state=ServerState.ONLINE, may_move=self._may_move(one)),
+        )
         if one.mover is None:
             return
-        if one.moves:
-            one.mover.arrived(self.now)
         self._at(one.mover.next_look, lambda: self._look(peer))

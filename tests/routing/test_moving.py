@@ -14,6 +14,7 @@ BLOCKS = 30
 MANY = [pytest.param(part, marks=pytest.mark.matrix) for part in range(1, 12)]
 SEEDS = 150
 """Of each part."""
+FEWER = 50
 
 
 def random_world(seed: int) -> MovingWorld:
@@ -72,3 +73,52 @@ def test_when_one_is_killed_the_others_cover_what_they_can(part: int) -> None:
         assert busiest(world, killed + 5 * RULES.check_s) <= 1, (seed, world.moves)
         mended += whole and gap and not world.missing()
     assert mended > SEEDS / 50
+
+
+@pytest.mark.parametrize("part", [0, *MANY])
+def test_who_cannot_load_other_blocks_tries_seldom_and_others_mend_without_it(part: int) -> None:
+    mended = 0
+    for seed in range(part * FEWER, (part + 1) * FEWER):
+        world = random_world(seed)
+        world.run(30 * RULES.check_s)
+        unable, victim = world.rng.sample(sorted(world.servers), 2)
+        world.servers[unable].can_load = False
+        world.kill(victim)
+        killed, gap = world.now, bool(world.missing())
+        world.run(30 * RULES.check_s)
+        tries = [when for when, peer in world.moves if peer == unable and when >= killed]
+        assert len(tries) <= 7, (seed, tries)
+        alive = [one.view for one in world.servers.values() if one.alive]
+        present = holders(swarm(BLOCKS, *alive))
+        able = {one.peer for one in present if one.peer != unable}
+        possible = not world.missing() or fewest_moves(present, able, BLOCKS)
+        assert not (world.missing() and possible), (seed, world.missing())
+        mended += gap and bool(tries) and not world.missing()
+    assert mended > 0
+
+
+@pytest.mark.parametrize("part", [0, *MANY])
+def test_after_a_partition_servers_do_not_all_move_at_once(part: int) -> None:
+    """Each side covers what it can by itself; then they meet, and what they have is enough."""
+    moved = 0
+    for seed in range(part * FEWER, (part + 1) * FEWER):
+        world = random_world(seed)
+        world.run(30 * RULES.check_s)
+        peers = sorted(world.servers)
+        world.cut(world.rng.sample(peers, len(peers) // 2))
+        cut = world.now
+        world.run(20 * RULES.check_s)
+        world.heal()
+        healed, before = world.now, len(world.missing())
+        world.opened.clear()
+        world.run(30 * RULES.check_s)
+        after = Counter(peer for when, peer in world.moves if when >= healed)
+        assert not world.opened, (seed, world.opened)
+        assert before or after.total() <= len(peers) / 2 + 1, (seed, world.moves)
+        assert busiest(world, healed + 5 * RULES.check_s) <= 1, (seed, world.moves)
+        alive = [one.view for one in world.servers.values()]
+        present = holders(swarm(BLOCKS, *alive))
+        possible = not world.missing() or fewest_moves(present, {o.peer for o in present}, BLOCKS)
+        assert not (world.missing() and possible), (seed, world.missing())
+        moved += any(cut <= when < healed for when, _ in world.moves)
+    assert moved > FEWER / 10

@@ -16,6 +16,7 @@ from swarm.routing.view import Numerics, ServerState, ServerView, SwarmView
 from swarm.server.choosing import agree_on_span
 from swarm.server.distances import Distances, whom_to_ask
 from swarm.server.mobility import Mobility, rules_for
+from swarm.server.promises import BELIEVED_S, Promises
 from swarm.spans import PeerId, Span, missing_spans
 from swarm.wire.identity import Identity
 from swarm.wire.virtual_time import run
@@ -144,6 +145,36 @@ def test_who_does_not_answer_twice_is_dead_until_it_answers() -> None:
     assert found.rtt_s(set(PEERS)) == {PEERS[1]: 0.1}, "who left is forgotten"
 
 
+def test_whose_own_line_is_down_believes_the_records() -> None:
+    found, fake = distances()
+    records = [record(peer, 10, 20) for peer in PEERS[1:5]]
+    fake.rtts = dict.fromkeys(PEERS[1:5], 0.1)
+    asyncio.run(found.survey(records, Span(0, 10), {}))
+    fake.rtts = {}
+    for _ in range(3):
+        asyncio.run(found.survey(records, Span(0, 10), {}))
+        assert found.silent() == set()
+    fake.rtts = dict.fromkeys(PEERS[2:5], 0.1)
+    asyncio.run(found.survey(records, Span(0, 10), {}))
+    assert found.silent() == {PEERS[1]}
+
+
+def test_who_does_not_come_where_it_said_is_not_counted_on_for_ever() -> None:
+    promises = Promises()
+    moving = record(PEERS[1], 0, 10, moving_to=Span(10, 20))
+    loading = record(PEERS[2], 20, 30, state=ServerState.JOINING)
+    calm = record(PEERS[3], 0, 10)
+    promises.read([moving, loading, calm], 0.0)
+    promises.read([moving, loading, calm], BELIEVED_S)
+    assert promises.broken == set()
+    elsewhere = record(PEERS[2], 10, 20, state=ServerState.JOINING)
+    promises.read([moving, elsewhere, calm], BELIEVED_S + 1)
+    assert promises.broken == {PEERS[1]}
+    promises.read([calm], BELIEVED_S + 2)
+    promises.read([moving, calm], BELIEVED_S + 3)
+    assert promises.broken == set(), "it came, and goes again"
+
+
 # ---- carrying out moves
 
 
@@ -161,18 +192,40 @@ class Scripted(Mover):
         return self._decisions.pop(0)
 
 
+class Things:
+    """What is moved, and what became of it, in order."""
+
+    reload_s = 1.0
+
+    def __init__(self, *fails: str) -> None:
+        self.done: list[str] = []
+        self._fails = fails
+
+    async def prepare(self, span: Span) -> bool:
+        self.done.append(f"prepare {span}")
+        return "prepare" not in self._fails
+
+    async def move(self, span: Span, reason: str) -> bool:
+        self.done.append(f"move to {span} because {reason}")
+        return "move" not in self._fails
+
+    async def settle(self, span: Span) -> None:
+        self.done.append(f"settle on {span}")
+
+
 def carried_out(
-    *decisions: Decision, announced: bool = True, read: Callable[[], Any] | None = None
+    *decisions: Decision,
+    announced: bool = True,
+    read: Callable[[], Any] | None = None,
+    fails: str = "",
 ) -> list[str]:
     """What was done, in order."""
-    done: list[str] = []
+    things = Things(fails)
 
     async def told() -> bool:
-        done.append(f"announce {mobility.intent}")
+        counted_on = mobility.may_move(asyncio.get_running_loop().time())
+        things.done.append(f"announce {mobility.intent if counted_on else 'to stay for long'}")
         return announced
-
-    async def go(span: Span, reason: str) -> None:
-        done.append(f"go {span} because {reason}")
 
     async def view() -> SwarmView:
         if read is not None:
@@ -181,11 +234,10 @@ def carried_out(
 
     mobility = Mobility(
         Scripted(*decisions),
+        things,
         read=view,
         mine=lambda: server(ME, Span(0, 6)),
         announce=told,
-        go=go,
-        reload_s=lambda: 1.0,
     )
 
     async def story() -> None:
@@ -193,7 +245,7 @@ def carried_out(
             await mobility.watch()
 
     run(story())
-    return done
+    return things.done
 
 
 ANNOUNCE = Decision(Action.ANNOUNCE, Span(6, 12), "it is needed")
@@ -203,14 +255,35 @@ GO = Decision(Action.GO, Span(6, 12), "it is needed")
 def test_a_move_is_announced_then_done_then_forgotten() -> None:
     assert carried_out(Decision(Action.STAY), ANNOUNCE, GO) == [
         "announce 6:12",
-        "go 6:12 because it is needed",
+        "prepare 6:12",
+        "move to 6:12 because it is needed",
         "announce None",
+    ]
+
+
+def test_who_cannot_load_the_new_blocks_serves_the_old_ones_and_others_do_not_count_on_it() -> None:
+    assert carried_out(ANNOUNCE, GO, fails="move")[2:] == [
+        "move to 6:12 because it is needed",
+        "settle on 0:6",
+        "announce to stay for long",
+    ]
+
+
+def test_who_cannot_fetch_the_new_blocks_does_not_leave_the_old_ones() -> None:
+    assert carried_out(ANNOUNCE, fails="prepare") == [
+        "announce 6:12",
+        "prepare 6:12",
+        "announce to stay for long",
     ]
 
 
 def test_a_move_that_is_withdrawn_is_told() -> None:
     withdraw = Decision(Action.WITHDRAW, None, "others went")
-    assert carried_out(ANNOUNCE, withdraw) == ["announce 6:12", "announce None"]
+    assert carried_out(ANNOUNCE, withdraw) == [
+        "announce 6:12",
+        "prepare 6:12",
+        "announce None",
+    ]
 
 
 def test_an_intention_that_nobody_heard_is_given_up() -> None:
