@@ -22,13 +22,15 @@ _HOMES = {
 
 
 def _tells_users_something(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(("Failed to load ", "%s is an Enum subclass"))
+    return not str(record.msg).startswith(
+        ("Failed to load ", "Warning: Detected no triton", "%s is an Enum subclass")
+    )
 
 
 # Wherever torchao is installed transformers imports it, used or not, and that tells on standard
 # error of kernels for other machines and of torch's plans. Here, so that it holds as soon as any
 # part of this package has been imported.
-for _name in ("torchao", "torch.utils._pytree"):
+for _name in ("torchao", "torchao.kernel.intmm", "torch.utils._pytree"):
     logging.getLogger(_name).addFilter(_tells_users_something)
 
 
