@@ -18,6 +18,10 @@ LEAST_IDLE_SHARE = 0.1
 """With less, they are joined again."""
 LEAST_GAIN = 0.05
 """A further group must make a pass shorter by so much."""
+LEAST_PROOF = 0.02
+"""And must then bring sessions round so much sooner: what it costs others is not in our model."""
+REST_S = 30.0
+"""How long no further group is tried after one that did not."""
 MEMORY_S = 1.0
 """A session that decoded so long ago is no longer expected."""
 _WEIGHT = 0.1
@@ -38,6 +42,9 @@ class ConvoyControl:
         self._looked_at = 0.0
         self._busy_s = 0.0
         """Of all passes since then."""
+        self._trial: tuple[int, float] | None = None
+        """Sessions and round when the last group was added, until that has proved right."""
+        self._rests_until = float("-inf")
         self.groups = 1
 
     def pass_ended(self, sessions: Iterable[bytes], seconds: float, now: float) -> None:
@@ -53,33 +60,46 @@ class ConvoyControl:
     def session_ended(self, session: bytes) -> None:
         self._seen.pop(session, None)
 
+    def join(self) -> None:
+        """All rows that are ready go together again."""
+        self.groups, self._trial = 1, None
+
     def most_rows(self, now: float) -> int | None:
         """Of the next pass; None: all that are ready."""
         passed_s = now - self._looked_at
         if passed_s > _PATIENCE_ROUNDS * self._round_s:
             for session in [s for s, seen in self._seen.items() if now - seen > MEMORY_S]:
                 del self._seen[session]
-            self._choose(len(self._seen), 1.0 - self._busy_s / passed_s)
+            self._choose(len(self._seen), 1.0 - self._busy_s / passed_s, now)
             self._looked_at, self._busy_s = now, 0.0
         if self.groups == 1:
             return None
         return -(-len(self._seen) // self.groups)
 
-    def _choose(self, sessions: int, idle_share: float) -> None:
+    def _choose(self, sessions: int, idle_share: float, now: float) -> None:
         """One group more or fewer, if that is better."""
+        trial, self._trial = self._trial, None
         if sessions < 2 or not self._round_s:
             self.groups = 1
             return
-        groups = min(self.groups, sessions)
+        groups = self.groups = min(self.groups, sessions)
         if groups > 1 and (self._busy(sessions, groups) > 1.0 or idle_share < LEAST_IDLE_SHARE):
-            groups -= 1
-        elif groups < sessions and idle_share >= IDLE_SHARE:
+            self.groups -= 1
+        elif trial is not None and self._in_vain(trial, sessions):
+            self.groups = max(1, groups - 1)
+            self._rests_until = now + REST_S
+        elif groups < sessions and idle_share >= IDLE_SHARE and now >= self._rests_until:
             now_s, then_s = self._group_s(sessions, groups), self._group_s(sessions, groups + 1)
             if then_s <= (1.0 - LEAST_GAIN) * now_s and (
                 self._busy(sessions, groups + 1) <= BUSY_SHARE
             ):
-                groups += 1
-        self.groups = groups
+                self._trial = sessions, self._round_s
+                self.groups += 1
+
+    def _in_vain(self, trial: tuple[int, float], sessions: int) -> bool:
+        """Whether the last group was added for nothing; not known if sessions came or went."""
+        before, round_s = trial
+        return before == sessions and self._round_s > (1.0 - LEAST_PROOF) * round_s
 
     def _group_s(self, sessions: int, groups: int) -> float:
         return self._pass_s(-(-sessions // groups))

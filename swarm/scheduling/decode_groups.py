@@ -5,6 +5,10 @@ from collections.abc import Callable, Collection
 from swarm.scheduling.convoy import ConvoyControl
 from swarm.scheduling.gathering import Gathering
 
+CALM_S = 30.0
+"""Passes are cut only where nobody else wanted the cores for so long: on cores that several
+processes share, more and smaller passes take the time that the others need."""
+
 
 class DecodeGroups:
     """The two rules as the engine asks them; never both at a time. Times are in seconds."""
@@ -13,6 +17,7 @@ class DecodeGroups:
         """`pass_s(rows)`: what a pass over so many decode rows takes."""
         self._gathering = Gathering()
         self._convoy = ConvoyControl(pass_s)
+        self._crowded_at = float("-inf")
 
     def pass_ended(
         self, sessions: Collection[bytes], wall_s: float, processor_s: float, now: float
@@ -21,6 +26,8 @@ class DecodeGroups:
         processor time."""
         if sessions:
             self._gathering.pass_ended(sessions, wall_s, processor_s, now)
+        if self._gathering.crowded:
+            self._crowded_at = now
         self._convoy.pass_ended(sessions, wall_s, now)
 
     def session_ended(self, session: bytes) -> None:
@@ -33,4 +40,7 @@ class DecodeGroups:
 
     def most_steps(self, now: float) -> int | None:
         """Decode steps of the next pass; None: all that are ready (see `ConvoyControl`)."""
-        return None if self._gathering.crowded else self._convoy.most_rows(now)
+        if now - self._crowded_at < CALM_S:
+            self._convoy.join()
+            return None
+        return self._convoy.most_rows(now)

@@ -1,5 +1,6 @@
 """Engines in a ring, with the real queues and planners, on a virtual clock: no convoy stays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.convoy import ConvoyControl
 from swarm.scheduling.cost_model import CostModel, PassSize
+from swarm.scheduling.decode_groups import DecodeGroups
 from swarm.scheduling.fair_queue import Entry, FairQueue
 from swarm.scheduling.pass_planner import PassPlanner
 
@@ -119,22 +121,62 @@ def test_a_ring_of_servers_is_better_off_by_so_much(
     assert controlled >= gain * plain
 
 
+NAMES = [b"%d" % number for number in range(16)]
+
+
+def pass_s(rows: int) -> float:
+    return 0.005 + 0.004 * rows
+
+
+def come_round(
+    control: ConvoyControl, now: float, rounds: int, round_s: Callable[[int], float]
+) -> float:
+    """All sessions come round so often, in groups as large as the control says; the time then.
+
+    `round_s(rows)`: from one pass of a session to its next one."""
+    for _ in range(rounds):
+        rows = control.most_rows(now) or len(NAMES)
+        groups = [NAMES[first : first + rows] for first in range(0, len(NAMES), rows)]
+        for number, group in enumerate(groups):
+            control.pass_ended(group, pass_s(len(group)), now + number * pass_s(rows))
+        now += max(round_s(rows), len(groups) * pass_s(rows))
+    return now
+
+
 def test_the_control_lets_go_when_no_server_is_idle() -> None:
-    control = ConvoyControl(lambda rows: 0.005 + 0.004 * rows)
-    names = [b"%d" % number for number in range(16)]
-    now = 0.0
-    for _ in range(100):  # the rest of the ring takes four times as long
-        control.pass_ended(names, 0.07, now)
-        control.most_rows(now)
-        now += 0.28
+    control = ConvoyControl(pass_s)
+    now = come_round(control, 0.0, 100, lambda rows: 4 * pass_s(rows))  # a ring of four
     assert control.groups > 1
     assert control.most_rows(now) == -(-16 // control.groups)
-    for _ in range(100):
-        control.pass_ended(names, 0.07, now)
-        control.most_rows(now)
-        now += 0.071
+    now = come_round(control, now, 100, lambda _: 0.0)
     assert control.groups == 1
     assert control.most_rows(now) is None
+
+
+def test_a_cut_that_brings_nothing_is_taken_back_and_not_tried_again_soon() -> None:
+    control = ConvoyControl(pass_s)
+    cut, now = 0, 0.0
+    for _ in range(200):
+        now = come_round(control, now, 1, lambda _: 0.28)  # the cores are the same
+        cut += control.groups > 1
+    assert now > 50
+    assert 0 < cut <= 20
+
+
+def test_on_cores_that_others_want_nothing_is_cut_for_a_while() -> None:
+    groups = DecodeGroups(pass_s)
+    cut = []
+    now = 0.0
+    for turn in range(400):
+        crowding = 2.0 if turn < 40 else 1.0
+        rows = groups.most_steps(now) or len(NAMES)
+        for first in range(0, len(NAMES), rows):
+            group = NAMES[first : first + rows]
+            groups.pass_ended(group, pass_s(len(group)), pass_s(len(group)) / crowding, now)
+        cut += [now] if rows < len(NAMES) else []
+        now += 4 * pass_s(rows)
+    assert cut
+    assert cut[0] > 40 * 4 * pass_s(16) + 25
 
 
 def test_passes_that_are_no_shorter_are_not_cut() -> None:
@@ -145,13 +187,10 @@ def test_passes_that_are_no_shorter_are_not_cut() -> None:
 
 
 def test_sessions_that_ended_or_fell_silent_do_not_count() -> None:
-    control = ConvoyControl(lambda rows: 0.005 + 0.004 * rows)
-    names = [b"%d" % number for number in range(16)]
-    for turn in range(100):
-        control.pass_ended(names, 0.07, 0.28 * turn)
-        control.most_rows(0.28 * turn)
+    control = ConvoyControl(pass_s)
+    now = come_round(control, 0.0, 100, lambda rows: 4 * pass_s(rows))
     assert control.groups > 1
-    for name in names[1:]:
+    for name in NAMES[1:]:
         control.session_ended(name)
-    assert control.most_rows(0.28 * 100) in (None, 1)
-    assert control.most_rows(0.28 * 100 + 5) is None
+    assert control.most_rows(now) in (None, 1)
+    assert control.most_rows(now + 5) is None
