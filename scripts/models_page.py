@@ -53,8 +53,10 @@ def page(results: list[Examined]) -> str:
         "",
         *(f"- {r.architecture}: {r.refused}" for r in results if r.differences is None),
         "",
-        "Models with parts beside the text decoder (images, sound) and models that bring Python",
-        "code of their own are refused when their checkpoint is opened.",
+        "Of models with parts beside the text decoder (images, sound) the decoder alone is served, where",
+        "transformers has a causal language model for it: see",
+        "[checkpoints.md](checkpoints.md#what-model-may-be). Other models with such parts and models that",
+        "bring Python code of their own are refused when their checkpoint is opened.",
     ]
     return _INTRODUCTION + "\n".join(lines) + "\n"
 

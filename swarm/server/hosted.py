@@ -1,5 +1,6 @@
 """The part of a model that this server has loaded: slice, cache and measured speed."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,10 +14,13 @@ from swarm.routing.view import Numerics
 from swarm.server.config import ServerConfig
 from swarm.server.free_memory import free_memory
 from swarm.server.hosting import memory_needs, pick_device, pick_dtype
+from swarm.server.huge_pages import LEAST_BYTES, use_huge_pages
 from swarm.server.kv_cache import PagedCache
 from swarm.server.memory import Budget, MemoryNeeds, cache_tokens
 from swarm.server.speed import Speed, measure_speed
 from swarm.spans import Span
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ def load(
     error = None
     if plan.quantization != "none":
         error = quantization_error(plan.checkpoint, blocks, check)
+    if plan.device.type == "cpu" and plan.needs.weights(span) >= LEAST_BYTES:
+        logger.info("%d MB of memory are on huge pages now", use_huge_pages() // 1_000_000)
     tokens, reason = _cache_tokens(plan, span, config, blocks.bytes_per_token)
     cache = PagedCache(
         blocks.kv_shapes,

@@ -45,6 +45,7 @@ COMPOSITES: dict[str, dict[str, Any]] = {
     "mistral3": {
         "text_config": TEXT | {"model_type": "mistral"},
         "vision_config": IMAGES | {"model_type": "pixtral", "head_dim": 8}, "image_token_index": 3,
+        "tie_word_embeddings": False,
     },
     "llava": {
         "text_config": TEXT | {"model_type": "llama"},

@@ -212,7 +212,7 @@ def test_no_tokenizer(folder: Path) -> None:
         ("{", CheckpointError, "config.json"),
         ('{"model_type": "no_such_model"}', CheckpointError, "no_such_model"),
         ('{"model_type": "t5"}', NotServedError, "causal"),
-        ('{"model_type": "gemma3"}', NotServedError, "text"),
+        ('{"model_type": "gemma3"}', CheckpointError, "blocks"),
         (
             '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}',
             NotServedError,
