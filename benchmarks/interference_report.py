@@ -1,24 +1,16 @@
-"""Figures of the interference benchmark from its runs: rows, ratios, and whether the bars hold.
+"""Figures of the interference benchmark from its runs: rows, and ratios of two arms.
 
 A point's figures are pooled over its seeds: the gaps of all sessions of all seeds together. Ratios
-are of such pooled figures of two arms; beside the first one stand the least and the largest of the
-single seeds.
+are of such pooled figures of two arms; beside them stand the least and the largest of the single
+seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from common import percentile
-
-TPOT_BAR = 0.5
-P99_BAR = 0.25
-OTHERS_BAR = 1.05
-TTFT_BAR = 1.10
-BARRED_USES = (0.45, 0.6)
-
-Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By arm, one for each seed: `gaps_s`, `prompts`, `link_use`, `stage_cores`, `all_cores`."""
+from interference_results import Run, Runs, commits
 
 
 @dataclass(frozen=True)
@@ -39,13 +31,13 @@ class Figures:
     prompts: int
 
 
-def figures(runs: Sequence[Mapping[str, Any]]) -> Figures:
+def figures(runs: Sequence[Run]) -> Figures:
     """Pooled over the seeds."""
-    sessions = [session for run in runs for session in run["gaps_s"] if session]
-    gaps = [1e3 * gap for session in sessions for gap in session]
+    sessions = [session for run in runs for session in run["gaps_ms"] if session]
+    gaps = [gap for session in sessions for gap in session]
     ttfts = [prompt["ttft_s"] for run in runs for prompt in run["prompts"]]
     return Figures(
-        tpot=_mean([1e3 * _mean(session) for session in sessions]),
+        tpot=_mean([_mean(session) for session in sessions]),
         p50=percentile(gaps, 0.5),
         p99=percentile(gaps, 0.99),
         longest=max(gaps),
@@ -77,44 +69,30 @@ def arm_rows(point: str, runs: Runs) -> list[dict[str, Any]]:
                 "all, cores": found.all_cores,
                 "gaps": found.gaps,
                 "prompts": found.prompts,
+                "seeds": len(of_arm),
+                "commit": commits({arm: of_arm}),
             }
         )
     return rows
 
 
-def ratio_row(point: str, use: float, runs: Runs) -> dict[str, Any] | None:
+def ratio_row(point: str, runs: Runs) -> dict[str, Any] | None:
     """C against the others; None without C and A."""
     if "C" not in runs or "A" not in runs:
         return None
     ours, base = figures(runs["C"]), figures(runs["A"])
-    seeds = [
-        figures([c]).tpot / figures([a]).tpot for c, a in zip(runs["C"], runs["A"], strict=False)
-    ]
-    tails = [
-        figures([c]).p99 / figures([a]).p99 for c, a in zip(runs["C"], runs["A"], strict=False)
-    ]
-    tpot, p99 = ours.tpot / base.tpot, ours.p99 / base.p99
-    ttft = None if ours.ttft_s is None or not base.ttft_s else ours.ttft_s / base.ttft_s
+    pairs = [(figures([c]), figures([a])) for c, a in zip(runs["C"], runs["A"], strict=True)]
     row: dict[str, Any] = {
         "point": point,
-        "TPOT C/A": tpot,
-        "of seeds": _range(seeds),
-        "p99 C/A": p99,
-        "of seeds ": _range(tails),
-        "TTFT C/A": ttft,
+        "TPOT C/A": ours.tpot / base.tpot,
+        "of seeds": _range([c.tpot / a.tpot for c, a in pairs]),
+        "p99 C/A": ours.p99 / base.p99,
+        "of seeds ": _range([c.p99 / a.p99 for c, a in pairs]),
+        "TTFT C/A": None if not ours.ttft_s or not base.ttft_s else ours.ttft_s / base.ttft_s,
     }
     for other in ("A'", "B"):
         row[f"p99 C/{other}"] = ours.p99 / figures(runs[other]).p99 if other in runs else None
-    row["missed"] = ", ".join(_missed(use, row)) or "-"
     return row
-
-
-def _missed(use: float, row: Mapping[str, Any]) -> list[str]:
-    bars: list[tuple[str, float]] = [("TTFT C/A", TTFT_BAR)]
-    if use in BARRED_USES:
-        bars += [("TPOT C/A", TPOT_BAR), ("p99 C/A", P99_BAR)]
-    bars += [("p99 C/A'", OTHERS_BAR), ("p99 C/B", OTHERS_BAR)]
-    return [name for name, bar in bars if row.get(name) is not None and row[name] > bar]
 
 
 def _range(values: Sequence[float]) -> str:

@@ -7,12 +7,13 @@ network's shape are switched between runs, while nothing is on its way.
 
 import itertools
 import json
+import math
 import random
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class Load:
     seed: int
     seconds: float
     """Of the window."""
-    prompts_per_s: float
+    prompts: int = 0
+    """That arrive in the window."""
     fill_s: float = 0.0
     """Prompts come for so long before the window begins, so that it sees the links as loaded as
     they will be."""
@@ -63,39 +65,39 @@ class Load:
     """Instead: one prompt of so many tokens is in flight all the time."""
 
     def arrivals(self) -> list[tuple[float, int]]:
-        """`(seconds, tokens)`: a Poisson process, given how many arrive (the expected number), so
-        that short windows are loaded as they should be. Lengths are uniform, one from each of as
-        many equal parts of the range."""
+        """`(seconds, tokens)`, from the window's beginning: a Poisson process, given how many
+        arrive, so that short windows are loaded as they should be. Lengths are uniform, one from
+        each of as many equal parts of the range. Before the window comes what comes at its end, as
+        if it went round: so what began before it is as much as what is not over at its end."""
         draw = random.Random(self.seed)
-        count = round((self.fill_s + self.seconds) * self.prompts_per_s)
-        times = sorted(draw.uniform(0.0, self.fill_s + self.seconds) for _ in range(count))
-        spread = LONGEST_PROMPT - SHORTEST_PROMPT
+        times = sorted(draw.uniform(0.0, self.seconds) for _ in range(self.prompts))
+        spread = (LONGEST_PROMPT - SHORTEST_PROMPT) / max(1, self.prompts)
         tokens = [
-            SHORTEST_PROMPT + int(spread * (part + draw.random()) / count) for part in range(count)
+            SHORTEST_PROMPT + int(spread * (part + draw.random())) for part in range(self.prompts)
         ]
         draw.shuffle(tokens)
-        return list(zip(times, tokens, strict=True))
+        window = list(zip(times, tokens, strict=True))
+        rounds = range(-math.ceil(self.fill_s / self.seconds), 0)
+        before = [(at + turn * self.seconds, each) for turn in rounds for at, each in window]
+        return [arrival for arrival in before if arrival[0] >= -self.fill_s] + window
 
 
 @dataclass(frozen=True)
 class Run:
     """What one run of one arm has shown."""
 
-    gaps_s: tuple[tuple[float, ...], ...]
+    gaps_ms: tuple[tuple[float, ...], ...]
     """Of each decoding session, from token to token, those that began in the window."""
     prompts: tuple[dict[str, float], ...]
+    """`tokens` and `ttft_s` of those that arrived in the window."""
     link_use: float
     """Of the rate of the first two stages' uploads, on average."""
     stage_cores: tuple[float, ...]
     """What each stage kept busy, its daemon included."""
     all_cores: float
     """All processes of the benchmark together."""
-    links: list[list[dict[str, Any]]] = field(repr=False, default_factory=list)
-    """Of each stage, at the end of the window."""
-
-    @property
-    def all_gaps_s(self) -> list[float]:
-        return [gap for session in self.gaps_s for gap in session]
+    links: tuple[dict[str, float], ...]
+    """Of each stage to the next, what the sender believed at the end of the window."""
 
 
 def build_model(folder: Path) -> None:
@@ -144,6 +146,8 @@ class InterferenceSwarm:
     def _start(self, folder: Path) -> None:
         model = str(folder / "model")
         self._programs: list[Program] = []
+        self._peers: list[str] = []
+        """Of the stages."""
         peers: list[str] = []
         for stage in range(STAGES):
             server = self._program(
@@ -155,7 +159,9 @@ class InterferenceSwarm:
                 *("--identity", str(folder / f"identity{stage}"), "--cache-tokens", "98304"),
                 *peers,
             )
-            peers = peers or ["--peers", str(server.wait_for("listening")["address"])]
+            address = str(server.wait_for("listening")["address"])
+            peers = peers or ["--peers", address]
+            self._peers.append(address.rpartition("/")[2])
         for server in self._programs:
             server.wait_for("online")
         for host, name in ((DECODER, "decoding client"), (PROMPTER, "prompting client")):
@@ -192,33 +198,41 @@ class InterferenceSwarm:
         self._tell(decoder, "decode", sessions=point.sessions, seed=load.seed)
         self._check(decoder.wait_for("decoding", 60))
         time.sleep(_WARM_S)
+        began = time.monotonic() + load.fill_s
         if load.always_tokens is not None:
             tokens = load.always_tokens
             seconds = load.fill_s + load.seconds
             self._tell(prompter, "always", tokens=tokens, seconds=seconds, seed=load.seed)
         else:
             arrivals = load.arrivals()
-            now = time.monotonic()
-            self._tell(prompter, "prompts", arrivals=arrivals, began=now, seed=load.seed)
+            self._tell(prompter, "prompts", arrivals=arrivals, began=began, seed=load.seed)
         time.sleep(load.fill_s)
-        began, sent, cpu = time.monotonic(), self._sent_bytes(), self._cpu_s()
-        time.sleep(load.seconds)
-        lasted = time.monotonic() - began
+        sent, cpu = self._sent_bytes(), self._cpu_s()
+        time.sleep(max(0.0, began + load.seconds - time.monotonic()))
+        ended = time.monotonic()
+        lasted = ended - began
         cores = [
-            (after - before) / lasted for after, before in zip(self._cpu_s(), cpu, strict=True)
+            round((after - before) / lasted, 3)
+            for after, before in zip(self._cpu_s(), cpu, strict=True)
         ]
         use = self._link_use(sent, lasted, point.shape)
-        links = [self._ask_links(program)["links"] for program in self._programs[:STAGES]]
+        links = self._links_of_stages()
         answered = self._check(prompter.wait_for("prompted", 600))
         self._tell(decoder, "stop")
         decoded = self._check(decoder.wait_for("decoded", 120))
         time.sleep(_REST_S)
-        ended = began + lasted
         gaps = tuple(
-            tuple(b - a for a, b in itertools.pairwise(times) if began <= a < ended)
+            tuple(
+                round(1e3 * (b - a), 1) for a, b in itertools.pairwise(times) if began <= a < ended
+            )
             for times in decoded["times"]
         )
-        return Run(gaps, tuple(answered["prompts"]), use, tuple(cores[:STAGES]), sum(cores), links)
+        prompts = tuple(
+            {"tokens": one["tokens"], "ttft_s": round(one["ttft_s"], 3)}
+            for one in answered["prompts"]
+            if began <= one["due"] < ended
+        )
+        return Run(gaps, prompts, use, tuple(cores[:STAGES]), round(sum(cores), 3), links)
 
     def one_prompt(self, point: Point, chosen: Chosen, tokens: int, seed: int) -> float:
         """Seconds to the first token of a prompt that is alone in the swarm."""
@@ -242,6 +256,23 @@ class InterferenceSwarm:
         self._tell(program, "links")
         return program.wait_for("links", 10)
 
+    def _links_of_stages(self) -> tuple[dict[str, float], ...]:
+        found = []
+        for stage in range(STAGES - 1):
+            links = self._ask_links(self._programs[stage])["links"]
+            for link in links:
+                rate = link["rate_bytes_per_s"]
+                if link["peer"] == self._peers[stage + 1] and rate is not None:
+                    found.append(
+                        {
+                            "mbit": round(8e-6 * rate, 2),
+                            "least_rtt_ms": round(1e3 * (link["min_rtt_s"] or 0.0), 1),
+                            "window_bytes": link["window_bytes"],
+                            "fragment_bytes": link["fragment_bytes"],
+                        }
+                    )
+        return tuple(found)
+
     def _sent_bytes(self) -> list[int]:
         """By each stage; where processes delay what they send, they count it, without headers."""
         if self.network.relays:
@@ -252,7 +283,7 @@ class InterferenceSwarm:
         between = STAGES - 1
         after = self._sent_bytes()
         sent = sum(b - a for a, b in zip(before[:between], after[:between], strict=True))
-        return 8 * sent / between / seconds / (shape.mbit * 1e6)
+        return round(8 * sent / between / seconds / (shape.mbit * 1e6), 4)
 
     def _cpu_s(self) -> list[float]:
         """Of each process so far, with its daemon."""
