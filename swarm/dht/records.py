@@ -234,7 +234,7 @@ class ServerRecord(_Record):
     moving_to: Annotated[Span | None, BeforeValidator(_span)] = None
     """The blocks for which it is about to leave `span`."""
     may_move: bool = False
-    """Whether it chooses its blocks by itself."""
+    """Whether it may move to other blocks now, when they are needed."""
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:

@@ -83,7 +83,7 @@ class ServerView:
     moving_to: Span | None = None
     """Where it is about to move; None: it stays."""
     may_move: bool = False
-    """Whether it chooses its blocks by itself."""
+    """Whether it may move to other blocks now, when they are needed."""
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ class Distances:
     def silent(self) -> set[PeerId]:
         """Servers that do not answer, whatever their records say.
 
-        If most do not, our own line is the likelier fault, and their records are believed.
+        If nobody answers, our own line is the likelier fault, and their records are believed.
         """
-        if len(self._failures) > self._answered:
+        if not self._answered:
             return set()
         return {peer for peer, count in self._failures.items() if count >= MOST_FAILURES}
 

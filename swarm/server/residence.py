@@ -142,7 +142,7 @@ class Residence:
         await self._join_at(span)
         await self.serve(span)
 
-    def _tell_it_stays(self, span: Span, error: BaseException) -> None:
+    def _tell_it_stays(self, span: Span, error: Exception) -> None:
         assert self.span is not None
         self._voice.tell(telling.stays_event(self.span, span, error))
 

@@ -6,7 +6,6 @@ link through `HopSession` to the engine, and from there back to a link. The pure
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,9 @@ from swarm.server.activations import chosen_rows, own_copy
 from swarm.server.backup_memory import BackupMemory
 from swarm.server.engine_jobs import EngineResult, SessionEngine
 from swarm.server.handing_over import hand_over
+from swarm.server.new_routes import new_route
 from swarm.server.outgoing import Outgoing
+from swarm.server.over_sessions import OverSessions
 from swarm.server.reception import Guest, Quotas, Reception
 from swarm.server.status import StatusCache
 from swarm.server.translation import engine_job, outgoing_message, result_event
@@ -35,7 +36,6 @@ from swarm.sessions.events import (
     Stopping,
     Tick,
 )
-from swarm.sessions.grants import check_grant
 from swarm.sessions.hop import LEASE_S, HopSession
 from swarm.sessions.messages import (
     Close,
@@ -59,7 +59,6 @@ logger = logging.getLogger("swarm.server.service")
 
 TICK_S = 0.25
 """How often deadlines are looked at."""
-_REMEMBERED_SESSIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sessions: dict[SessionId, HopSession] = {}
-        self._told: OrderedDict[SessionId, None] = OrderedDict()
-        """Sessions of which their clients know that they are over here: no need to say it again
-        for each frame that was under way."""
+        self._over = OverSessions()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -208,9 +205,9 @@ class Service:
 
     def _on_unknown_session(self, peer: PeerId, session: SessionId) -> None:
         """Says so once."""
-        if session in self._told:
+        if session in self._over:
             return
-        self._remember_told(session)
+        self._over.add(session)
         detail = f"{self._hosting.me} does not know session {session.hex()[:8]}; open it again"
         self._send(peer, Fail(session, 0, FailKind.UNKNOWN_SESSION, detail))
 
@@ -224,24 +221,15 @@ class Service:
 
     def _on_new_route(self, peer: PeerId, hop: HopSession, fence: Fence) -> None:
         """The signature and the grant are checked here; what changes, the session decides."""
-        assert fence.signed is not None
         if peer != hop.client:
             return
-        me = self._hosting
-        grant = self._reception.read_grant(fence.signed)
-        if grant is None:
-            fault = "the new route's grant cannot be read, or its signature is not its client's"
-        elif grant.session != hop.grant.session:
-            fault = "the new route is of another session"
-        else:
-            checked = check_grant(grant, fence.hop, me.me, me.span, me.checkpoint, peer)
-            if checked is None:
-                self._handle(hop, RouteChanged(peer, fence, grant))
-                if hop.grant == grant:
-                    self._connect_successor(hop)
-                return
-            fault = f"{checked[0]}: {checked[1]}"
-        self._handle(hop, Stopping(FailKind.REJECTED, fault))
+        grant = new_route(self._reception, hop, fence)
+        if isinstance(grant, str):
+            self._handle(hop, Stopping(FailKind.REJECTED, grant))
+            return
+        self._handle(hop, RouteChanged(peer, fence, grant))
+        if hop.grant == grant:
+            self._connect_successor(hop)
 
     # ---- opening
 
@@ -272,7 +260,7 @@ class Service:
             trim=lambda output, rows: own_copy(chosen_rows(output, rows)),
         )
         self._sessions[guest.session] = hop
-        self._told.pop(guest.session, None)
+        self._over.forget(guest.session)
         self._idle.clear()
         self._engine.reserve(guest.session, guest.grant.rows, guest.grant.length)
 
@@ -334,7 +322,7 @@ class Service:
                     self._compute(hop, instruction, cause.sender)
                 case Free():
                     if _client_knows(instructions, cause):
-                        self._remember_told(SessionId(hop.grant.session))
+                        self._over.add(SessionId(hop.grant.session))
                     self._free(hop, instruction.reason)
                 case _:
                     raise AssertionError(f"{instruction} is no instruction for a hop")
@@ -377,11 +365,6 @@ class Service:
         self._let_in(self._reception.leave(session))
         if not self._sessions:
             self._idle.set()
-
-    def _remember_told(self, session: SessionId) -> None:
-        self._told[session] = None
-        while len(self._told) > _REMEMBERED_SESSIONS:
-            self._told.popitem(last=False)
 
     # ---- time
 

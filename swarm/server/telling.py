@@ -139,7 +139,7 @@ def moving_event(old: Span, new: Span, reason: str) -> ServerEvent:
 
 
 def stays_event(old: Span, new: Span, error: Exception) -> ServerEvent:
-    text = f"back to blocks {old}: blocks {new} cannot be served here ({error})"
+    text = f"staying with blocks {old}: blocks {new} cannot be served here ({error})"
     return ServerEvent("notice", text, {"blocks": str(old), "from": str(new)})
 
 

@@ -1,6 +1,7 @@
 """Which blocks a server takes by itself."""
 
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from swarm.routing.coverage import (
     usual_ms,
     weakness_s,
 )
+from swarm.routing.shifting import fewest_moves
 from swarm.routing.view import ServerState, SwarmView
 from swarm.spans import PeerId, Span
 
@@ -115,3 +117,15 @@ def test_the_server_itself_is_left_out() -> None:
 def test_nothing_to_place_is_an_error() -> None:
     with pytest.raises(BadSpanError):
         place(swarm(4), 0)
+
+
+@given(views(max_blocks=12, max_servers=6), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_the_order_of_records_decides_nothing(view: SwarmView, size: int, rng: Random) -> None:
+    shuffled = list(view.servers)
+    rng.shuffle(shuffled)
+    other = swarm(view.num_blocks, *shuffled)
+    assert place(view, size) == place(other, size)
+    movable = {one.peer for one in view.servers}
+    assert fewest_moves(holders(view), movable, view.num_blocks) == fewest_moves(
+        holders(other), movable, view.num_blocks
+    )
