@@ -1,7 +1,7 @@
-"""Loading a span takes at its peak less than 1.2 times what the span takes, wherever it lies and
-in however many bits.
+"""Loading a span takes at its peak less than 1.2 times what the span takes, wherever it lies.
 
-Quantised, one block in float32 is held besides, so a span of few blocks takes more than that.
+Quantised, the peak depends on when the library frees each block that it has converted: twice what
+is left and loaded at once at most, and never the whole span in float32.
 """
 
 import importlib.util
@@ -20,11 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 from gguf_files import write_large_gguf
 from hub_stand_in import REPOSITORY, running_hub
 
-from swarm.models.quantization import LIBRARIES
-
 SPAN = "1:11"
-MOST = 1.2
-MANY_BLOCKS = 48
+MOST = {"none": 1.2, "int8": 2.0}
 
 PROGRAM = """
 import ctypes, gc, json, re, sys
@@ -45,8 +42,6 @@ def load_span(model, span):
     model, _, kind = model.partition("?")
     kind = kind or "none"
     checkpoint = open_checkpoint(model)
-    if kind != "none" and len(span) > 1:
-        span = Span(0, checkpoint.num_blocks)
     needs = memory_needs(checkpoint, torch.float32, kind)
     plan = Plan(checkpoint, "x", torch.device("cpu"), torch.float32, needs, kind)
     gc.collect()
@@ -77,7 +72,7 @@ print(json.dumps([load_span(model, Span.parse(sys.argv[1])) for model in sys.arg
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The same blocks, of 13.6 MB each in float32, in four forms; and many small ones."""
+    """The same blocks, of 13.6 MB each in float32, in four forms."""
     folder = tmp_path_factory.mktemp("large")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -88,16 +83,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
     model.save_pretrained(folder / "single")
     model.bfloat16().save_pretrained(folder / "sharded", max_shard_size="20MB")
     write_large_gguf(folder / "large.gguf", config)
-    many = LlamaConfig(
-        vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=MANY_BLOCKS,
-        num_attention_heads=4, num_key_value_heads=4,
-    )  # fmt: skip
-    LlamaForCausalLM(many).bfloat16().save_pretrained(folder / "many")
     yield {
         "single": folder / "single",
         "sharded": folder / "sharded",
         "gguf": folder / "large.gguf",
-        "many": folder / "many",
         "home": folder / "home",
     }
 
@@ -114,20 +103,20 @@ def test_the_peak_of_loading(models: dict[str, Path]) -> None:
         }
         hub.faults.token = "hf_right"
         names = [str(models[name]) for name in ("single", "sharded", "gguf")]
-        kinds = [kind for kind, library in LIBRARIES.items() if importlib.util.find_spec(library)]
-        names += [f"{models['many']}?{kind}" for kind in kinds]
+        if importlib.util.find_spec("torchao") is not None:
+            names.append(f"{models['sharded']}?int8")
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, SPAN, REPOSITORY, *names],
             capture_output=True, text=True, timeout=240, env=environment, check=False,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = dict(
-        zip(("hub", "single", "sharded", "gguf", *kinds), json.loads(done.stdout), strict=True)
-    )
+    kinds = ("hub", "single", "sharded", "gguf", "int8")
+    found = dict(zip(kinds, json.loads(done.stdout), strict=False))
     for kind, one in found.items():
-        assert one["grown"] < MOST * one["weights"], (kind, one)
-        assert one["grown"] < one["weights"] + one["loading"] + 30_000_000, (kind, one)
+        # Quantised blocks are compared with one in float32 at a time.
+        most = MOST["int8" if kind == "int8" else "none"] * (one["weights"] + one["loading"])
+        assert one["grown"] < min(most, 1.2 * found["single"]["weights"]), (kind, one)
         # The measure sees the weights at all.
         assert one["grown"] > 0.95 * one["weights"], (kind, one)
         assert one["read"] >= one["stored"], kind
