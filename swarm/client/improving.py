@@ -1,15 +1,17 @@
 """When a session leaves hops that serve it, because others would serve it much better."""
 
+import asyncio
 import random
 from collections import deque
 from statistics import median
 from typing import TYPE_CHECKING
 
+from swarm.client.loads import ask_loads
 from swarm.client.routes import ClientRouter
 from swarm.client.target import Target
 from swarm.errors import SwarmError
 from swarm.sessions.messages import Grant
-from swarm.spans import PeerId, SessionId
+from swarm.spans import PeerId, SessionId, Span
 
 if TYPE_CHECKING:
     from swarm.client.swarm import Swarm
@@ -26,6 +28,11 @@ REST_S = 60.0
 """How long a session stays after it has gone."""
 STEPS_KEPT = 16
 FEWEST_STEPS = 8
+
+
+def is_much_better(present_s: float, other_s: float) -> bool:
+    """Whether steps of `other_s` are worth leaving those of `present_s` for."""
+    return other_s <= MUCH_BETTER * present_s and present_s - other_s >= LEAST_GAIN_S
 
 
 class Patience:
@@ -48,8 +55,7 @@ class Patience:
     def look(self, present_s: float, other_s: float, now: float) -> bool:
         """Whether to go; what a step takes now and would take over the best other route."""
         self._next_look = now + LOOK_S * self._rng.uniform(0.5, 1.5)
-        better = other_s <= MUCH_BETTER * present_s and present_s - other_s >= LEAST_GAIN_S
-        self._looks = self._looks + 1 if better else 0
+        self._looks = self._looks + 1 if is_much_better(present_s, other_s) else 0
         if self._looks < LOOKS:
             return False
         self.went(now)
@@ -71,6 +77,7 @@ class Improving:
         self._router = router
         self._patience = Patience(swarm.time, random.Random())
         self._steps_s: deque[float] = deque(maxlen=STEPS_KEPT)
+        self._asking: asyncio.Task[None] | None = None
 
     def answered(self, seconds: float | None) -> None:
         """A decode step took so long; None: it was something else."""
@@ -81,6 +88,9 @@ class Improving:
         """The session has other hops."""
         self.given_up.clear()
         self._steps_s.clear()
+        if self._asking is not None:
+            self._asking.cancel()
+        self._asking = None
         self._patience.went(self._swarm.time)
 
     def stays(self) -> None:
@@ -88,16 +98,40 @@ class Improving:
         self.given_up.clear()
 
     def look(self, grant: Grant, now: float) -> bool:
-        """Whether the session is to leave the hops that are now in `given_up`."""
+        """Whether the session is to leave the hops that are now in `given_up`.
+
+        Before it goes it asks the others how busy they are: who looked a moment earlier may have
+        gone there.
+        """
+        if self._asking is not None:
+            if not self._asking.done():
+                return False
+            self._asking = None
+            present_s, other_s, worse = self._compare(grant)
+            if not is_much_better(present_s, other_s):
+                return False
+            self.given_up = worse
+            return True
         if not self._patience.is_due(now) or len(self._steps_s) < FEWEST_STEPS:
             return False
+        present_s, other_s, worse = self._compare(grant)
+        if self._patience.look(present_s, other_s, now):
+            records = self._swarm.known_servers(self._target.checkpoint)
+            gaps = [Span(hop.start, hop.end) for hop in grant.hops if hop.peer in worse]
+            self._asking = asyncio.ensure_future(
+                ask_loads(self._swarm, self._router, records, gaps)
+            )
+        return False
+
+    def _compare(self, grant: Grant) -> tuple[float, float, set[PeerId]]:
+        """What a step takes, what it would take over the best other route, and the hops that are
+        not on that."""
         records = self._swarm.known_servers(self._target.checkpoint)
         view, router = self._target.view(records), self._router
         session = SessionId(grant.session)
         rtt_s = self._swarm.rtt_s([server.peer for server in view.servers])
-        seen_s = median(self._steps_s)
+        present_s = seen_s = median(self._steps_s)
         announced_s = router.step_s(view, grant.hops, rtt_s, announced=True)
-        present_s = seen_s
         if announced_s is not None:
             router.saw_step(grant.hops, seen_s - announced_s)
             present_s = max(announced_s, seen_s)
@@ -110,13 +144,9 @@ class Improving:
                 leaving=session,
             )
         except SwarmError:
-            return False
+            return present_s, present_s, set()
         other_s = router.step_s(view, best, rtt_s, leaving=session)
-        stay = {hop.peer for hop in best}
-        worse = {PeerId(hop.peer) for hop in grant.hops} - stay
+        worse = {PeerId(hop.peer) for hop in grant.hops} - {hop.peer for hop in best}
         if other_s is None or not worse:
-            other_s = present_s
-        if not self._patience.look(present_s, other_s, now):
-            return False
-        self.given_up = worse
-        return True
+            return present_s, present_s, set()
+        return present_s, other_s, worse

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from swarm.client.probing import shared
 from swarm.client.routes import ClientRouter
 from swarm.client.status import checked_status
 from swarm.errors import PeerError
+from swarm.spans import Span
 
 if TYPE_CHECKING:
     from swarm.client.swarm import Swarm
@@ -20,11 +22,19 @@ FRESH_S = 0.25
 
 
 async def ask_loads(
-    swarm: "Swarm", router: ClientRouter, records: "Sequence[ServerRecord]", num_blocks: int
+    swarm: "Swarm",
+    router: ClientRouter,
+    records: "Sequence[ServerRecord]",
+    wanted: Collection[Span],
+    timeout_s: float = TIMEOUT_S,
 ) -> None:
     """Asks some of the servers with a link, if there is a choice; records are many seconds old, and
-    clients that come one after another would all take the same of two replicas."""
-    if sum(len(record.span) for record in records) <= num_blocks:
+    clients that come one after another would all take the same of two replicas.
+
+    `wanted`: the runs of blocks that somebody is looked for, apart from each other.
+    """
+    records = [record for record in records if shared(record.span, wanted)]
+    if sum(shared(record.span, wanted) for record in records) <= sum(map(len, wanted)):
         return
     linked = swarm.rtt_s([record.peer for record in records])
     for peer in linked:
@@ -36,12 +46,14 @@ async def ask_loads(
         if record.peer in linked and not router.heard_lately(record.peer, FRESH_S)
     ]
     few = random.sample(asked, min(MOST_ASKED, len(asked)))
-    await asyncio.gather(*(_ask(swarm, router, record) for record in few))
+    await asyncio.gather(*(_ask(swarm, router, record, timeout_s) for record in few))
 
 
-async def _ask(swarm: "Swarm", router: ClientRouter, record: "ServerRecord") -> None:
+async def _ask(
+    swarm: "Swarm", router: ClientRouter, record: "ServerRecord", timeout_s: float
+) -> None:
     try:
-        said = checked_status(await swarm.ask_status(record, TIMEOUT_S))
+        said = checked_status(await swarm.ask_status(record, timeout_s))
     except PeerError:
         return
     sessions = said.get("sessions", record.sessions)

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from swarm.client.loads import ask_loads
 from swarm.client.opening_run import OpeningRun
 from swarm.client.probing import silent_servers
 from swarm.client.replacement import replaced_route
@@ -23,7 +25,7 @@ from swarm.errors import (
     UnreachablePeerError,
 )
 from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant
-from swarm.spans import PeerId, Span
+from swarm.spans import PeerId, SessionId, Span
 
 if TYPE_CHECKING:
     from swarm.client.swarm import Swarm
@@ -35,6 +37,8 @@ CONNECT_S = 2.0
 """How long a replacement may take to be reached before another is tried; it may win later."""
 BACKOFF_S = (0.1, 2.0)
 """The shortest and the longest pause between two tries; each is stretched at random."""
+LOADS_S = 0.25
+"""How long servers have to say how busy they are, while a generation waits."""
 FRESH_S = 0.5
 """How old the list of servers may be that a further try looks at."""
 
@@ -74,6 +78,8 @@ class Mending:
         self._full: set[PeerId] = set()
         self._may_wait = False
         self._opening: OpeningRun | None = None
+        self._planned = SessionId(secrets.token_bytes(16))
+        """Counts where the session is going to be, so that others see it before it is there."""
         self._gone: set[PeerId] = set()
         """Peers whose link was lost while we were at it."""
 
@@ -99,6 +105,12 @@ class Mending:
 
         Raises MissingBlocksError when no way was found in time.
         """
+        try:
+            return await self._search()
+        finally:
+            self._router.closed(self._planned)
+
+    async def _search(self) -> tuple[Grant, SignedGrant]:
         pause_s, most_s = BACKOFF_S
         max_age_s: float | None = None
         while True:
@@ -136,10 +148,11 @@ class Mending:
 
     async def _try(self, max_age_s: float | None) -> tuple[Grant, SignedGrant]:
         records = await self._swarm.servers(self._target.checkpoint, max_age_s)
-        hops = self._choose(records, await self._silent(records))
+        hops = self._choose(records, await self._look_round(records))
         lost = set(self._lost())
         kept = {hop for hop in self._old.hops if hop.peer not in lost}
         fresh = tuple(index for index, hop in enumerate(hops) if hop not in kept)
+        self._router.planned(self._planned, [hops[index] for index in fresh])
         by_peer = {record.peer: record for record in records}
         used = [by_peer[PeerId(hops[index].peer)] for index in fresh]
         left_s = max(0.1, self._ends - self._swarm.time)
@@ -149,14 +162,18 @@ class Mending:
             raise error
         return await self._open(hops, fresh)
 
-    async def _silent(self, records: "Sequence[ServerRecord]") -> set[PeerId]:
-        """Those that may be gone although their record is there, if others serve their blocks."""
+    async def _look_round(self, records: "Sequence[ServerRecord]") -> set[PeerId]:
+        """Asks those that may replace the lost ones how busy they are, for many sessions may look
+        for others at once. Returns those that may be gone although their record is there."""
         lost = set(self._lost())
         gaps = [Span(hop.start, hop.end) for hop in self._old.hops if hop.peer in lost]
         tried = self._avoided() | {PeerId(hop.peer) for hop in self._old.hops}
         online = {server.peer for server in self._target.view(records).online(tried)}
         choice = [record for record in records if record.peer in online]
-        return await silent_servers(self._swarm, choice, gaps)
+        silent = await silent_servers(self._swarm, choice, gaps)
+        able = [record for record in choice if record.peer not in silent]
+        await ask_loads(self._swarm, self._router, able, gaps, LOADS_S)
+        return silent
 
     def _avoided(self) -> set[PeerId]:
         """A server that is lost may be there again, also with the session, but not at once."""
@@ -167,6 +184,7 @@ class Mending:
         self, records: "Sequence[ServerRecord]", silent: Collection[PeerId]
     ) -> tuple[Hop, ...]:
         view = self._target.view(records)
+        self._router.closed(self._planned)
         try:
             return replaced_route(
                 view,

@@ -74,6 +74,8 @@ class _Search:
         self._on_prefill = on_prefill
         self._settings = swarm.settings
         self._router = swarm.router(target)
+        self._planned = SessionId(secrets.token_bytes(16))
+        """Counts where the session is going to be, so that others see it before it is open."""
         self._avoid: dict[PeerId, int] = {}
         """Servers that failed, with the number of the record that led us there."""
         self._full: set[PeerId] = set()
@@ -87,6 +89,12 @@ class _Search:
         self._missing_since: float | None = None
 
     async def run(self) -> RemoteSession:
+        try:
+            return await self._run()
+        finally:
+            self._router.closed(self._planned)
+
+    async def _run(self) -> RemoteSession:
         max_age_s: float | None = None
         while True:
             records = await self._swarm.servers(self._target.checkpoint, max_age_s)
@@ -101,6 +109,7 @@ class _Search:
                     await self._wait_for_blocks(missing)
                     max_age_s = 0.0
                 continue
+            self._router.planned(self._planned, hops)
             self._missing_since = None
             by_peer = {record.peer: record for record in records}
             used = [by_peer[PeerId(hop.peer)] for hop in hops]
@@ -149,11 +158,13 @@ class _Search:
         in_trouble = self._swarm.in_trouble()
         online = {server.peer for server in view.online(avoid | in_trouble)}
         choice = [record for record in records if record.peer in online]
-        in_trouble |= await silent_servers(self._swarm, choice, [Span(0, view.num_blocks)])
-        await ask_loads(self._swarm, self._router, choice, view.num_blocks)
+        wanted = [Span(0, view.num_blocks)]
+        in_trouble |= await silent_servers(self._swarm, choice, wanted)
+        await ask_loads(self._swarm, self._router, choice, wanted)
         tokens = self._rows * self._length
         rtt_s = self._swarm.rtt_s(online)
         self._patient = False
+        self._router.closed(self._planned)
         try:
             return self._router.route(
                 view, rtt_s=rtt_s, tokens_needed=tokens, avoid=avoid | in_trouble
@@ -226,6 +237,7 @@ class _Search:
         )
         self._swarm.attach(grant.session, run)
         self._router.opened(SessionId(grant.session), hops)
+        self._router.closed(self._planned)
         try:
             await run.run()
         except BaseException:  # also cancelled, perhaps when the session was there already

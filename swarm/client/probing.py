@@ -28,9 +28,9 @@ async def silent_servers(
     `wanted`: the runs of blocks that somebody is looked for, apart from each other. Afterwards
     `swarm.rtt_s` has those that answered. Returns those that were asked and did not.
     """
-    spans = {record.peer: record.span for record in records if _shared(record.span, wanted)}
+    spans = {record.peer: record.span for record in records if shared(record.span, wanted)}
     records = [record for record in records if record.peer in spans]
-    if sum(_shared(span, wanted) for span in spans.values()) <= sum(map(len, wanted)):
+    if sum(shared(span, wanted) for span in spans.values()) <= sum(map(len, wanted)):
         return set()
     answered = set(swarm.rtt_s(list(spans)))
     unknown = [record for record in records if record.peer not in answered]
@@ -81,11 +81,11 @@ async def _answers(
     return set(reached)
 
 
-def _shared(span: Span, wanted: Collection[Span]) -> int:
-    """How many of the wanted blocks it has."""
+def shared(span: Span, wanted: Collection[Span]) -> int:
+    """How many of the wanted blocks `span` has."""
     return sum(max(0, min(span.end, one.end) - max(span.start, one.start)) for one in wanted)
 
 
 def _covered(spans: Collection[Span], wanted: Collection[Span]) -> bool:
     gaps = missing_spans(list(spans), max((one.end for one in wanted), default=0))
-    return not any(_shared(gap, wanted) for gap in gaps)
+    return not any(shared(gap, wanted) for gap in gaps)

@@ -1,11 +1,12 @@
 """Which way the sessions of this client take: what it measured, over what servers announce."""
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from swarm.errors import MissingBlocksError
+from swarm.routing.coordinates import Coordinate, Vivaldi
 from swarm.routing.network import KnownNetwork
 from swarm.routing.router import (
     Route,
@@ -28,6 +29,9 @@ OUTPUT_TOKENS = 128
 SEEN_HALVES_S = 60.0
 """After so long half of what was seen of a server is believed."""
 LEAST_SEEN_S = 1e-4
+WAYS_KEPT = 8
+UNSURE, FIRST_ROUNDS = 0.5, 10
+"""While our own coordinate has a larger error, measurements are gone through so often."""
 HEARD_FRESH_S = 20.0
 """So long what a server said itself counts more than its record."""
 
@@ -74,12 +78,15 @@ class ClientRouter:
         self._mix_numerics = mix_numerics
         self._costs = RouteCosts(activation_bytes=activation_bytes, mix_numerics=mix_numerics)
         self._router = TwoChoicesRouter(self._costs, rng)
+        self._vivaldi = Vivaldi(rng)
         self._records: dict[PeerId, ServerRecord] = {}
         self._read_at: dict[PeerId, float] = {}
         self._next_hops_s: Mapping[tuple[PeerId, PeerId], float] = {}
         self._heard: dict[PeerId, _Heard] = {}
         self._excess: dict[PeerId, tuple[float, float]] = {}
         """When it was seen, and how much longer a step took than predicted (s)."""
+        self._ways: dict[frozenset[str], float] = {}
+        """The same for the last few chains, in the order in which they were seen."""
         self._running: dict[SessionId, _Running] = {}
         self._rates: dict[PeerId, float] = {}
 
@@ -116,15 +123,26 @@ class ClientRouter:
 
     def saw_step(self, hops: Sequence[Hop], excess_s: float) -> None:
         """A step over `hops` took so much longer than predicted; each hop is blamed for its part.
-        Which one it was shows when sessions go other ways."""
+        Which one it was shows when sessions go other ways: what all ways have in common is nobody's
+        fault, and is expected of servers that were not tried, too."""
+        each_s, peers = max(0.0, excess_s) / len(hops), frozenset(hop.peer for hop in hops)
         for hop in hops:
-            self._excess[PeerId(hop.peer)] = self._clock(), max(0.0, excess_s) / len(hops)
+            self._excess[PeerId(hop.peer)] = self._clock(), each_s
+        self._ways.pop(peers, None)
+        self._ways[peers] = each_s
+        while len(self._ways) > WAYS_KEPT:
+            del self._ways[next(iter(self._ways))]
 
     # ---- sessions
 
     def opened(self, session: SessionId, hops: Sequence[Hop]) -> None:
         """The session runs over `hops`, in place of those that it had."""
         self._running[session] = _Running(tuple(hops), self._clock())
+
+    def planned(self, session: SessionId, hops: Sequence[Hop]) -> None:
+        """A session is about to open over `hops`: it counts there, whatever servers say, until it
+        is closed. Sessions that look for a route at the same time see each other by that."""
+        self._running[session] = _Running(tuple(hops), float("inf"))
 
     def closed(self, session: SessionId) -> None:
         self._running.pop(session, None)
@@ -140,7 +158,8 @@ class ClientRouter:
         avoid: Collection[PeerId] = (),
         leaving: SessionId | None = None,
     ) -> tuple[Hop, ...]:
-        """The chain for a session; of quantised weights only where no other chain is.
+        """The chain for a session; of quantised weights, and of servers that are about to move,
+        only where no other chain is.
 
         `rtt_s`: measured round trips from this client; `tokens_needed`: rows x length of the
         session; `avoid`: servers that just failed; `leaving`: a session that is to be routed anew.
@@ -150,16 +169,24 @@ class ClientRouter:
         seen = self._seen(view, leaving)
         network = self._network(rtt_s)
         request = self._request(tokens_needed, avoid)
-        plain = [one for one in seen.servers if not one.numerics.quantised]
-        # Who quantises is faster and says other things than the model does.
-        if not self._mix_numerics and len(plain) < len(seen.servers):
+        for servers in self._preferred(seen.servers):
             try:
-                unquantised = replace(seen, servers=tuple(plain))
-                return self._router.route(unquantised, network, request).hops
+                return self._router.route(replace(seen, servers=servers), network, request).hops
             except MissingBlocksError:
                 pass
         route: Route = self._router.route(seen, network, request)
         return route.hops
+
+    def _preferred(self, servers: tuple[ServerView, ...]) -> Iterator[tuple[ServerView, ...]]:
+        """Whose chain is taken if there is one, best first, before all servers are looked at: who
+        quantises is faster and says other things than the model does; who is about to move would
+        have the session moved again."""
+        plain = tuple(one for one in servers if not one.numerics.quantised)
+        for wanted in (servers,) if self._mix_numerics else (plain, servers):
+            staying = tuple(one for one in wanted if one.moving_to is None)
+            for fewer in (staying, wanted):
+                if len(fewer) < len(servers):
+                    yield fewer
 
     def step_s(
         self,
@@ -193,14 +220,27 @@ class ClientRouter:
             for peer, record in self._records.items()
             if record.max_upload_mbit > 0
         }
+        places = coordinates(self._records.values())
+        if (here := self._place(rtt_s, places)) is not None:
+            places[self._me] = here
         rates = {p: min(rate, limits.get(p, rate)) for p, rate in self._rates.items()}
         return KnownNetwork(
             self._me,
             rtt_s,
             next_hops_s=self._next_hops_s,
-            coordinates=coordinates(self._records.values()),
+            coordinates=places,
             bytes_per_s=limits | rates,
         )
+
+    def _place(
+        self, rtt_s: Mapping[PeerId, float], places: Mapping[PeerId, Coordinate]
+    ) -> Coordinate | None:
+        """Ours, by which servers are guessed that we have no link to; None: nothing is measured."""
+        known = [(peer, rtt, places[peer]) for peer, rtt in rtt_s.items() if peer in places]
+        for _ in range(1 if self._vivaldi.coordinate.error < UNSURE else FIRST_ROUNDS):
+            for peer, rtt, place in known:
+                self._vivaldi.observe(peer, rtt, place)
+        return self._vivaldi.coordinate if known else None
 
     # ---- what is seen, over what is announced
 
@@ -231,6 +271,8 @@ class ClientRouter:
         return replace(server, queue_wait_ms=1e3 * wait_s, cache_tokens_free=free)
 
     def _excess_s(self, peer: PeerId, now: float) -> float:
-        at, excess_s = self._excess.get(peer, (now, 0.0))
-        excess_s *= 0.5 ** ((now - at) / SEEN_HALVES_S)
+        """What is believed of it; it fades to what all ways have in common."""
+        usual_s = min(self._ways.values()) if len(self._ways) > 1 else 0.0
+        at, seen_s = self._excess.get(peer, (now, usual_s))
+        excess_s = usual_s + (seen_s - usual_s) * 0.5 ** ((now - at) / SEEN_HALVES_S)
         return excess_s if excess_s > LEAST_SEEN_S else 0.0

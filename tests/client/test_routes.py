@@ -1,13 +1,25 @@
 """Which chain a client takes: what it measured, over what servers announce."""
 
+import asyncio
 import random
-from typing import Any
+from collections import Counter
+from collections.abc import Collection
+from typing import Any, cast
 
 import pytest
 
-from swarm.client.improving import LEAST_GAIN_S, LOOK_S, LOOKS, REST_S, Patience
+from swarm.client.improving import (
+    LEAST_GAIN_S,
+    LOOK_S,
+    LOOKS,
+    MUCH_BETTER,
+    REST_S,
+    Patience,
+)
+from swarm.client.probing import silent_servers
 from swarm.client.replacement import replaced_route
 from swarm.client.routes import ClientRouter
+from swarm.client.swarm import Swarm
 from swarm.dht.distances import pack_next_hops
 from swarm.dht.records import ServerRecord
 from swarm.errors import MissingBlocksError
@@ -205,3 +217,91 @@ def test_a_session_goes_only_when_much_is_won_again_and_again() -> None:
     assert not look(0.1, 0.09), "it was so for a moment only"
     assert [look(0.1, 0.05) for _ in range(LOOKS)] == [False] * (LOOKS - 1) + [True]
     assert not patience.is_due(now + REST_S * 0.99)
+
+
+def test_sessions_that_look_for_a_route_at_once_see_each_other() -> None:
+    """Before any of them is open, and whatever servers say meanwhile."""
+    world = World(record("a"), record("b", decode_ms_per_block=1.1))
+    counts = Counter[str]()
+    for number in range(20):
+        (name,) = world.route({"a": 0.001, "b": 0.001})
+        counts[name] += 1
+        world.router.planned(SessionId(bytes([number]) * 16), (Hop(PEERS[name], 0, BLOCKS),))
+        world.now += 0.01
+        world.router.heard(PEERS["a"], 0, 0.0, 1000)
+    assert 8 <= counts["a"] <= 12, counts
+
+
+def test_load_is_time_and_is_gone_when_sessions_are() -> None:
+    """In milliseconds like all else: four sessions make the faster server the slower one."""
+    world = World(record("a"), record("b", decode_ms_per_block=1.5))
+    rtts = {"a": 0.001, "b": 0.001}
+    sessions = [SessionId(bytes([number]) * 16) for number in range(4)]
+    assert world.route(rtts) == ["a"]
+    for session in sessions:
+        world.router.opened(session, (Hop(PEERS["a"], 0, BLOCKS),))
+    assert world.route(rtts) == ["b"]
+    for session in sessions:
+        world.router.closed(session)
+    assert world.route(rtts) == ["a"]
+
+
+def test_what_every_way_takes_longer_does_not_drive_sessions_to_and_fro() -> None:
+    """A slow client makes all servers look slower than they announce: one other way is tried."""
+    world = World(*(record(name) for name in "abc"))
+    rtts = dict.fromkeys("abc", 0.001)
+    at, moved = "a", 0
+    for _ in range(100):
+        world.now += 60.0
+        hops = (Hop(PEERS[at], 0, BLOCKS),)
+        world.router.saw_step(hops, 0.05)
+        peers = {PEERS[name]: rtt for name, rtt in rtts.items()}
+        best = world.router.route(world.view, rtt_s=peers, tokens_needed=0)
+        present_s = world.router.step_s(world.view, hops, peers)
+        other_s = world.router.step_s(world.view, best, peers)
+        assert present_s is not None and other_s is not None
+        if other_s <= MUCH_BETTER * present_s:
+            moved += 1
+            at = next(name for name in "abc" if PEERS[name] == best[0].peer)
+    assert moved == 1
+
+
+def test_every_server_that_may_be_taken_is_measured_not_only_those_of_one_side() -> None:
+    class Network:
+        """The part of a `Swarm` that probing uses."""
+
+        def __init__(self) -> None:
+            self.rtts: dict[PeerId, float] = {}
+
+        def rtt_s(self, peers: Collection[PeerId]) -> dict[PeerId, float]:
+            return self.rtts
+
+        async def connect(self, record: ServerRecord, timeout_s: float) -> None:
+            self.rtts[record.peer] = 0.01
+
+    network = Network()
+    records = [record(name, 0, 2) for name in "abc"] + [record(name, 2, 4) for name in "def"]
+    wanted = [Span(0, BLOCKS)]
+    assert asyncio.run(silent_servers(cast(Swarm, network), records, wanted)) == set()
+    assert network.rtts.keys() == {one.peer for one in records}
+
+
+def test_a_server_without_a_link_is_guessed_by_our_own_coordinate() -> None:
+    def at(x: float) -> Coordinate:
+        return Coordinate((x, 0.0, 0.0), 0.001, 0.1)
+
+    world = World(
+        record("a", coordinate=at(0.0), decode_ms_per_block=10.0),
+        record("b", coordinate=at(0.2), decode_ms_per_block=10.0),
+        record("c", coordinate=at(0.02), decode_ms_per_block=0.1),
+        record("d", coordinate=at(0.5), decode_ms_per_block=0.1),
+    )
+    assert {tuple(world.route({"a": 0.005, "b": 0.2})) for _ in range(20)} == {("c",)}
+
+
+def test_servers_that_are_about_to_move_get_no_session_that_others_can_take() -> None:
+    leaving = record("a", decode_ms_per_block=0.1, moving_to=Span(0, 2))
+    assert World(leaving, record("b")).route() == ["b"]
+    assert World(leaving).route() == ["a"]
+    quantised = record("c", numerics=Numerics("float32", "int8"))
+    assert World(leaving, quantised).route() == ["a"]

@@ -15,10 +15,15 @@ import torch
 from transformers import AutoModelForCausalLM as PlainAutoModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from swarm.client import improving
+from swarm.errors import CheckpointError
 from swarm.models.checkpoint import open_checkpoint
+from swarm.server import hosted, residence
+from swarm.server.hosted import Hosted, Plan
 from swarm.server.hosting import memory_needs
 from swarm.server.lifecycle import ServerEvent
 from swarm.server.server import Server
+from swarm.server.speed import Speed
 from swarm.spans import Span, missing_spans
 from swarm.testing import LocalSwarm
 
@@ -158,6 +163,35 @@ def test_volunteers_cover_every_block_again_and_no_generation_fails(
         swarm.wait_until_free()
 
 
+def test_who_cannot_load_the_blocks_that_are_missing_serves_its_old_ones_and_tries_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_span, broken = residence.load_span, []
+
+    async def load(plan: Plan, span: Span, *others: Any) -> Hosted:
+        if span in broken:
+            broken.remove(span)
+            raise CheckpointError(f"blocks {span} are damaged here")
+        return await load_span(plan, span, *others)
+
+    monkeypatch.setattr(residence, "load_span", load)
+    with LocalSwarm(
+        folder, cache_tokens=CACHE_TOKENS, move_check_s=CHECK_S, drain_timeout_s=1.0
+    ) as swarm:
+        volunteers = Volunteers(swarm, folder)
+        for _ in range(4):
+            volunteers.start(15)
+        assert Counter(str(one.span) for one in swarm.servers) == {"0:15": 2, "15:30": 2}
+        span = swarm.servers[1].span
+        broken.append(span)
+        for server in [one for one in swarm.servers[1:] if one.span == span]:
+            swarm.kill(server)
+        swarm.wait_until(lambda: not broken and not volunteers.missing())
+        told = [event.text for _, _, event in volunteers.events]
+        assert any(text.startswith("staying with blocks ") and "damaged" in text for text in told)
+        assert len(volunteers.moves) == 2
+
+
 def only_holder(swarm: LocalSwarm) -> Server:
     """A server without which blocks are missing; not the one by which clients join."""
     for server in swarm.servers[1:]:
@@ -167,6 +201,13 @@ def only_holder(swarm: LocalSwarm) -> Server:
     raise AssertionError(f"nobody is needed: {[str(one.span) for one in swarm.servers]}")
 
 
+@pytest.fixture
+def equally_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal servers do not measure the same on a machine that has other things to do."""
+    monkeypatch.setattr(hosted, "measure_speed", lambda blocks: Speed(0.5, 5000.0))
+
+
+@pytest.mark.usefixtures("equally_fast")
 def test_concurrent_sessions_spread_over_equal_replicas(folder: Path) -> None:
     """Clients of their own, one after another, none of which knows of the others."""
     with LocalSwarm(folder, "0:15", "15:30", "15:30", cache_tokens=8192) as swarm:
@@ -191,6 +232,7 @@ def test_concurrent_sessions_spread_over_equal_replicas(folder: Path) -> None:
                 model.__exit__(None, None, None)
 
 
+@pytest.mark.usefixtures("equally_fast")
 def test_one_clients_sessions_spread_too(folder: Path) -> None:
     with LocalSwarm(folder, "0:30", "0:30", cache_tokens=8192) as swarm, swarm.client() as model:
         with ThreadPoolExecutor(10) as pool:
@@ -205,3 +247,45 @@ def test_one_clients_sessions_spread_too(folder: Path) -> None:
             counts = next(iter(pool.map(chat, range(10))))
         assert sum(counts) == 10
         assert 4 <= counts[0] <= 6, counts
+
+
+def test_a_session_goes_to_a_much_better_chain(
+    folder: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers that are far from each other, until one comes that needs no other."""
+    monkeypatch.setattr(improving, "LOOK_S", 0.2)
+    plain = PlainAutoModel.from_pretrained(folder, dtype=torch.float32)
+    with LocalSwarm(folder, "0:15", "15:30") as swarm:
+        first, second = swarm.servers
+        swarm.set_path(first, second, delay_s=0.3)
+        with swarm.client(directory_refresh_s=0.5) as model, ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(model.generate, IDS, max_new_tokens=80, min_new_tokens=80)
+            swarm.wait_until(lambda: first.status()["sessions"] == 1)
+            third = swarm.start("0:30")
+            swarm.wait_until(lambda: third.status()["sessions"] == 1)
+            swarm.wait_until(lambda: first.status()["sessions"] == 0)
+            found = answer.result(60)
+        assert torch.equal(found, plain.generate(IDS, max_new_tokens=80, min_new_tokens=80))
+        swarm.wait_until_free()
+
+
+def test_a_session_that_is_repaired_onto_a_server_that_leaves_goes_on(
+    folder: Path, expected: torch.Tensor
+) -> None:
+    with LocalSwarm(folder, "0:15", "15:30", drain_timeout_s=20.0) as swarm:
+        first, lost = swarm.servers
+        leaving, last = swarm.start("15:30"), swarm.start("15:30")
+        swarm.set_path(first, leaving, delay_s=0.05)
+        swarm.set_path(first, last, delay_s=0.2)
+        with (
+            swarm.client(link_grace_s=0.5) as model,
+            generating(model, expected) as count,
+        ):
+            swarm.wait_until(lambda: count() >= 1 and lost.status()["sessions"] == 1)
+            swarm.kill(lost)
+            swarm.wait_until(lambda: leaving.status()["sessions"] == 1)
+            swarm.stop(leaving)
+            before = count()
+            swarm.wait_until(lambda: count() >= before + 2)
+            swarm.wait_until(lambda: last.status()["sessions"] == 1)
+        swarm.wait_until_free()
