@@ -33,7 +33,7 @@ class EngineCounters:
         self._decode_tokens = self._prefill_tokens = 0
         self._busy_s = self._queue_s = self._recent_queue_ms = 0.0
         self._decode_queue_ms = self._prefill_queue_ms = 0.0
-        self._decode_share_s = self._prefill_share_s = 0.0
+        self._decode_share_s = 0.0
 
     def count(self, done: FinishedPass) -> None:
         self._passes += 1
@@ -51,7 +51,6 @@ class EngineCounters:
         self._prefill_tokens += prefill_tokens
         part = decode_tokens / max(1, decode_tokens + prefill_tokens)
         self._decode_share_s += part * done.compute_s
-        self._prefill_share_s += (1.0 - part) * done.compute_s
         self._recent_queue_ms = _moved(self._recent_queue_ms, done.waits_ms)
         self._decode_queue_ms = _moved(self._decode_queue_ms, [wait for _, wait in decode])
         self._prefill_queue_ms = _moved(self._prefill_queue_ms, [wait for _, wait in prefill])

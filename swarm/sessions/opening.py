@@ -79,7 +79,6 @@ class Opening:
         self._in_line: list[str] = []
         """Second phase: peers that are still to be asked, in order."""
         self._refused: Refused | None = None
-        self._refused_by = ""
         self._attempt = 0
         self._ends = 0.0
         self._answer_by = 0.0
@@ -138,7 +137,7 @@ class Opening:
 
     def _on_refused(self, sender: str, refused: Refused, now: float) -> list[Instruction]:
         self._waiting.discard(sender)
-        self._refused, self._refused_by = refused, sender
+        self._refused = refused
         final = self._attempt > 0 or not self._may_wait or now >= self._ends
         if refused.why is not RefuseKind.CACHE_FULL or final:
             return self._give_up(self._refusal(sender, refused, now))
