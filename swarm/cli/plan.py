@@ -109,7 +109,7 @@ def place(
 
             file = read_plan(_given(inventory))
             found, workload = file.inventory(), file.workload.workload()
-        plan = make_plan(placement, found, workload, seed)
+        plan = make_plan(placement, found, workload, seed, now.layout if now else None)
         limit = time_limit
         if limit is None:
             limit = TIME_LIMIT_S if len(found.machines) <= MOST_MACHINES else 0.0

@@ -12,6 +12,7 @@ from swarm.errors import SwarmError
 from swarm.routing.inventory import Inventory, Workload
 from swarm.routing.layout import Layout
 from swarm.routing.placements.optimum import OptimalPlacement, layout_cost
+from swarm.routing.placements.parallax import ParallaxPlacement
 from swarm.routing.planned import Expectation, expect
 from swarm.routing.policies import placement_named
 from swarm.spans import PeerId, Span
@@ -64,13 +65,20 @@ class _Given:
         return self._layout
 
 
-def make_plan(name: str, inventory: Inventory, workload: Workload, seed: int) -> Plan:
-    """By the placement of this name.
+def make_plan(
+    name: str, inventory: Inventory, workload: Workload, seed: int, now: Layout | None = None
+) -> Plan:
+    """By the placement of this name; `parallax` changes the layout that there is `now` only if it
+    has to be rebalanced.
 
     Raises MemoryShortError with the GB that are missing, UsageError for an unknown name.
     """
     inventory.check_memory(workload, 1)
-    layout = placement_named(name, Random(seed)).place(inventory, workload)
+    placement = placement_named(name, Random(seed))
+    if now is not None and isinstance(placement, ParallaxPlacement):
+        layout = placement.adjust(inventory, workload, now)
+    else:
+        layout = placement.place(inventory, workload)
     return Plan(name, inventory, workload, layout, expect(inventory, layout, workload))
 
 

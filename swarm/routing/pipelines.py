@@ -225,18 +225,40 @@ def water_fill(
     """The stages of one pipeline: `(machine, layers)` in order, the largest capacity first.
 
     `x_i = min(c_i, lambda F_i)` with `sum x_i = layers`, `power` = `F_i`; rounded by largest
-    fraction (ties: the earlier stage). Machines that get no layer are left out. Raises UsageError
-    when the layers do not fit.
+    fraction (ties: the earlier stage). Machines that get no layer are left out, and embedding and
+    head are reserved by those that then are first and last. Raises UsageError when the layers do
+    not fit.
     """
     order = sorted(range(len(capacities)), key=lambda number: (-capacities[number].inner, number))
-    limits = [capacities[number].inner for number in order]
-    if len(order) == 1:
-        limits = [capacities[order[0]].only]
-    elif order:
-        limits[0], limits[-1] = capacities[order[0]].first, capacities[order[-1]].last
+    limits = _limits(capacities, order)
     if sum(limits) < layers:
         raise UsageError(f"stages of {limits} layers do not hold {layers}")
-    weight = [max(power[number], 1e-12) for number in order]
+    counts = _filled(limits, [power[number] for number in order], layers)
+    used = [number for number, count in zip(order, counts, strict=True) if count > 0]
+    if len(used) < len(order):
+        if sum(_limits(capacities, used)) >= layers:
+            rest = [capacities[number] for number in used], [power[number] for number in used]
+            return [(used[at], count) for at, count in water_fill(*rest, layers)]
+        # The others do not hold embedding and head as well: everyone who can takes a layer.
+        for at, limit in enumerate(limits):
+            if counts[at] == 0 and limit > 0:
+                counts[at] = 1
+                counts[max(range(len(counts)), key=lambda one: counts[one])] -= 1
+    return [(number, count) for number, count in zip(order, counts, strict=True) if count > 0]
+
+
+def _limits(capacities: Sequence[StageCapacity], order: Sequence[int]) -> list[int]:
+    """What stages in this order hold."""
+    if len(order) == 1:
+        return [capacities[order[0]].only]
+    limits = [capacities[number].inner for number in order]
+    if order:
+        limits[0], limits[-1] = capacities[order[0]].first, capacities[order[-1]].last
+    return limits
+
+
+def _filled(limits: Sequence[int], power: Sequence[float], layers: int) -> list[int]:
+    weight = [max(each, 1e-12) for each in power]
     low, high = 0.0, max(limit / each for limit, each in zip(limits, weight, strict=True))
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
@@ -244,10 +266,10 @@ def water_fill(
         low, high = (low, middle) if filled >= layers else (middle, high)
     real = [min(float(c), high * f) for c, f in zip(limits, weight, strict=True)]
     whole = [int(value + 1e-9) for value in real]
-    by_fraction = sorted(range(len(order)), key=lambda at: (-round(real[at] - whole[at], 9), at))
+    by_fraction = sorted(range(len(limits)), key=lambda at: (-round(real[at] - whole[at], 9), at))
     while (lacking := layers - sum(whole)) > 0:
         for at in by_fraction:
             if lacking > 0 and whole[at] < limits[at]:
                 whole[at] += 1
                 lacking -= 1
-    return [(number, count) for number, count in zip(order, whole, strict=True) if count > 0]
+    return whole

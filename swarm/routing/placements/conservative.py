@@ -73,6 +73,17 @@ def most_sessions(inventory: Inventory, figures: Tables) -> int:
     return low
 
 
+def sufficient_sessions(inventory: Inventory, figures: Tables) -> int:
+    """`R_max = floor((sum_j M_j - s_m (L + n)) / (s_c (L + n)))` of Sun et al.: so many sessions
+    the machines carry in any case, and often more (`most_sessions`). Limits of the machines'
+    owners are left out."""
+    parts = inventory.model.num_blocks + len(inventory.machines)
+    left = float(figures.memory.sum()) - figures.block_bytes * parts
+    if figures.cache_bytes <= 0:
+        return _ANY_SESSIONS if left >= 0 else 0
+    return max(0, math.floor(left / (figures.cache_bytes * parts) + 1e-9))
+
+
 def bound_s(sizes: ConservativeSizes, figures: Tables, num_blocks: int) -> float:
     """Theorem 2: an upper bound of the mean time per token while at most `R` sessions are active.
 
@@ -91,9 +102,9 @@ def bound_s(sizes: ConservativeSizes, figures: Tables, num_blocks: int) -> float
 class ConservativePlacement:
     """CG-BP with `R` = the workload's sessions, lowered if the machines cannot hold so many.
 
-    Without sessions, `R` comes from the rate as in the paper (`choose_sessions`, with the time of
-    one request over the placement for `R = 1`). In a push chain a machine's delay is that of
-    `tables`: half from the client, half from its nearest others.
+    Without sessions, `R` comes from the rate as in the paper: `min(choose_sessions, R_max)`, with
+    the time of one request over the placement for `R = 1`. In a push chain a machine's delay is
+    that of `tables`: half from the client, half from its nearest others.
     """
 
     def place(self, inventory: Inventory, workload: Workload) -> Layout:
@@ -107,6 +118,7 @@ class ConservativePlacement:
             routes = best_routes(inventory, alone, workload)
             request_s = max(route.request_s(workload.output_tokens) for route in routes)
             wanted = choose_sessions(workload.rate_per_s, request_s)
+            wanted = min(wanted, sufficient_sessions(inventory, figures) or most)
         return place_conservatively(inventory, figures, min(wanted, most))
 
 

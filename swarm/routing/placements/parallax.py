@@ -1,7 +1,7 @@
 """Parallax' phase 1 (arXiv 2509.26182): pipelines in each region, the rest where it is light."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -16,6 +16,8 @@ from swarm.spans import PeerId, Span
 
 WEIGHTS_SHARE = 0.65
 """Of its memory that a machine gives to weights (Parallax' command line)."""
+MOST_VARIATION = 0.25
+"""Of the load of layers, above which all is placed anew (Parallax' allocator)."""
 _CLEAR_GAP = 2.0
 """Clusters are apart if the way between them is this much longer than the ways within."""
 
@@ -49,6 +51,7 @@ class ParallaxPlacement:
 
     alpha: float = 2.0
     weights_share: float = WEIGHTS_SHARE
+    most_variation: float = MOST_VARIATION
 
     def place(self, inventory: Inventory, workload: Workload) -> Layout:
         """Raises MemoryShortError when all machines together hold no pipeline."""
@@ -69,10 +72,32 @@ class ParallaxPlacement:
         pipelines = 0
         for members in _viable(regions(rtt_s), rtt_s, capacities, layers):
             pipelines += self._fill(inventory, members, capacities, rtt_s, spans)
-        for number, capacity in enumerate(capacities):
-            if peers[number] not in spans and capacity.inner > 0:
-                spans[peers[number]] = lightest_span(inventory, spans, capacity.inner)
+        self._join(inventory, spans)
         return Layout(layers, spans, notes={"pipelines": float(pipelines)}).check_covers()
+
+    def adjust(self, inventory: Inventory, workload: Workload, now: Layout) -> Layout:
+        """The layout after machines have come and gone: those that came join the lightest layers.
+
+        All is placed anew where that leaves a layer without a host, or the loads of the layers with
+        a coefficient of variation above `most_variation`. Raises MemoryShortError.
+        """
+        spans = {
+            machine.peer: now.spans[machine.peer]
+            for machine in inventory.machines
+            if machine.peer in now.spans
+        }
+        self._join(inventory, spans)
+        layout = Layout(now.num_blocks, spans)
+        variation = load_variation(inventory, spans)
+        if layout.missing() or variation > self.most_variation:
+            return self.place(inventory, workload)
+        return replace(layout, notes={"variation": variation})
+
+    def _join(self, inventory: Inventory, spans: dict[PeerId, Span]) -> None:
+        for machine in inventory.machines:
+            count = self._capacity(inventory, machine).inner
+            if machine.peer not in spans and count > 0:
+                spans[machine.peer] = lightest_span(inventory, spans, count)
 
     def _capacity(self, inventory: Inventory, machine: Machine) -> StageCapacity:
         limit = inventory.model.num_blocks if machine.max_blocks is None else machine.max_blocks
@@ -140,6 +165,13 @@ def layer_loads(inventory: Inventory, spans: dict[PeerId, Span]) -> Floats:
         room = inventory.machine(peer).memory_bytes - inventory.model.block_bytes * len(span)
         loads[span.start : span.end] += max(0.0, room) / len(span)
     return loads
+
+
+def load_variation(inventory: Inventory, spans: dict[PeerId, Span]) -> float:
+    """Standard deviation of the layers' loads over their mean; 0 where there is no load at all."""
+    loads = layer_loads(inventory, spans)
+    mean = float(loads.mean())
+    return float(loads.std()) / mean if mean > 0 else 0.0
 
 
 def _viable(
