@@ -1,16 +1,16 @@
 """The simulator against real servers: what it predicts for swarms that it was not calibrated on.
 
-    python benchmarks/reality.py --part calibrate --parameters FILE
-    python benchmarks/reality.py --part 0 --parameters FILE      (likewise 1 and 2)
+    python benchmarks/reality.py --parameters FILE --results FILE
 
 Calibration starts one server alone, with one session, for a model of 2 and of 8 blocks of the same
 shape (`two_servers.py`'s llama-small), and times the client's own part of a token in this process.
-From these: seconds of a block and of a block's prompt token, and what a hop costs beside. The
-figures are written to FILE and are not touched again. Each part then starts one real swarm of two,
-three or four servers and 1, 3 and 6 clients that begin together, each a process with one thread on
-this machine's cores, and prints what the simulator says for the same scenario, made from FILE
-alone. What further rows add to a pass cannot be seen with one session; it is `ROW_SHARE`, as for
-every router. Every cell is printed.
+From these: seconds of a block and of a block's prompt token, and what a hop costs beside. They are
+written to the file of `--parameters`; if it is there already, it is taken as it is. Then for each
+of three swarms of two, three and four real servers, and 1, 3 and 6 clients that begin together,
+each a process with one thread on this machine's cores: first what the simulator says for the same
+scenario, made from that file alone, then what is measured. What further rows add to a pass cannot
+be seen with one session; it is `ROW_SHARE`, as for every router. Each of the nine cells is kept in
+the file of `--results` (JSON lines) as soon as it is measured, and is not measured again.
 """
 
 import json
@@ -42,6 +42,7 @@ SWARMS = (("0:4", "4:8"), ("0:3", "3:6", "6:8"), ("0:2", "2:4", "4:6", "6:8"))
 SESSIONS = (1, 3, 6)
 PROMPT_TOKENS, LONG_PROMPT, NEW_TOKENS = 64, 256, 32
 _TURNS = 5
+Times = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def client_s(folder: str) -> float:
             model.close()
 
 
-def calibrate(report: Report) -> Parameters:
+def calibrate() -> Parameters:
     with tempfile.TemporaryDirectory(prefix="llama-small-") as small:
         folder = write_model(Path(small), 2)
         head_s = client_s(folder)
@@ -131,7 +132,7 @@ def calibrate(report: Report) -> Parameters:
         (LONG_PROMPT - PROMPT_TOKENS) * (BLOCKS - 2)
     )
     fixed = eight[1] - head_s - PROMPT_TOKENS * BLOCKS * token_s
-    found = Parameters(
+    return Parameters(
         block_s=block_s,
         prompt_token_s=token_s,
         hop_s=max(0.0, eight[0] - head_s - BLOCKS * block_s),
@@ -139,11 +140,9 @@ def calibrate(report: Report) -> Parameters:
         client_s=head_s,
         cores=float(os.cpu_count() or 1),
     )
-    report.table("calibrated, seconds", [asdict(found)])
-    return found
 
 
-def predicted(known: Parameters, spans: tuple[str, ...], sessions: int) -> tuple[float, float]:
+def predicted(known: Parameters, spans: tuple[str, ...], sessions: int) -> Times:
     """Mean time to first token and per output token."""
     machines, layout = [], {}
     for number, text in enumerate(spans):
@@ -176,62 +175,89 @@ def predicted(known: Parameters, spans: tuple[str, ...], sessions: int) -> tuple
     return found["ttft_s"]["mean"], found["tpot_s"]["mean"]
 
 
-def measured(folder: str, address: str, sessions: int) -> tuple[float, float]:
-    """The same of real clients that begin together, after one generation that does not count."""
-    script = str(Path(__file__).with_name("client_process.py"))
-    with ExitStack() as stack:
-        programs = []
-        for session in range(sessions):
+class Clients:
+    """Real clients of one swarm, each a process; those that are not asked are idle."""
+
+    def __init__(self, stack: ExitStack, folder: str, address: str, count: int) -> None:
+        script = str(Path(__file__).with_name("client_process.py"))
+        self._programs = []
+        for session in range(count):
             command = [sys.executable, script, "--model", folder, "--peers", address]
             command += ["--session", str(session), "--prompt-tokens", str(PROMPT_TOKENS)]
             command += ["--new-tokens", str(NEW_TOKENS)]
-            programs.append(stack.enter_context(Program(f"client {session}", command)))
-        for program in programs:
-            program.wait_for("ready")
+            self._programs.append(stack.enter_context(Program(f"client {session}", command)))
+        for program in self._programs:
+            program.wait_for("ready", timeout_s=120)
+
+    def measured(self, sessions: int) -> tuple[float, float]:
+        """Mean time to first token and per output token of so many that begin together, after one
+        generation that does not count."""
+        programs = self._programs[:sessions]
         first_s: list[float] = []
         token_s: list[float] = []
-        for turn in range(3):
+        for turn in range(1 + _TURNS):
             for program in programs:
                 program.send_line("go")
             done = [program.wait_for("done", timeout_s=120) for program in programs]
             if turn:
                 first_s += [float(each["ttft_s"]) for each in done]
                 token_s += [float(np.mean(each["gaps_s"])) for each in done]
-    return float(np.mean(first_s)), float(np.mean(token_s))
+        return float(np.mean(first_s)), float(np.mean(token_s))
 
 
-def compare(known: Parameters, number: int, report: Report) -> None:
-    spans = SWARMS[number]
+def cell(spans: tuple[str, ...], sessions: int, said: Times, was: Times) -> dict[str, Any]:
+    """One row of the table."""
+    row: dict[str, Any] = {"swarm": " ".join(spans), "sessions": sessions}
+    for name, one, other in zip(("first", "token"), said, was, strict=True):
+        row[f"{name} predicted ms"] = 1e3 * one
+        row[f"{name} measured ms"] = 1e3 * other
+        row[f"{name} error %"] = 100 * (one / other - 1)
+    return row
+
+
+def compare(
+    known: Parameters, spans: tuple[str, ...], sessions: list[int], results: Path
+) -> list[dict[str, Any]]:
+    """The cells of one swarm, each predicted before it is measured."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="llama-small-") as path:
+    with tempfile.TemporaryDirectory(prefix="llama-small-") as path, ExitStack() as stack:
         folder = write_model(Path(path), BLOCKS)
-        with running_servers(list(spans), model=folder) as servers:
-            for sessions in SESSIONS:
-                said = predicted(known, spans, sessions)
-                was = measured(folder, servers[0].address(), sessions)
-                row: dict[str, Any] = {"servers": str(len(spans)), "sessions": str(sessions)}
-                for name, one, other in zip(("first", "token"), said, was, strict=True):
-                    row[f"{name} predicted ms"] = 1e3 * one
-                    row[f"{name} measured ms"] = 1e3 * other
-                    row[f"{name} error %"] = 100 * (one / other - 1)
-                rows.append(row)
-    report.table(f"swarm {' '.join(spans)}", rows)
-    errors = [abs(row[f"{name} error %"]) for row in rows for name in ("first", "token")]
-    report.table("errors, %", [{"median": median(errors), "worst": max(errors)}])
+        servers = stack.enter_context(running_servers(list(spans), model=folder))
+        clients = Clients(stack, folder, servers[0].address(), max(sessions))
+        for count in sessions:
+            said = predicted(known, spans, count)
+            rows.append(cell(spans, count, said, clients.measured(count)))
+            with results.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    return rows
 
 
 def main() -> None:
     options = arguments(__doc__, repetitions=1)
-    options.add_argument("--part", action="append", required=True, help="calibrate, 0, 1 or 2")
     options.add_argument("--parameters", type=Path, required=True)
+    options.add_argument("--results", type=Path, required=True)
+    options.add_argument("--cells", type=int, default=9, help="stop after so many new ones")
     chosen = options.parse_args()
     report = Report("the simulator against reality", as_json=chosen.json)
-    for part in chosen.part:
-        if part == "calibrate":
-            chosen.parameters.write_text(json.dumps(asdict(calibrate(report))))
-        else:
-            known = Parameters(**json.loads(chosen.parameters.read_text()))
-            compare(known, int(part), report)
+    if not chosen.parameters.exists():
+        chosen.parameters.write_text(json.dumps(asdict(calibrate())))
+    known = Parameters(**json.loads(chosen.parameters.read_text()))
+    report.table("calibrated, seconds", [asdict(known)])
+    rows = []
+    if chosen.results.exists():
+        rows = [json.loads(line) for line in chosen.results.read_text().splitlines()]
+    there = {(row["swarm"], row["sessions"]) for row in rows}
+    left = chosen.cells
+    for spans in SWARMS:
+        wanted = [count for count in SESSIONS if (" ".join(spans), count) not in there][:left]
+        if wanted:
+            rows += compare(known, spans, wanted, chosen.results)
+            left -= len(wanted)
+    report.table("cells", rows)
+    errors = [abs(row[f"{name} error %"]) for row in rows for name in ("first", "token")]
+    if errors:
+        summary = {"cells": len(rows), "median": median(errors), "worst": max(errors)}
+        report.table("errors, %", [summary])
     report.finish()
 
 
