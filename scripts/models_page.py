@@ -53,10 +53,10 @@ def page(results: list[Examined]) -> str:
         "",
         *(f"- {r.architecture}: {r.refused}" for r in results if r.differences is None),
         "",
-        "Of models with parts beside the text decoder (images, sound) the decoder alone is served, if",
-        "transformers has a causal language model for it: see",
-        "[checkpoints.md](checkpoints.md#what-model-may-be). Others with such parts, and models that",
-        "bring Python code of their own, are refused when their checkpoint is opened.",
+        "Of models with parts beside the text decoder (images, sound) the decoder alone is served,",
+        "if transformers has a causal language model for it: see",
+        "[checkpoints.md](checkpoints.md#what-model-may-be). Others with such parts, and models",
+        "that bring Python code of their own, are refused when their checkpoint is opened.",
     ]
     return _INTRODUCTION + "\n".join(lines) + "\n"
 
