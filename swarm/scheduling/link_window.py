@@ -41,6 +41,11 @@ _FULL_GROWTH = 1.25
 _LATE = 1.25
 _LATE_ANSWERS = 4
 """So many late answers in a row end the start, too."""
+_MUCH_LATE_S = 0.02
+"""An answer so much later still tells of a queue that harms decode, and not of a busy receiver."""
+_MUCH_LATE_ANSWERS = 2
+"""So many of them in a row prove that the path is slower than was believed, also where all that
+there was to send fits the window: a rate that fell would be believed for ever else."""
 
 
 @dataclass(slots=True)
@@ -77,6 +82,7 @@ class LinkWindow:
         """The least round trip of the present round."""
         self._probing_rtt = False
         self._late_answers = 0
+        self._much_late_answers = 0
         self.begin_stream(0.0)
 
     def begin_stream(self, now: float) -> None:
@@ -211,10 +217,15 @@ class LinkWindow:
         if self._startup:
             self._late_answers = self._late_answers + 1 if self._is_late(now - newest.at) else 0
             self._startup = self._late_answers < _LATE_ANSWERS
+        if not newest.urgent:
+            much = self._is_late(now - newest.at, _MUCH_LATE_S)
+            self._much_late_answers = self._much_late_answers + 1 if much else 0
         interval = max(now - newest.delivered_at, newest.at - newest.first_sent_at)
         if interval > 0:
             rate = (received - newest.delivered) / interval
-            self._rate_sample(rate, now, newest.app_limited)
+            queued = self._much_late_answers >= _MUCH_LATE_ANSWERS
+            unproven = queued and now - self._rates[0][0] > self._memory_s
+            self._rate_sample(rate, now, newest.app_limited and not unproven)
         if newest.delivered >= self._next_round:
             self._next_round = received
             self._round_ended(newest.app_limited)
@@ -229,23 +240,27 @@ class LinkWindow:
         elif old:
             self._probing_rtt = True
 
+    @property
+    def _memory_s(self) -> float:
+        """How long a rate sample counts."""
+        return max(_RATE_MEMORY_S, _RATE_ROUNDS * (self.min_rtt_s or 0.0))
+
     def _rate_sample(self, rate: float, now: float, app_limited: bool) -> None:
         if app_limited and (self.rate_bytes_per_s is None or rate <= self.rate_bytes_per_s):
             return
         while self._rates and self._rates[-1][1] <= rate:
             self._rates.pop()
         self._rates.append((now, rate))
-        memory_s = max(_RATE_MEMORY_S, _RATE_ROUNDS * (self.min_rtt_s or 0.0))
-        while now - self._rates[0][0] > memory_s:
+        while now - self._rates[0][0] > self._memory_s:
             self._rates.popleft()
         self.rate_bytes_per_s = self._rates[0][1]
 
-    def _is_late(self, rtt_s: float) -> bool:
-        """Whether an answer says that there is a queue."""
+    def _is_late(self, rtt_s: float, more_s: float = 0.0) -> bool:
+        """Whether an answer says that there is a queue (of `more_s` more)."""
         rate, least_s = self.rate_bytes_per_s, self.min_rtt_s
         if rate is None or least_s is None:
             return False
-        return rtt_s > _LATE * least_s + 2 * self.fragment_bytes(True) / rate
+        return rtt_s > _LATE * least_s + 2 * self.fragment_bytes(True) / rate + more_s
 
     def _round_ended(self, app_limited: bool) -> None:
         """The start is over when three rounds in a row did not raise the rate by a quarter, or when

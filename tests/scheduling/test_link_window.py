@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.scheduling.link_window import (
-    INITIAL_WINDOW_BYTES,
+    DECODE_INITIAL_WINDOW_BYTES,
     MAX_FRAGMENT_BYTES,
     MIN_FRAGMENT_BYTES,
     LinkWindow,
@@ -102,6 +102,24 @@ def test_a_slower_path_is_noticed() -> None:
     assert max(line.queue_s) < 0.05
 
 
+def test_a_slower_path_is_noticed_although_all_there_is_to_send_fits_the_window() -> None:
+    line = Line(25e6, 0.02)
+    line.run(2.0, True)
+    line.rate = 2.5e6
+    end = 0
+
+    def more() -> bool:
+        return line.window.sent_bytes < end
+
+    for _ in range(20):  # chunks of a prompt, with pauses between them
+        line.queue_s.clear()
+        end = line.window.sent_bytes + 128 * 2048
+        line.run(0.15, True, more)
+    assert line.window.delivered_bytes == line.window.sent_bytes
+    assert line.window.rate_bytes_per_s == pytest.approx(line.rate, rel=0.3)
+    assert max(line.queue_s) < 0.03
+
+
 def test_a_faster_path_is_noticed() -> None:
     line = Line(1.25e6, 0.02)
     line.run(3.0, True)
@@ -144,7 +162,8 @@ def test_decode_passes_a_full_window() -> None:
     window.begin_stream(0.0)
     while window.may_send(True):
         window.sent(8192, 0.0, urgent=False)
-    assert INITIAL_WINDOW_BYTES <= window.in_flight < 2 * INITIAL_WINDOW_BYTES
+    initial = DECODE_INITIAL_WINDOW_BYTES
+    assert initial <= window.in_flight < initial + 8192
     assert window.may_send_decode()
     while window.may_send_decode():
         window.sent(16_384, 0.0, urgent=True)
