@@ -9,6 +9,10 @@ divided by the new server's own prompt speed, which is what its passes of an und
 that length took. Afterwards, while the fault lasts, the same client's next generation and that of a
 fresh client are timed to their first token. The ids of every disturbed generation are compared with
 those of an undisturbed one.
+
+Everything takes some seven minutes on two cores; the tables alone go to the standard output:
+
+    (echo '$ benchmarks/stall.py'; python benchmarks/stall.py) > docs/measurements/stall.txt
 """
 
 import contextlib
@@ -48,6 +52,8 @@ LEAVING_TOKENS = 60
 FAULTS = {"kill": Fault.KILL, "freeze": Fault.FREEZE, "cut": Fault.FREEZE_DAEMON}
 BARS_S = {"kill": 1.5, "freeze": 5.0, "cut": 5.0}
 """Most of a stall without its replay."""
+LEAVING_BAR_S = 1.0
+"""Most between two tokens while a server leaves."""
 PARTS = [*FAULTS, "leave", "readiness"]
 
 
@@ -239,6 +245,7 @@ def _left(model: Any, servers: Servers, prompts: list[Any], expected: list[Any])
     return {
         "gone after s": took_s,
         "longest gap s": max(gaps),
+        "bar": LEAVING_BAR_S,
         "median gap s": median(gaps),
         "failed": SESSIONS - len(found),
         "exact": exact,

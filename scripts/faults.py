@@ -2,20 +2,27 @@
 
 `KILL` and the three kinds of freezing are done to a process from outside, with signals; a frozen
 daemon is also what a silently cut network looks like. The others are a server's own, and are asked
-for when it starts: `swarm-server` run by `faulty_server.py`. Links between servers in one process
-are cut and slowed down by `swarm.testing.LocalSwarm` (`partition`, `set_path`).
+for when it starts: `swarm-server` run by `faulty_server.py`. Links are cut and slowed down between
+servers in one process (`swarm.testing.LocalSwarm`).
 """
 
 import contextlib
 import signal
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import psutil
-from processes import ServerProgram
+from processes import Program, ServerProgram
+
+if TYPE_CHECKING:
+    from swarm.server.server import Server
+    from swarm.testing import LocalSwarm
+
+SLOW_S = 30.0
 
 
 class Fault(StrEnum):
-    """What happens to a server."""
+    """What happens to a server, or to the link of two."""
 
     KILL = "kill"
     """The process ends at once, and its daemon with it; its record stays for a minute."""
@@ -35,14 +42,18 @@ class Fault(StrEnum):
     """From its start: what it computes from its n-th step on is no number."""
     STALE_RECORD = "stale_record"
     """From its start: it says a minute long that it is online, and hears nobody."""
+    CUT_LINK = "cut_link"
+    """Of two servers: nothing passes between them, and nothing says so."""
+    SLOW_LINK = "slow_link"
+    """Of two servers: what passes between them takes half a minute."""
 
 
 FROM_OUTSIDE = (Fault.KILL, Fault.FREEZE, Fault.FREEZE_DAEMON, Fault.FREEZE_BOTH, Fault.KILL_DAEMON)
 
 
-def daemon_of(server: ServerProgram) -> psutil.Process:
-    """Its libp2p daemon."""
-    children = psutil.Process(server.pid).children(recursive=True)
+def daemon_of(program: Program) -> psutil.Process:
+    """The libp2p daemon of a server or a client."""
+    children = psutil.Process(program.pid).children(recursive=True)
     return next(child for child in children if "p2pd" in child.name())
 
 
@@ -63,6 +74,17 @@ def inflict(server: ServerProgram, fault: Fault) -> None:
             daemon.send_signal(signal.SIGKILL)
         case _:
             raise ValueError(f"{fault} is a server's own; start it with faulty_server.py")
+
+
+def inflict_between(swarm: "LocalSwarm", one: "Server", other: "Server", fault: Fault) -> None:
+    """Does `CUT_LINK` or `SLOW_LINK` to the link of two servers in one process."""
+    match fault:
+        case Fault.CUT_LINK:
+            swarm.partition(one, other)
+        case Fault.SLOW_LINK:
+            swarm.set_path(one, other, delay_s=SLOW_S)
+        case _:
+            raise ValueError(f"{fault} is not done to a link")
 
 
 def thaw(server: ServerProgram) -> None:

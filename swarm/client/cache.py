@@ -1,5 +1,6 @@
 """transformers' cache, whose keys and values lie on the servers."""
 
+import os
 import threading
 import weakref
 from typing import Any, NoReturn
@@ -41,7 +42,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
         blocks: int = 1,
     ) -> None:
         super().__init__(layers=[])
-        self.lock = threading.RLock()
+        self._lock, self._pid = threading.RLock(), os.getpid()
         self.length = length
         self._spare = spare
         self._lookahead = 0
@@ -60,6 +61,13 @@ class RemoteCache(Cache):  # type: ignore[misc]
         self._slots: tuple[int, ...] = ()
         """Slots of each row once the operation below has been applied."""
         self._parents: tuple[int, ...] | None = None
+
+    @property
+    def lock(self) -> "threading.RLock":
+        """A fork has one of its own: whoever held ours is not there to release it."""
+        if self._pid != os.getpid():
+            self._lock, self._pid = threading.RLock(), os.getpid()
+        return self._lock
 
     # ---- what transformers reads
 

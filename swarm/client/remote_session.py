@@ -323,6 +323,7 @@ class RemoteSession:
         now = self._swarm.time
         if self._in_trouble_since is None:
             self._in_trouble_since = now
+        self._apply(self._client.close_left())
         self._mending = Mending(
             self._swarm,
             self._target,

@@ -4,6 +4,7 @@ A head reads all its weights for each call, so on a CPU eight tokens in one call
 than one token does. Nobody waits for company: who comes while a call runs joins the next one.
 """
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -34,6 +35,10 @@ class SharedHead:
 
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._busy = False
         self._waiting: list[_Request] = []
@@ -41,6 +46,8 @@ class SharedHead:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         if hidden[..., 0].numel() > MOST_TOKENS or hidden.requires_grad:
             return self._forward(hidden)
+        if self._pid != os.getpid():  # a fork: the threads that called are not here
+            self._begin()
         request = _Request(hidden)
         with self._lock:
             self._waiting.append(request)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 from swarm.sessions.hop import HopSession
 
-AT_ONCE = 2
+AT_ONCE = 1
 """Sessions that move at the same time: each of them is computed again on another server, and the
-sessions that wait there for their turn would wait for all."""
-PATIENCE_S = 1.0
+sessions that wait there for their turn would wait for all. A session has moved when its client ends
+it here, which it does when the others hold everything."""
+PATIENCE_S = 2.0
 """How long a session may take before the next one is asked."""
 POLL_S = 0.02
 

@@ -163,7 +163,12 @@ class Reception:
         )
         may_wait = places < MAX_PLACES_PER_CLIENT
         answer = self.admission.request(
-            guest.session, guest.tokens, wait_s if may_wait else 0.0, now, guest.client
+            guest.session,
+            guest.tokens,
+            wait_s if may_wait else 0.0,
+            now,
+            guest.client,
+            repair=guest.grant.route > 0,
         )
         if answer is None:
             self._line[guest.session] = guest
@@ -184,6 +189,9 @@ class Reception:
             detail += f"and its whole cache is {capacity} tokens"
         else:
             detail += f"{free} of {capacity} are free"
+            if free >= guest.tokens:
+                kept = self.admission.headroom_tokens
+                detail += f", and {kept} of them are kept for sessions that lost another server"
         return guest.refused(RefuseKind.CACHE_FULL, detail, free)
 
     def leave(self, session: SessionId) -> list[Guest]:

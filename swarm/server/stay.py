@@ -18,7 +18,7 @@ from swarm.server.reception import Quotas
 from swarm.server.reporting import Reporter, Serving
 from swarm.server.service import Hosting, Service
 from swarm.server.status import LoopLag
-from swarm.sessions.admission import Admission
+from swarm.sessions.admission import Admission, headroom_tokens
 from swarm.wire.links import Links
 from swarm.wire.network import SwarmNetwork
 from swarm.wire.upload_limit import UploadLimit
@@ -63,7 +63,12 @@ class Stay:
         self.service = Service(
             Hosting(place.network.peer_id, place.plan.identity, blocks.span, blocks.hidden_size),
             self._engine,
-            Admission(cache.total_tokens, cache.page_tokens, cache.row_tokens),
+            Admission(
+                cache.total_tokens,
+                cache.page_tokens,
+                cache.row_tokens,
+                headroom_tokens(cache.total_tokens, cache.page_tokens),
+            ),
             status=place.status,
             locate=place.neighbourhood.look_round,
             quotas=Quotas(config.sessions_per_client, config.tokens_per_client),

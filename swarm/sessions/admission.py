@@ -8,6 +8,13 @@ from swarm.spans import SessionId
 
 MAX_OVERTAKES = 8
 """How many sessions may be let in past one that waits."""
+HEADROOM_SHARE = 16
+"""One page of so many is kept for sessions that have lost another server."""
+
+
+def headroom_tokens(capacity_tokens: int, page_tokens: int) -> int:
+    """What is kept of a cache for repairs, in whole pages; nothing of a small one."""
+    return capacity_tokens // page_tokens // HEADROOM_SHARE * page_tokens
 
 
 @dataclass
@@ -18,6 +25,8 @@ class Waiting:
     tokens: int
     deadline: float
     client: str = ""
+    repair: bool = False
+    """It runs already, and has lost a server elsewhere."""
     overtaken: int = 0
     """How many were let in past it."""
 
@@ -38,11 +47,22 @@ class Admission:
     A client that has room already and would have more than half of all lets the other clients in
     line go first, just as often; as long as nobody else waits, it may have everything. A session is
     in line once, or has its room once.
+
+    While there are sessions, new ones leave the headroom free, so that one that has lost its server
+    elsewhere finds room here; a session that needs all there is has it when nobody else is here.
     """
 
-    def __init__(self, capacity_tokens: int, page_tokens: int = 1, row_tokens: int = 0) -> None:
-        """`row_tokens`: what a row costs beside its slots, for state that does not grow."""
+    def __init__(
+        self,
+        capacity_tokens: int,
+        page_tokens: int = 1,
+        row_tokens: int = 0,
+        headroom_tokens: int = 0,
+    ) -> None:
+        """`row_tokens`: what a row costs beside its slots, for state that does not grow.
+        `headroom_tokens`: of the capacity, for repairs."""
         self.capacity_tokens = capacity_tokens
+        self.headroom_tokens = headroom_tokens
         self.page_tokens = page_tokens
         self.row_tokens = row_tokens
         self._rooms: dict[SessionId, tuple[int, str]] = {}
@@ -72,7 +92,14 @@ class Admission:
         return grant.rows * pages * self.page_tokens
 
     def request(
-        self, session: SessionId, tokens: int, wait_s: float, now: float, client: str = ""
+        self,
+        session: SessionId,
+        tokens: int,
+        wait_s: float,
+        now: float,
+        client: str = "",
+        *,
+        repair: bool = False,
     ) -> bool | None:
         """True: it has its room. False: there is none for it. None: it waits in line.
 
@@ -84,7 +111,7 @@ class Admission:
             return None
         if tokens > self.capacity_tokens:
             return False
-        newcomer = Waiting(session, tokens, now + wait_s, client)
+        newcomer = Waiting(session, tokens, now + wait_s, client, repair)
         self._line.append(newcomer)
         if self._next() is newcomer:
             self._let_in(newcomer)
@@ -127,11 +154,12 @@ class Admission:
     def _next(self) -> Waiting | None:
         """Who is to be let in now."""
         free = self.free_tokens
+        for_new = free - self.headroom_tokens if self._rooms else free
         modest = {waiting.client for waiting in self._line if not self._is_greedy(waiting)}
         for waiting in self._line:
             patient = waiting.overtaken >= MAX_OVERTAKES
             yields = not patient and self._is_greedy(waiting) and bool(modest - {waiting.client})
-            if waiting.tokens <= free and not yields:
+            if waiting.tokens <= (free if waiting.repair else for_new) and not yields:
                 return waiting
             if patient:
                 return None

@@ -6,8 +6,16 @@ from typing import Any
 import msgspec
 
 from swarm.sessions import failures
-from swarm.sessions.messages import MAX_STEP_TOKENS, Grant, RowOperation, Step
-from swarm.sessions.rules import Lengths, added, lacks, operation_fault, shape_fault
+from swarm.sessions.messages import MAX_STEP_TOKENS, Grant, Output, RowOperation, Step
+from swarm.sessions.rules import (
+    Lengths,
+    added,
+    emitted,
+    lacks,
+    operation_fault,
+    shape_fault,
+    wanted,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,15 @@ class Asked:
     def without_operation(self) -> "Asked":
         """To be sent again, where its operation has been applied."""
         return replace(self, step=msgspec.structs.replace(self.step, operation=None))
+
+    def answer_fault(self, output: Output, last_hop: int) -> str | None:
+        """What is wrong with the shape of its answer by hop `last_hop`."""
+        takes = wanted(emitted(self.step, last_hop), self.step.want)
+        counts = tuple(take for _, take in takes)
+        shapes = [tensor.shape[:1] for tensor in output.tensors]
+        if output.counts == counts and shapes == [(sum(counts),)] * bool(sum(counts)):
+            return None
+        return f"{output.counts} tokens, shapes {shapes}, not {sum(counts)}"
 
 
 def check_operation(grant: Grant, planned: Lengths, operation: RowOperation) -> None:

@@ -39,14 +39,7 @@ from swarm.sessions.messages import (
 )
 from swarm.sessions.repair import Applied
 from swarm.sessions.rerouting import Rerouting
-from swarm.sessions.rules import (
-    Lengths,
-    added,
-    applied,
-    emitted,
-    service_class_of,
-    wanted,
-)
+from swarm.sessions.rules import Lengths, added, applied, service_class_of
 from swarm.spans import PeerId
 
 MAX_REPAIRS = 3
@@ -99,6 +92,8 @@ class ClientSession:
         """Sent, and not yet known to be applied by every hop."""
         self._inputs = Backup(keep=True)
         self._rerouting: Rerouting | None = None
+        self._left: set[str] = set()
+        """Peers of earlier routes that hold the session still."""
         self._laggard: PeerId | None = None
         """Who had a step that was not answered, when all hops were asked last."""
         self._can_reroute = can_reroute
@@ -184,12 +179,14 @@ class ClientSession:
     def reroute(self, grant: Grant, signed: SignedGrant | None, now: float) -> list[Instruction]:
         """Go on over the hops of `grant`, which hold the session already (see `Opening`).
 
-        Hops that are left get `Close`. The caller may send them one too. `signed` None: the route
-        stays, and only what its hops hold is repaired. Everything that is unanswered is computed
-        again; nothing that was answered is.
+        Hops that are left get `Close` once the new ones hold everything, so that a server that
+        leaves can tell when the next session may move. The caller may send them one too. `signed`
+        None: the route stays, and only what its hops hold is repaired. Everything that is
+        unanswered is computed again; nothing that was answered is.
         """
         self._check_open()
-        left = {hop.peer for hop in self.grant.hops} - {hop.peer for hop in grant.hops}
+        self._left |= {hop.peer for hop in self.grant.hops}
+        self._left -= {hop.peer for hop in grant.hops}
         self.grant = grant
         self._resting = False
         self._queue.extendleft(asked.without_operation() for asked in reversed(self._unanswered))
@@ -201,8 +198,12 @@ class ClientSession:
             grant, signed, self.epoch, self.held, self._operations, self._inputs, self._window
         )
         self._quiet_since = now
-        closes = [Forward(PeerId(peer), Close(grant.session)) for peer in sorted(left)]
-        return [*closes, *self._rerouting.start()]
+        return self._rerouting.start()
+
+    def close_left(self) -> list[Instruction]:
+        """Ends it on the hops of earlier routes: before one of them may be opened anew."""
+        left, self._left = sorted(self._left), set()
+        return [Forward(PeerId(peer), Close(self.grant.session)) for peer in left]
 
     def close(self) -> list[Instruction]:
         """Free the session on every hop; nothing more is delivered or raised."""
@@ -213,8 +214,8 @@ class ClientSession:
         self._unanswered.clear()
         self._rerouting = None
         self._inputs.evict()
-        close = Close(self.grant.session)
-        return [Forward(PeerId(hop.peer), close) for hop in self.grant.hops]
+        self._left |= {hop.peer for hop in self.grant.hops}
+        return self.close_left()
 
     # ---- what comes from the hops
 
@@ -253,13 +254,9 @@ class ClientSession:
         if output.seq != asked.step.seq:
             # Lower: an answer that came twice. Higher: one was lost on its way.
             return self._repair(now) if output.seq > asked.step.seq else []
-        takes = wanted(emitted(asked.step, len(self.grant.hops) - 1), asked.step.want)
-        tokens = sum(take for _, take in takes)
-        shapes = [tensor.shape[:1] for tensor in output.tensors]
-        if output.counts != tuple(take for _, take in takes) or shapes != [(tokens,)] * bool(
-            tokens
-        ):
-            text = f"{sender} answered {output.counts} tokens, shapes {shapes}, not {tokens}"
+        fault = asked.answer_fault(output, len(self.grant.hops) - 1)
+        if fault is not None:
+            text = f"{sender} answered {fault}"
             return self._raise(failures.hop_error(self.grant, StepRejectedError, sender, text))
         self._unanswered.popleft()
         self._quiet_since = now
@@ -288,7 +285,7 @@ class ClientSession:
         self._laggard = rerouting.laggard
         self._rerouting = None
         self._operations.clear()
-        return [*instructions, *self._send_queued(now)]
+        return [*instructions, *self.close_left(), *self._send_queued(now)]
 
     def _on_gap(self, sender: PeerId, gap: Gap, now: float) -> list[Instruction]:
         epoch = self.epoch if self._rerouting is None else self._rerouting.epoch
@@ -327,7 +324,7 @@ class ClientSession:
             return self._raise(error)
         if not self._resting:
             self._resting, self._quiet_since = True, now
-        return [NeedsRoute(peer, error)]
+        return [*self.close_left(), NeedsRoute(peer, error)]
 
     # ---- sending
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults import Fault, inflict_between
 from generations import generate, plain_generate, plain_ids
 from tiny_pairs import some_ids
 
@@ -121,14 +122,15 @@ def _with_progress(open_chain: Any, progress: Any) -> Any:
     return opened
 
 
-def test_a_gap_that_closes_later(tiny_llama: Path) -> None:
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(10.0, marks=pytest.mark.matrix)])
+def test_a_gap_that_closes_later(tiny_llama: Path, seconds: float) -> None:
     ids = some_ids(9)
     with LocalSwarm(tiny_llama, *SPANS) as swarm, swarm.client() as model:
         starters = []
 
         def event() -> None:
             kill(swarm, model, 1)
-            starters.append(threading.Timer(3.0, lambda: swarm.start("1:3")))
+            starters.append(threading.Timer(seconds, lambda: swarm.start("1:3")))
             starters[0].start()
 
         found = generate(model, ids, TOKENS, {10: event})
@@ -245,8 +247,38 @@ def test_a_session_moves_away_from_a_link_that_is_only_late(
 
         def delay() -> None:
             route.extend(model.route)
-            swarm.set_path(hop(swarm, model, 0), hop(swarm, model, 1), delay_s=30.0)
+            one, other = hop(swarm, model, 0), hop(swarm, model, 1)
+            streams.extend(links())
+            inflict_between(swarm, one, other, Fault.SLOW_LINK)
 
+        def links() -> list[int]:
+            return [link.streams for link in map(client._links.stats, client._links.peers())]
+
+        streams: list[int] = []
+        client = model._remote.close.__self__.get()[1]
         found = generate(model, ids, TOKENS, {12: delay})
         assert torch.equal(found, plain_ids(tiny_llama, ids, TOKENS))
         assert model.route != tuple(route)
+        assert set(streams) == set(links()) == {1}
+        swarm.wait_until(lambda: not client.in_trouble())
+
+
+def test_while_other_clients_prompts_are_computed(swarm: LocalSwarm, tiny_llama: Path) -> None:
+    ids, prompt = some_ids(9), some_ids(300, seed=7)
+    first, errors, stop = plain_ids(tiny_llama, prompt, 1), [], threading.Event()
+
+    def work() -> None:
+        with swarm.client(window=4) as other:
+            while not stop.is_set():
+                if not torch.equal(generate(other, prompt, 1), first):
+                    errors.append("another id")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with swarm.client() as model:
+        found = generate(model, ids, TOKENS, {7: lambda: kill(swarm, model, 1)})
+    stop.set()
+    thread.join(60)
+    assert torch.equal(found, plain_ids(tiny_llama, ids, TOKENS))
+    assert not errors
+    assert not thread.is_alive()

@@ -1,17 +1,19 @@
 """The client's own end of a session: cut off, asleep, closed, interrupted, collected."""
 
 import gc
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from generations import generate, plain_ids
 from tiny_pairs import some_ids
 
-from swarm.errors import SwarmError
+from swarm.errors import SessionClosedError, SwarmError
 from swarm.testing import LocalSwarm
 
 TOKENS = 24
@@ -50,6 +52,44 @@ def test_a_client_that_is_cut_off_goes_on_when_it_is_back(
     with swarm.client() as model:
         found = generate(model, ids, TOKENS, {12: lambda: cut_off(swarm, model, seconds)})
     assert torch.equal(found, plain_ids(tiny_llama, ids, TOKENS))
+
+
+@pytest.mark.parametrize("forks", ["between two tokens", "while another thread waits"])
+def test_a_fork_leaves_the_session_to_its_parent(
+    swarm: LocalSwarm, tiny_llama: Path, forks: str
+) -> None:
+    """The child is told so, and what it collects or closes is not its own."""
+    ids, codes = some_ids(9), []
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            _try_as_child(model, session)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with swarm.client() as model, model.session(max_length=60) as session:
+        thread, event = threading.Thread(target=fork), fork
+        if forks != "between two tokens":
+            event = thread.start
+        found = generate(model, ids, TOKENS, {5: event})
+        if thread.ident is not None:
+            thread.join(60)
+        assert codes == [0]
+    assert torch.equal(found, plain_ids(tiny_llama, ids, TOKENS))
+
+
+def _try_as_child(model: Any, session: Any) -> NoReturn:
+    code = 1
+    signal.alarm(30)
+    try:
+        model(some_ids(1), past_key_values=session.cache)
+    except SessionClosedError:
+        session.close()
+        model.close()
+        code = 0
+    finally:
+        gc.collect()
+        os._exit(code)
 
 
 class StoppedError(Exception):

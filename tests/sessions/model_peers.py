@@ -208,7 +208,9 @@ class ModelServer:
         if why is not None:
             return [self._refuse(session, *why)]
         tokens = self.admission.tokens_of(grant)
-        admitted = self.admission.request(session, tokens, message.wait_s, now)
+        admitted = self.admission.request(
+            session, tokens, message.wait_s, now, repair=grant.route > 0
+        )
         if admitted is False:
             return [self._refuse(session, RefuseKind.CACHE_FULL, "full")]
         return self._admitted((session,) if admitted else (), now)
@@ -452,13 +454,16 @@ class ModelClient:
             if hop is not None:
                 hops.append(hop)
                 reached = hop.end
-        sent = self._do(self.opening.cancel(), now) if self.opening is not None else []
+        sent = self._do(self.session.close_left(), now)
+        if self.opening is not None:
+            sent += self._do(self.opening.cancel(), now)
         self.grant = msgspec.structs.replace(
             self.grant, route=self.grant.route + 1, hops=tuple(hops)
         )
         fresh = tuple(i for i, hop in enumerate(hops) if hop not in keep)
+        # Half as long as a new session waits, which may wait for what this one holds.
         self.opening = Opening(
-            self.grant, _signed(self.grant), deadline_s=self._open_deadline_s, hops=fresh
+            self.grant, _signed(self.grant), deadline_s=self._open_deadline_s / 2, hops=fresh
         )
         return sent + self._do(self.opening.start(now), now)
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from session_samples import make_grant
 
-from swarm.sessions.admission import MAX_OVERTAKES, Admission, Decision
+from swarm.sessions.admission import MAX_OVERTAKES, Admission, Decision, headroom_tokens
 from swarm.spans import SessionId
 
 
@@ -85,7 +85,32 @@ def test_what_can_never_fit_does_not_wait() -> None:
     assert Admission(100).request(name(1), 101, 9.0, 0.0) is False
 
 
+def test_a_session_that_lost_a_server_finds_room_where_a_new_one_does_not() -> None:
+    admission = Admission(100, headroom_tokens=20)
+    assert admission.request(name(1), 70, 0.0, 0.0) is True
+    assert admission.request(name(2), 20, 0.0, 0.0) is False
+    assert admission.request(name(2), 20, 9.0, 0.0) is None
+    assert admission.request(name(3), 25, 0.0, 0.0, repair=True) is True
+    assert admission.release(name(3)) == Decision()
+    assert admission.release(name(1)) == Decision(admitted=(name(2),))
+
+
+def test_who_needs_everything_has_it_when_nobody_else_is_there() -> None:
+    admission = Admission(100, headroom_tokens=20)
+    assert admission.request(name(1), 100, 0.0, 0.0) is True
+    admission.release(name(1))
+    admission.request(name(2), 10, 0.0, 0.0)
+    assert admission.request(name(1), 100, 9.0, 0.0) is None
+    assert admission.release(name(2)) == Decision(admitted=(name(1),))
+
+
+def test_a_small_cache_keeps_nothing_back() -> None:
+    assert headroom_tokens(64 * 15, 64) == 0
+    assert headroom_tokens(64 * 40, 64) == 128
+
+
 @given(
+    st.integers(0, 40),
     st.lists(
         st.tuples(
             st.sampled_from(("request", "release", "tick")),
@@ -94,14 +119,17 @@ def test_what_can_never_fit_does_not_wait() -> None:
             st.floats(0, 3),
         ),
         max_size=60,
-    )
+    ),
 )
-def test_the_books_are_always_right(steps: list[tuple[str, int, int, float]]) -> None:
-    admission, now = Admission(100), 0.0
+def test_the_books_are_always_right(
+    headroom: int, steps: list[tuple[str, int, int, float]]
+) -> None:
+    admission, now = Admission(100, headroom_tokens=headroom), 0.0
     for what, number, tokens, wait_s in steps:
         now += 0.5
         if what == "request":
-            admission.request(name(number), tokens, wait_s, now, "ab"[number % 2])
+            client = "ab"[number % 2]
+            admission.request(name(number), tokens, wait_s, now, client, repair=number > 3)
         elif what == "release":
             admission.release(name(number))
         else:

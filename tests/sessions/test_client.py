@@ -325,7 +325,7 @@ def test_a_new_route_refills_the_new_hop_from_a_backup_before_it() -> None:
     hops = (old.hops[0], Hop(fresh, 10, 20), old.hops[2])
     grant = msgspec.structs.replace(old, route=1, hops=hops)
     started = session.reroute(grant, signed(grant), 0.0)
-    assert started[0] == Forward(HOPS[1], Close(SESSION))
+    assert Forward(HOPS[1], Close(SESSION)) not in started
     assert [(f.epoch, f.hop, f.signed) for f in fences(started)] == [
         (1, hop, signed(grant)) for hop in range(3)
     ]
@@ -345,6 +345,23 @@ def test_a_new_route_refills_the_new_hop_from_a_backup_before_it() -> None:
     assert replay == Forward(HOPS[0], Replay(SESSION, 2, 0, (0,), (4,), (4,), 1, horizon=3))
     refilled = Output(SESSION, 2, 0, (4,), (0,), (), 0.0, 0.0)
     assert session.handle(Received(HOPS[2], refilled), 0.0) == []
-    again = steps(session.handle(Received(fresh, refilled), 0.0))
+    repaired = session.handle(Received(fresh, refilled), 0.0)
+    assert repaired[0] == Forward(HOPS[1], Close(SESSION))
+    again = steps(repaired)
     assert [(s.epoch, s.seq, s.starts) for s in again] == [(3, 0, (4,)), (3, 1, (5,))]
     assert again[0].counts == lost.counts
+
+
+@pytest.mark.parametrize("ends", ["another hop is lost", "the user closes"])
+def test_a_hop_that_was_left_is_told_although_the_repair_does_not_end(ends: str) -> None:
+    session = make_session(can_reroute=True)
+    _, (first,) = ask(session, 4)
+    answer(session, first)
+    old = make_grant()
+    hops = (old.hops[0], Hop(PeerId("server-9999"), 10, 20), old.hops[2])
+    session.reroute(msgspec.structs.replace(old, route=1, hops=hops), None, 0.0)
+    if ends == "another hop is lost":
+        instructions = session.handle(PeerLost(HOPS[2], "cut"), 0.0)
+    else:
+        instructions = session.close()
+    assert Forward(HOPS[1], Close(SESSION)) in instructions
