@@ -50,7 +50,8 @@ def test_a_crowd_behind_one_prefix_gets_one_groups_share_of_a_link() -> None:
 
     came = run(main())
     assert came.total() > 50
-    assert abs(came["honest"] - came["crowd"]) <= 4
+    # Whole messages are counted: each of the crowd may have one that is only begun.
+    assert abs(came["honest"] - came["crowd"]) <= 10
 
 
 def test_a_peer_without_an_address_is_one_of_the_unknown() -> None:
