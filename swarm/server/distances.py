@@ -18,6 +18,8 @@ NEXT_HOPS_ASKED = 4
 OTHERS_ASKED = 2
 """In each round; distances to any others are what makes a coordinate good."""
 TIMEOUT_S = 2.0
+LATE_S = 0.5
+"""By which a deadline may pass unnoticed; if it is more, this process does not run as it should."""
 MOST_FAILURES = 2
 """A server that does not answer so many times in a row is taken for dead."""
 REMEMBERED_ROUNDS = 30
@@ -84,16 +86,19 @@ class Distances:
         self._failures = {p: n for p, n in self._failures.items() if p in by_peer}
         asked = {*whom_to_ask(records, self._me, span, self._rng), *self._failures}
         found = {peer: rtt for peer, rtt in linked_s.items() if peer in by_peer}
-        doubted = False
+        doubted, loop = False, asyncio.get_running_loop()
 
         async def ask(peer: PeerId) -> None:
             nonlocal doubted
+            began = loop.time()
             try:
                 found[peer] = await self._directory.round_trip_s(peer, TIMEOUT_S)
             except PeerError as error:
+                logger.debug("a round trip was not measured: %s", error)
+                if loop.time() - began > TIMEOUT_S + LATE_S:
+                    return  # it is we who were held up
                 self._failures[peer] = self._failures.get(peer, 0) + 1
                 doubted |= self._failures[peer] < MOST_FAILURES
-                logger.debug("a round trip was not measured: %s", error)
 
         await asyncio.gather(*(ask(peer) for peer in asked if peer not in found))
         self._answered = len(found)

@@ -14,7 +14,7 @@ from swarm.routing.coordinates import Coordinate
 from swarm.routing.moving import Action, Decision, Mover
 from swarm.routing.view import Numerics, ServerState, ServerView, SwarmView
 from swarm.server.choosing import agree_on_span
-from swarm.server.distances import Distances, whom_to_ask
+from swarm.server.distances import TIMEOUT_S, Distances, whom_to_ask
 from swarm.server.mobility import Mobility, rules_for
 from swarm.server.promises import BELIEVED_S, Promises
 from swarm.spans import PeerId, Span, missing_spans
@@ -86,10 +86,13 @@ class FakeDirectory:
     def __init__(self) -> None:
         self.rtts: dict[PeerId, float] = {}
         self.asked: list[PeerId] = []
+        self.takes_s = 0.0
+        """To find out that one is gone."""
 
     async def round_trip_s(self, peer: PeerId, timeout_s: float) -> float:
         self.asked.append(peer)
         if peer not in self.rtts:
+            await asyncio.sleep(self.takes_s)
             raise UnreachablePeerError(f"{peer} is gone", peer)
         return self.rtts[peer]
 
@@ -157,6 +160,20 @@ def test_whose_own_line_is_down_believes_the_records() -> None:
     fake.rtts = dict.fromkeys(PEERS[2:5], 0.1)
     asyncio.run(found.survey(records, Span(0, 10), {}))
     assert found.silent() == {PEERS[1]}
+
+
+def test_who_is_held_up_itself_takes_nobody_for_dead() -> None:
+    found, fake = distances()
+    records = [record(peer, 10, 20) for peer in PEERS[1:3]]
+    fake.rtts = {PEERS[1]: 0.1}
+    fake.takes_s = TIMEOUT_S + 1.0
+    for _ in range(3):
+        run(found.survey(records, Span(0, 10), {}))
+        assert found.silent() == set()
+    fake.takes_s = TIMEOUT_S
+    for _ in range(2):
+        run(found.survey(records, Span(0, 10), {}))
+    assert found.silent() == {PEERS[2]}
 
 
 def test_who_does_not_come_where_it_said_is_not_counted_on_for_ever() -> None:
