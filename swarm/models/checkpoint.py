@@ -20,6 +20,7 @@ from swarm.models.disk_cache import cache_key, load_json, store_json
 from swarm.models.gguf_source import GgufSource
 from swarm.models.hub import fetch_repository
 from swarm.models.safetensors_source import LocalShard, SafetensorsSource, ShardFile, shard_names
+from swarm.models.stored_codes import take_decoding
 from swarm.models.tensor_source import (
     FetchProgress,
     LazyTensor,
@@ -107,7 +108,7 @@ class Checkpoint:
         self._source.fetch(names, progress)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """These tensors in memory of their own, in their stored dtype (float32 if quantised)."""
+        """These tensors in memory of their own, in their stored dtype; decoded if quantised."""
         return {name: self.lazy(name)[...] for name in names}
 
     def lazy(self, name: str) -> LazyTensor:
@@ -232,7 +233,8 @@ def _text_checkpoint(
     """The folder's model, or the text decoder of one that is more."""
     config = text_config_of(whole, folder)
     causal_model_class(config)
-    source = SafetensorsSource(shards)
+    decode = take_decoding(config, name)
+    source = decode(SafetensorsSource(shards))
     if config is whole:
         return Checkpoint(name, config, source, folder, commit)
     decoder = TextSource(source)

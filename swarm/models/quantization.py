@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swarm.errors import NotServedError, UsageError
+from swarm.errors import UsageError
 from swarm.models.building import building_model
 from swarm.models.layer_list import find_layers
 
@@ -41,17 +41,11 @@ def check_library(kind: Quantization) -> None:
         )
 
 
-def loading_options(
-    kind: Quantization, config: PretrainedConfig, dtype: torch.dtype
-) -> Mapping[str, Any]:
-    """What `from_pretrained` has to be told. Raises UsageError or NotServedError."""
+def loading_options(kind: Quantization, dtype: torch.dtype) -> Mapping[str, Any]:
+    """What `from_pretrained` has to be told. Raises UsageError."""
     if kind == "none":
         return {}
     check_library(kind)
-    if getattr(config, "quantization_config", None):
-        raise NotServedError(
-            f"the checkpoint is quantised already, so --quantization {kind} cannot be; leave it out"
-        )
     if kind == "int8":
         from torchao.quantization import Int8WeightOnlyConfig
         from transformers import TorchAoConfig

@@ -48,7 +48,7 @@ def load_model(
     go through transformers' own conversion. Raises `CheckpointError` or `NotServedError`.
     """
     model_class = _base_class(config)
-    options = loading_options(quantization, config, dtype)
+    options = loading_options(quantization, dtype)
 
     def load(attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(

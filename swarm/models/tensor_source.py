@@ -15,7 +15,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     """Shape of the tensor that `read` returns."""
     dtype: str
-    """How it is stored: safetensors' or ggml's name, such as `BF16` or `Q4_1`."""
+    """How it is stored: safetensors' or ggml's name, such as `BF16` or `Q4_1`, or the code."""
     nbytes: int
     """Bytes that it takes in the file."""
 
@@ -54,7 +54,8 @@ class TensorSource(Protocol):
         """Bring these tensors to this machine, if they are elsewhere; else nothing happens."""
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in its own memory, float32 if it is stored quantised; CheckpointError."""
+        """The tensor in its own memory, a floating point one if it is stored quantised;
+        CheckpointError."""
 
     def stored_bytes(self, name: str, start: int, end: int) -> bytes:
         """Bytes `start:end` of the tensor as stored, `0 <= start <= end <= nbytes`."""
