@@ -24,14 +24,21 @@ INITIAL_WINDOW_BYTES = 32 * 1024
 """Before anything is known."""
 DECODE_INITIAL_WINDOW_BYTES = 12 * 1024
 """The same beside decode: at 1 Mbit/s it waits for 0.1 s."""
+LEAST_RATE_BYTES_PER_S = 125_000.0
+"""Every path is taken to bring 1 Mbit/s: at this pace more than the first window may follow over a
+long path without standing in its queue."""
 STARTUP_GAIN = 2.0
-DECODE_STARTUP_GAIN = 1.5
-"""The same beside decode. Before the first answer comes back late, a round trip's worth of what is
-sent too much stands in the queue: half of what the path holds."""
+"""The window doubles with each round trip while the delivered rate grows. Before the first answer
+comes back late, up to what the path holds once more may stand in the queue, once."""
+STARTUP_PACE_GAIN = 2.885
+"""2 / ln 2, as in BBR: the pace is made of a rate that is one to two round trips old, and must
+double in that time, too."""
 PACE_GAIN = 1.25
 """Beside decode, fragments leave at most so much faster than the path delivers: a window that
 opens at once would stand in the path's queue at once."""
 RTT_MEMORY_S = 10.0
+_SAME_RTT = 1.05
+"""An answer so little later than the least round trip says that this is still right."""
 _LEAST_PAUSE_S = 1e-4
 _RATE_ROUNDS = 10
 _RATE_MEMORY_S = 0.5
@@ -116,16 +123,18 @@ class LinkWindow:
     def window_bytes(self, decode_active: bool) -> int:
         """With less than this in flight the next fragment may follow: so beside decode the path is
         full and one to two fragments wait in its queue."""
+        return 0 if self._probing_rtt else self._full_window_bytes(decode_active)
+
+    def _full_window_bytes(self, decode_active: bool) -> int:
+        """The same, also while the round trip is measured anew."""
         initial = DECODE_INITIAL_WINDOW_BYTES if decode_active else INITIAL_WINDOW_BYTES
+        initial = max(initial, int(LEAST_RATE_BYTES_PER_S * (self.min_rtt_s or 0.0)))
         if self.rate_bytes_per_s is None or self.min_rtt_s is None:
             return initial
         fragment = self.fragment_bytes(decode_active)
         path = int(self.rate_bytes_per_s * self.min_rtt_s)
-        if self._probing_rtt:
-            return 0
         if self._startup:
-            gain = DECODE_STARTUP_GAIN if decode_active else STARTUP_GAIN
-            return max(initial, int(gain * path) + 2 * fragment)
+            return max(initial, int(STARTUP_GAIN * path) + 2 * fragment)
         return path + fragment if decode_active else 2 * path + 4 * fragment
 
     def may_send(self, decode_active: bool) -> bool:
@@ -147,25 +156,30 @@ class LinkWindow:
         """Bytes a second; None: as they come. A path that holds no more than the two fragments on
         top needs none, and its fragments would be too quick for timers."""
         rate, rtt_s = self.rate_bytes_per_s, self.min_rtt_s
-        if not decode_active or rate is None or rtt_s is None:
+        if not decode_active or rtt_s is None:
             return None
-        if rate * rtt_s <= 2 * self.fragment_bytes(True):
+        if self._startup:
+            if self._full_window_bytes(True) <= DECODE_INITIAL_WINDOW_BYTES:
+                return None
+            return max(LEAST_RATE_BYTES_PER_S, STARTUP_PACE_GAIN * (rate or 0.0))
+        if rate is None or rate * rtt_s <= 2 * self.fragment_bytes(True):
             return None
-        return rate * (DECODE_STARTUP_GAIN if self._startup else PACE_GAIN)
+        return rate * PACE_GAIN
 
     def may_send_decode(self) -> bool:
         """The same for decode: only a link that decode alone fills holds it back."""
-        return self.in_flight < self.window_bytes(False) + 2 * MAX_FRAGMENT_BYTES
+        return self.in_flight < self._full_window_bytes(False) + 2 * MAX_FRAGMENT_BYTES
 
     # ---- events
 
-    def sent(self, size: int, now: float, *, urgent: bool) -> None:
+    def sent(self, size: int, now: float, *, urgent: bool, crowded: bool = False) -> None:
         """`size` bytes were written. `urgent`: control or decode, which the peer need not
-        acknowledge at once."""
+        acknowledge at once. `crowded`: decode waits, too, so that decode alone may fill the
+        path's queue, and no round trip is measured."""
         if not self.in_flight:
             self._first_sent_at = self._delivered_at = now
         alone = self.delivered_bytes >= self._patient_end
-        drained = self._probing_rtt and not urgent and alone
+        drained = self._probing_rtt and not urgent and alone and not crowded
         if drained:
             self._probing_rtt = False
         begin = self.sent_bytes
@@ -221,11 +235,12 @@ class LinkWindow:
             much = self._is_late(now - newest.at, _MUCH_LATE_S)
             self._much_late_answers = self._much_late_answers + 1 if much else 0
         interval = max(now - newest.delivered_at, newest.at - newest.first_sent_at)
+        first = self.rate_bytes_per_s is None and not newest.urgent
         if interval > 0:
             rate = (received - newest.delivered) / interval
             queued = self._much_late_answers >= _MUCH_LATE_ANSWERS
             unproven = queued and now - self._rates[0][0] > self._memory_s
-            self._rate_sample(rate, now, newest.app_limited and not unproven)
+            self._rate_sample(rate, now, newest.app_limited and not unproven and not first)
         if newest.delivered >= self._next_round:
             self._next_round = received
             self._round_ended(newest.app_limited)
@@ -236,6 +251,9 @@ class LinkWindow:
         old = now - self._rtt_at > RTT_MEMORY_S
         if self.min_rtt_s is None or rtt_s <= self.min_rtt_s or (drained and old):
             self.min_rtt_s, self._rtt_at = rtt_s, now
+            self._probing_rtt = False
+        elif rtt_s <= _SAME_RTT * self.min_rtt_s:
+            self._rtt_at = now
             self._probing_rtt = False
         elif old:
             self._probing_rtt = True

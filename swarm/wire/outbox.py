@@ -226,7 +226,12 @@ class Outbox:
             if room <= 0 or (self.window.in_flight and not cut):
                 return None
             length = room
-        if not self._may_send(service_class, now):
+        crowded = service_class > _DECODE and self._queue.next_class(now, last=_DECODE) is not None
+        if not self._may_send(service_class, now) and not (
+            # Decode alone fills the path's queue, and waits for its share of it to be served: a
+            # smaller window than decode's own would only leave the path empty.
+            crowded and self.window.may_send_decode()
+        ):
             return None
         flags = 0
         if outgoing.sent == 0:
@@ -237,7 +242,7 @@ class Outbox:
                 outgoing.number = self._next_number
                 self._next_number += 1
                 self._unacknowledged[outgoing.number] = outgoing
-        self._sent(service_class, length, now)
+        self._sent(service_class, length, now, crowded=crowded)
         self._queue.serve(entry, length, now)
         if length == left:
             flags |= _LAST
@@ -273,8 +278,10 @@ class Outbox:
             return 0.0
         return self.window.pause_s(now, self._activity.is_active(now))
 
-    def _sent(self, service_class: ServiceClass, size: int, now: float) -> None:
-        self.window.sent(size, now, urgent=service_class <= _DECODE)
+    def _sent(
+        self, service_class: ServiceClass, size: int, now: float, *, crowded: bool = False
+    ) -> None:
+        self.window.sent(size, now, urgent=service_class <= _DECODE, crowded=crowded)
         if service_class == _DECODE:
             self._activity.seen(now)
 

@@ -1,5 +1,6 @@
 """A link's window against a path with a rate, a delay and a queue, on a virtual clock."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from swarm.scheduling.link_window import (
     DECODE_INITIAL_WINDOW_BYTES,
+    LEAST_RATE_BYTES_PER_S,
     MAX_FRAGMENT_BYTES,
     MIN_FRAGMENT_BYTES,
+    RTT_MEMORY_S,
     LinkWindow,
 )
 
@@ -89,6 +92,45 @@ def test_the_path_is_full_and_its_queue_is_short(
         queue = sorted(line.queue_s)
         assert queue[len(queue) // 2] <= 3 * fragment / rate + 0.15 * path_s
         assert queue[int(0.99 * len(queue))] <= 4 * fragment / rate + 0.3 * path_s
+
+
+@pytest.mark.parametrize("decode_active", [False, True])
+@pytest.mark.parametrize(("rate", "rtt_s"), [(2.5e6, 0.08), (2.5e6, 0.3), (12.5e6, 0.3)])
+def test_the_start_doubles_with_each_round_trip(
+    rate: float, rtt_s: float, decode_active: bool
+) -> None:
+    line = Line(rate, rtt_s)
+    doublings = math.log2(rate * rtt_s / line.window.window_bytes(decode_active))
+    line.run((math.ceil(doublings) + 3) * rtt_s, decode_active)
+    assert line.window.rate_bytes_per_s is not None
+    assert line.window.rate_bytes_per_s >= 0.95 * rate
+    if decode_active:
+        # What the path holds, once more, and two fragments.
+        assert max(line.queue_s) <= rtt_s + 3 * line.window.fragment_bytes(True) / rate
+    line.run(4 * rtt_s, decode_active)
+    assert line.run(2.0, decode_active) >= 0.95 * rate * 2.0
+
+
+def test_the_first_window_of_a_long_path_stands_in_no_queue() -> None:
+    line = Line(LEAST_RATE_BYTES_PER_S, 0.3)
+    line.run(0.3, True)
+    assert line.window.sent_bytes >= 0.8 * 0.3 * line.rate
+    assert max(line.queue_s) <= 2 * DECODE_INITIAL_WINDOW_BYTES / 4 / line.rate
+
+
+def test_while_decode_waits_no_round_trip_is_measured_and_its_window_stays() -> None:
+    line = Line(2.5e6, 0.02)
+    line.run(3.0, True)
+    full = line.window.window_bytes(False)
+    line.run(0.5, True, lambda: False)
+    line.now += RTT_MEMORY_S
+    line.window.round_trip(0.05, line.now)
+    assert line.window.window_bytes(True) == 0
+    line.window.sent(full, line.now, urgent=True)
+    assert line.window.may_send_decode()
+    line.window.sent(2048, line.now, urgent=False, crowded=True)
+    line.window.acknowledged(line.window.sent_bytes, line.now + 0.2)
+    assert line.window.min_rtt_s == pytest.approx(0.02, abs=0.01)
 
 
 def test_a_slower_path_is_noticed() -> None:
