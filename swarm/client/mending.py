@@ -1,6 +1,7 @@
 """A running session is opened on other servers, in place of those that it has lost."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
@@ -41,6 +42,8 @@ LOADS_S = 0.25
 """How long servers have to say how busy they are, while a generation waits."""
 FRESH_S = 0.5
 """How old the list of servers may be that a further try looks at."""
+STEP_S = 1.0
+"""How long a planned move waits for the answer to the decode step that is under way."""
 
 
 _WORTH_ANOTHER_TRY = (MissingBlocksError, CacheFullError, RefusedError, PeerError, CheckpointError)
@@ -62,11 +65,14 @@ class Mending:
         *,
         lost: Callable[[], Collection[PeerId]],
         barred: Callable[[], Collection[PeerId]],
+        urgent: Callable[[], bool],
+        decodes: Callable[[], bool],
         ends: float,
     ) -> None:
         """`grant`: as it is now; the routes that are tried have higher numbers. `lost`: the hops
         that are to be replaced; `barred`: servers that are no replacement; both are asked for at
-        each try. `ends`: when to give up (loop time)."""
+        each try. `urgent`: whether one of `lost` serves no more; else the move is planned.
+        `decodes`: whether a decode step is under way. `ends`: when to give up (loop time)."""
         self._swarm = swarm
         self._target = target
         self._router = router
@@ -74,9 +80,12 @@ class Mending:
         self._grant = grant
         self._lost = lost
         self._barred = barred
+        self._urgent = urgent
+        self._decodes = decodes
         self._ends = ends
         self._full: set[PeerId] = set()
         self._may_wait = False
+        self._step_ended = asyncio.Event()
         self._opening: OpeningRun | None = None
         self._planned = SessionId(secrets.token_bytes(16))
         """Counts where the session is going to be, so that others see it before it is there."""
@@ -97,6 +106,12 @@ class Mending:
     def tick(self, now: float) -> None:
         if self._opening is not None:
             self._opening.tick(now)
+        if self._urgent():
+            self._step_ended.set()
+
+    def step_ended(self) -> None:
+        """All that was under way is answered."""
+        self._step_ended.set()
 
     # ---- the search
 
@@ -197,8 +212,12 @@ class Mending:
                 mix_numerics=self._swarm.settings.mix_numerics,
             )
         except MissingBlocksError:
-            if self._full:
+            if self._full and self._urgent():
                 self._may_wait = True
+            elif self._full:
+                # The session keeps its room while it asks: two that waited in line for each
+                # other's would wait in vain, and all behind them. So it only asks again.
+                self._full.clear()
             raise
 
     async def _open(
@@ -217,6 +236,7 @@ class Mending:
         )
         try:
             await opening.run()
+            await self._between_steps()
         except asyncio.CancelledError:
             # It may be open there by now.
             self._close_all(fresh)
@@ -240,6 +260,14 @@ class Mending:
         for index in fresh:
             self._swarm.troubles.served(PeerId(hops[index].peer))
         return self._grant, opening.signed
+
+    async def _between_steps(self) -> None:
+        """Hops that serve yet answer first what is under way, so that it is computed only once."""
+        self._step_ended.clear()
+        if self._decodes() and not self._urgent():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STEP_S):
+                    await self._step_ended.wait()
 
     def _release_known(self, fresh: tuple[int, ...]) -> None:
         """A hop that comes back with other blocks, or after it was lost, may still know us."""

@@ -41,15 +41,7 @@ from swarm.sessions.events import (
     ShouldMove,
     Tick,
 )
-from swarm.sessions.messages import (
-    Close,
-    Grant,
-    Hop,
-    Message,
-    SignedGrant,
-    Step,
-    Want,
-)
+from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant, Step, Want
 from swarm.spans import PeerId, SessionId
 from swarm.wire.codecs import DTYPES
 
@@ -274,6 +266,8 @@ class RemoteSession:
         self._improving.answered(seconds)
         if call.missing == 0:
             self._call = None
+            if self._mending is not None:
+                self._mending.step_ended()
             if not call.done.done():
                 call.done.set_result(call.answers)
 
@@ -331,6 +325,8 @@ class RemoteSession:
             self._client.grant,
             lost=self._to_replace,
             barred=self._barred,
+            urgent=lambda: bool(self._lost or self._doubted()),
+            decodes=lambda: self._client.waited_s(self._swarm.time) > 0.0,
             ends=self._in_trouble_since + self._settings.repair_timeout_s,
         )
         self._mending_task = asyncio.get_running_loop().create_task(
