@@ -6,11 +6,10 @@ about 0.9. With AVX-512 four tokens take less time than one alone, so passes are
 there. The first pass of a new size costs half a millisecond more for each shape of layer.
 """
 
-import ctypes
-from collections.abc import Callable
-
 import torch
 from torch import nn
+
+from swarm.models.weights_memory import give_back_freed
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -62,12 +61,11 @@ class PackedLinear(nn.Module):
 
 def pack_linears(module: nn.Module) -> None:
     """Replace every plain `nn.Linear` inside `module`, holding only one twice at any time."""
-    give_back = _heap_trimmer()
     for parent in module.modules():
         names = [name for name, child in parent.named_children() if type(child) is nn.Linear]
         for name in names:
             setattr(parent, name, PackedLinear(parent.get_submodule(name)))
-            give_back()
+            give_back_freed()
 
 
 def unpack_linears(module: nn.Module) -> None:
@@ -76,16 +74,3 @@ def unpack_linears(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, PackedLinear):
                 setattr(parent, name, child.unpack())
-
-
-def _heap_trimmer() -> Callable[[], object]:
-    """Gives freed memory back to the system, where the C library (glibc) does not by itself.
-
-    A freed weight leaves a hole in the heap that the next, equally large one just does not fit
-    into, because of its alignment; so all weights would be held twice.
-    """
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return lambda: None
-    return lambda: trim(0)

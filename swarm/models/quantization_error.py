@@ -9,6 +9,7 @@ from swarm.models.checkpoint import Checkpoint
 from swarm.models.packed_attention import PassRow
 from swarm.models.slice import BlockSlice
 from swarm.models.slice_proof import GrowingStore
+from swarm.models.weights_memory import give_back_freed, weights_apart
 from swarm.spans import Span
 
 PROBE_TOKENS = 16
@@ -42,11 +43,14 @@ def quantization_error(
     for block in range(blocks.span.start, blocks.span.end):
         check()
         span = Span(block, block + 1)
-        stored = BlockSlice.load(checkpoint, span, device=blocks.device, prepare=False)
-        expected = stored.reference(hidden, places)
-        del stored
-        session = [PassRow(0, 0, len(hidden))]
-        found = blocks.part(span).forward(hidden.to(blocks.dtype), places, session, GrowingStore())
+        with weights_apart():
+            stored = BlockSlice.load(checkpoint, span, device=blocks.device, prepare=False)
+            expected = stored.reference(hidden, places)
+            del stored
+            session = [PassRow(0, 0, len(hidden))]
+            passed = blocks.part(span)
+            found = passed.forward(hidden.to(blocks.dtype), places, session, GrowingStore())
+        give_back_freed()
         shares.append(float((found.float() - expected).norm() / (expected - hidden).norm()))
         hidden = expected.to(blocks.dtype).float()
     return statistics.median(shares)

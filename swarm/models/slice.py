@@ -36,7 +36,7 @@ from swarm.models.session_passes import SessionPasses
 from swarm.models.slice_config import model_of_layers
 from swarm.models.slice_loading import Progress, load_model
 from swarm.models.slice_proof import GrowingStore, bar_for, prove, sessions_are_independent
-from swarm.models.weights_memory import weights_apart
+from swarm.models.weights_memory import give_back_freed, weights_apart
 from swarm.spans import Span
 
 logger = logging.getLogger("swarm.models.slice")
@@ -129,9 +129,11 @@ class BlockSlice:
         place = torch.device(device)
         with weights_apart():
             model = load_model(config, tensors, span, dtype, place, progress, quantization)
+            give_back_freed()
             blocks = cls(model, span)
             if prepare:
                 blocks.prepare()
+                give_back_freed()
         return blocks
 
     @property

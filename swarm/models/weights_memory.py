@@ -37,6 +37,18 @@ def weights_apart() -> Iterator[None]:
                 _set(_M_TRIM_THRESHOLD, 2 * _USUAL_BYTES)
 
 
+def give_back_freed() -> None:
+    """Gives freed memory back to the system; takes milliseconds.
+
+    A freed weight leaves a hole in the heap that the next, equally large one just does not fit
+    into, because of its alignment; and what a library has freed stays with the process.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+
+
 def _set(option: int, value: int) -> None:
     try:
         ctypes.CDLL(None).mallopt(option, value)
