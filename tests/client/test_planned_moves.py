@@ -113,7 +113,7 @@ def test_a_planned_move_stands_in_no_line_and_asks_again() -> None:
         full = Server("0:4", "cache_full")
         move = Move(Server("0:4"), full)
         _, task = move.begin()
-        await until(lambda: len(waits(full)) >= 2)
+        await until(lambda: len(waits(full)) >= 4)
         assert set(waits(full)) == {0.0}
         full.answer = "hold"
         assert (await asyncio.wait_for(task, 3))[0].hops[0].peer == full.peer
