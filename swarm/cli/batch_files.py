@@ -110,7 +110,7 @@ class ResultFile:
     def __init__(self, path: Path, digests: Sequence[str]) -> None:
         """`digests[i]`: of prompt i. UsageError if the file holds answers to something else, is
         being written by another run, or cannot be written."""
-        self._path = path
+        self._path = path = _regular(path)
         self._results: dict[int, Result] = {}
         with ExitStack() as undo:
             try:
@@ -204,6 +204,22 @@ def _read(path: Path, option: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{option} {path} cannot be read: {error.strerror}") from None
+
+
+def _regular(path: Path) -> Path:
+    """Where a link leads, for the file is replaced now and then and not written in its place."""
+    try:
+        real = path.resolve()
+        if real.is_symlink() or (
+            real.exists() and not real.is_file()
+        ):  # one to itself, or a device
+            raise UsageError(
+                f"--output {path} is no regular file, and answers are kept in one to go on with; "
+                "name another"
+            )
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise UsageError(f"--output {path} cannot be used: {error}; name another file") from None
+    return real
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:

@@ -1,6 +1,7 @@
 """`swarm-client generate --prompts` over a swarm in memory."""
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -319,3 +320,30 @@ def test_two_runs_do_not_write_one_file(generate: Generate, prompts: Path, tmp_p
     assert generate("--prompts", prompts, "--output", output)[0] == 0
     assert len(lines(output)) == len(TEXTS)
     assert {path.name for path in tmp_path.iterdir()} == {prompts.name, output.name}
+
+
+def test_a_link_to_the_output_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    real, link = tmp_path / "far" / "answers.jsonl", tmp_path / "answers.jsonl"
+    link.symlink_to(real)
+    for _ in range(2):  # where it leads to nothing yet, and then to a file
+        results = ResultFile(link, [])
+        with pytest.raises(UsageError, match="another run"):
+            ResultFile(real, [])
+        results.finish()
+        assert link.is_symlink() and real.is_file() and not real.is_symlink()
+    assert [path.name for path in real.parent.iterdir()] == [real.name]
+
+
+def test_an_output_that_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    pipe, link, circle = tmp_path / "pipe", tmp_path / "link", tmp_path / "circle"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    circle.symlink_to(circle)
+    for path in (pipe, link, circle, tmp_path, Path(os.devnull)):
+        with pytest.raises(UsageError, match=rf"--output {path} ") as caught:
+            ResultFile(path, [])
+        assert "\n" not in str(caught.value)
+    assert pipe.is_fifo() and link.is_symlink() and circle.is_symlink()
+    assert Path(os.devnull).is_char_device()
+    assert len(list(tmp_path.iterdir())) == 3
