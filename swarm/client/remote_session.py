@@ -121,9 +121,14 @@ class RemoteSession:
         pieces = cut(
             step.counts, step.keep, most or chunk_tokens(sum(step.counts), len(self._route))
         )
-        encoded = [encode_piece(piece, step, self._dtype) for piece in pieces]
-        call = SessionCall(encoded, step.operation)
-        self._runtime.call_soon(self._begin, call)
+        call = SessionCall(pieces, step.operation)
+        try:
+            for piece in pieces:
+                # Made here and not in the loop; the first travels while the next is made.
+                self._runtime.call_soon(self._add, call, encode_piece(piece, step, self._dtype))
+        except BaseException:
+            self.close()  # the rest of the prompt will never come
+            raise
         patience_s = self._settings.step_timeout_s + self._settings.repair_timeout_s
         try:
             # The session has deadlines of its own; this one is for a loop that has died.
@@ -192,25 +197,27 @@ class RemoteSession:
             logger.info("session %s: other servers are much faster", self._session.hex()[:8])
             self._mend()
 
-    def _begin(self, call: SessionCall) -> None:
+    def _add(self, call: SessionCall, encoded: Encoded) -> None:
+        if call.done.done():
+            return
+        index = len(call.tickets)
         try:
             if self._client.error is not None:
                 raise self._client.error
-            self._call = call
-            call.began = self._swarm.time
-            for index, encoded in enumerate(call.pieces):
-                ticket, instructions = self._client.step(
-                    encoded.piece.counts,
-                    encoded.position_ids,
-                    encoded.piece.want,
-                    encoded,
-                    now=self._swarm.time,
-                    operation=call.operation if index == 0 else None,
-                    size_bytes=encoded.size_bytes,
-                    horizon=encoded.horizon,
-                )
-                call.tickets[ticket] = index
-                self._apply(instructions)
+            if index == 0:
+                self._call, call.began = call, self._swarm.time
+            ticket, instructions = self._client.step(
+                encoded.piece.counts,
+                encoded.position_ids,
+                encoded.piece.want,
+                encoded,
+                now=self._swarm.time,
+                operation=call.operation if index == 0 else None,
+                size_bytes=encoded.size_bytes,
+                horizon=encoded.horizon,
+            )
+            call.tickets[ticket] = index
+            self._apply(instructions)
         except Exception as error:  # whatever it is, it belongs to who waits in another thread
             self._fail(error)
             if not call.done.done():
@@ -272,12 +279,8 @@ class RemoteSession:
                 call.done.set_result(call.answers)
 
     def _tell_progress(self, call: SessionCall, on_prefill: OnPrefill) -> None:
-        sizes = [encoded.piece.end - encoded.piece.start for encoded in call.pieces]
-        done = sum(
-            size for size, answer in zip(sizes, call.answers, strict=True) if answer is not None
-        )
         try:
-            on_prefill(done, sum(sizes))
+            on_prefill(*call.progress())
         except Exception:
             logger.exception("what shows the progress of a prompt failed")
 

@@ -10,6 +10,9 @@ from same_ids import assert_same_ids
 from tiny_models import save_tiny
 from tiny_pairs import greedy, plain_model, some_ids
 
+from swarm.client.encoding import encode_piece
+from swarm.client.swarm import Swarm
+from swarm.sessions.messages import Step
 from swarm.testing import LocalSwarm
 
 ROUTES = {1: ["0:4"], 2: ["0:2", "2:4"], 4: ["0:1", "1:2", "2:3", "3:4"]}
@@ -40,6 +43,46 @@ def test_ids_do_not_depend_on_the_chunks(swarm: LocalSwarm, plain: Any, chunk: i
     ids = some_ids(PROMPT_TOKENS, seed=chunk or 0)
     with swarm.client(prefill_chunk_tokens=chunk) as model:
         assert_same_ids(plain, greedy(plain, ids, 6), greedy(model, ids, 6))
+
+
+def test_the_first_chunk_is_sent_before_the_last_is_made(
+    swarm: LocalSwarm, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = threading.Event()
+    sent_first: list[bool] = []
+
+    def send(self: Swarm, to: Any, message: Any, *arguments: Any, **options: Any) -> None:
+        real_send(self, to, message, *arguments, **options)
+        if isinstance(message, Step):
+            sent.set()
+
+    def encode(piece: Any, step: Any, dtype: Any) -> Any:
+        if piece.start and piece.end == PROMPT_TOKENS:
+            sent_first.append(sent.wait(10))
+        return encode_piece(piece, step, dtype)
+
+    real_send = Swarm.send
+    monkeypatch.setattr(Swarm, "send", send)
+    monkeypatch.setattr("swarm.client.remote_session.encode_piece", encode)
+    ids = some_ids(PROMPT_TOKENS, seed=3)
+    with swarm.client(prefill_chunk_tokens=20) as model:
+        assert_same_ids(plain, greedy(plain, ids, 2), greedy(model, ids, 2))
+    assert sent_first == [True]
+
+
+def test_a_prompt_that_cannot_be_made_to_the_end_ends_the_session(
+    swarm: LocalSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(piece: Any, step: Any, dtype: Any) -> Any:
+        if piece.start:
+            raise MemoryError("no room")
+        return encode_piece(piece, step, dtype)
+
+    monkeypatch.setattr("swarm.client.remote_session.encode_piece", encode)
+    with swarm.client(prefill_chunk_tokens=20) as model:
+        with pytest.raises(MemoryError, match="no room"):
+            greedy(model, some_ids(PROMPT_TOKENS, seed=3), 2)
+        swarm.wait_until_free()
 
 
 def test_ids_do_not_depend_on_streams_that_break(swarm: LocalSwarm, plain: Any) -> None:
