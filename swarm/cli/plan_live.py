@@ -15,8 +15,7 @@ from swarm.routing.layout import Layout
 from swarm.routing.network import KnownNetwork
 from swarm.routing.performance import ServerSpeed
 from swarm.routing.planned import expect
-from swarm.routing.router import prefill_block_s, row_block_s
-from swarm.routing.shortest import decode_block_s
+from swarm.routing.router import decode_block_s, prefill_block_s, row_block_s
 from swarm.routing.view import ServerState, ServerView
 from swarm.spans import PeerId
 

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from swarm.errors import UsageError
 from swarm.routing.coordinates import Coordinate
-from swarm.routing.shortest import DEFAULT_RTT_S
 from swarm.spans import PeerId
+
+DEFAULT_RTT_S = 0.15
+"""Of a server that was never measured (as in Petals)."""
 
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.intp]

@@ -11,7 +11,8 @@ from swarm.routing.hop_graph import HopCosts
 from swarm.routing.inventory import Inventory, Workload
 from swarm.routing.layer_graph import cheapest_chain
 from swarm.routing.layout import Layout, PlannedChain, view_of
-from swarm.routing.router import Route, RouteCosts, RouteRequest, no_route
+from swarm.routing.no_route import no_route
+from swarm.routing.router import Route, RouteCosts, RouteRequest
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import ServerIndex
 from swarm.sessions.messages import MAX_HOPS

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from swarm.errors import CacheFullError, MissingBlocksError, SwarmError
 from swarm.routing.network import Network
 from swarm.routing.performance import ChainMode, HopOverhead
-from swarm.routing.shortest import decode_block_s
 from swarm.routing.view import ServerView, SwarmView
 from swarm.sessions.messages import Hop
-from swarm.spans import PeerId, SessionId, missing_spans
+from swarm.spans import PeerId, SessionId
 
+DEFAULT_DECODE_MS_PER_BLOCK = 10.0
+"""Of a server that has not measured itself yet."""
 ROW_SHARE = 0.2
 """Of the time of a pass with one row, added by each further one (eight rows packed were computed
 3.5 times as fast as one after another)."""
@@ -125,6 +125,11 @@ class Forgetful(Trusting):
 # ---- what a hop costs
 
 
+def decode_block_s(server: ServerView) -> float:
+    """Seconds that one token takes in one block of `server`."""
+    return (server.decode_ms_per_block or DEFAULT_DECODE_MS_PER_BLOCK) / 1000
+
+
 def row_block_s(server: ServerView) -> float:
     """By which a further row lengthens one block of a decode pass."""
     if server.decode_row_ms_per_block > 0:
@@ -194,29 +199,3 @@ def request_weights(request: RouteRequest) -> tuple[int, int]:
     """How many decode steps follow the first token, and how many tokens go over each way."""
     steps = max(0, request.output_tokens - 1)
     return steps, request.prompt_tokens + steps
-
-
-def no_route(view: SwarmView, request: RouteRequest) -> SwarmError:
-    """Why there is no chain: blocks that nobody serves, servers that do not compute alike, or
-    caches that are too small."""
-    servers = view.online(request.avoid)
-    missing = missing_spans([server.span for server in servers], view.num_blocks)
-    if missing:
-        runs = ", ".join(map(str, missing))
-        return MissingBlocksError(
-            f"no server is online for blocks {runs} of {view.num_blocks} ({len(servers)} are); "
-            "start one with: swarm-server --blocks ...",
-            tuple(map(str, missing)),
-        )
-    for kind in {server.numerics for server in servers}:
-        alike = [server.span for server in servers if server.numerics == kind]
-        if not missing_spans(alike, view.num_blocks):
-            return CacheFullError(
-                f"no chain over {view.num_blocks} blocks ever has room for a session of "
-                f"{request.cache_tokens} tokens; ask for fewer, or add servers with more cache"
-            )
-    return MissingBlocksError(
-        f"no servers that compute alike cover all {view.num_blocks} blocks; allow mixed numerics,"
-        " or start servers that compute like the others",
-        (),
-    )

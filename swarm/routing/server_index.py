@@ -10,18 +10,18 @@ from swarm.routing.performance import ChainMode
 from swarm.routing.router import (
     RouteCosts,
     RouteRequest,
+    decode_block_s,
     prefill_block_s,
     request_weights,
     row_block_s,
 )
-from swarm.routing.shortest import (
-    BUSY_CACHE_PENALTY_S,
-    SMALL_CACHE_PENALTY_S,
-    decode_block_s,
-)
 from swarm.routing.view import CacheUnit, ServerState, ServerView, SwarmView
 from swarm.spans import PeerId
 
+BUSY_CACHE_PENALTY_S = 10.0
+"""For a server whose free cache is too small now: it is taken when there is no other (Petals)."""
+SMALL_CACHE_PENALTY_S = 1000.0
+"""For a server whose whole cache is too small: it will refuse, and say why."""
 _COLUMNS = 11
 
 
@@ -112,7 +112,9 @@ class ServerIndex:
         way = np.maximum(links.seconds_per_byte, network.seconds_per_byte(request.client))
         usable = table[:, 2] > 0
         if request.avoid:
-            usable = usable & np.array([peer not in request.avoid for peer in self._peers])
+            usable = usable & np.array(
+                [peer not in request.avoid for peer in self._peers], dtype=bool
+            )
         carried = costs.activation_bytes * tokens
         carried_s = carried * links.seconds_per_byte
         relay = costs.mode is ChainMode.RELAY

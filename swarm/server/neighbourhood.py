@@ -168,7 +168,8 @@ class Neighbourhood:
             doubted = False
             try:
                 doubted = await self._distances.survey(self._records, span(), linked_s())
-                self._notice(self._living())
+                if self._records:
+                    self._notice(self._living())
             except Exception:
                 logger.exception("measuring distances failed")
             await asyncio.sleep(min(pace_s, DOUBT_S) if doubted else pace_s * _jitter())

@@ -12,9 +12,9 @@ from swarm.routing.shifting import fewest_moves
 
 BLOCKS = 30
 MANY = [pytest.param(part, marks=pytest.mark.matrix) for part in range(1, 12)]
-SEEDS = 150
+SEEDS = 100
 """Of each part."""
-FEWER = 50
+FEWER = 80
 
 
 def random_world(seed: int) -> MovingWorld:

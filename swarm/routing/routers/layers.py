@@ -8,17 +8,17 @@ import numpy as np
 from swarm.routing.experience import Experience, Share
 from swarm.routing.layer_graph import Chain, Part, chain_cost_s, cheapest_chain
 from swarm.routing.network import Floats, Network
+from swarm.routing.no_route import no_route
 from swarm.routing.router import (
     Route,
     RouteCosts,
     RouteRequest,
     Trusting,
+    decode_block_s,
     decode_fixed_s,
-    no_route,
 )
 from swarm.routing.routes import route_over
 from swarm.routing.server_index import Candidates, ServerIndex
-from swarm.routing.shortest import decode_block_s
 from swarm.routing.view import ServerView, SwarmView
 from swarm.sessions.messages import MAX_HOPS
 from swarm.spans import PeerId, SessionId

@@ -6,9 +6,9 @@ import numpy as np
 
 from swarm.routing.hop_graph import HopCosts, cheapest_hops
 from swarm.routing.network import Network
-from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest, no_route
+from swarm.routing.no_route import no_route
+from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest, decode_block_s
 from swarm.routing.routes import route_over
-from swarm.routing.shortest import decode_block_s
 from swarm.routing.view import SwarmView
 
 HOP_S = 0.018

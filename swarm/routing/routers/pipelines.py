@@ -8,7 +8,8 @@ from swarm.routing.chains import allocate_greedily, disjoint_chains
 from swarm.routing.hop_graph import HopCosts
 from swarm.routing.layer_graph import Chain
 from swarm.routing.network import Network
-from swarm.routing.router import Route, RouteCosts, RouteRequest, Trusting, no_route
+from swarm.routing.no_route import no_route
+from swarm.routing.router import Route, RouteCosts, RouteRequest, Trusting
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import ServerIndex
 from swarm.routing.view import ServerView, SwarmView

@@ -9,7 +9,8 @@ import numpy as np
 from swarm.routing.hop_graph import HopChain, HopCosts, HopLevels, cheapest_hops, waits
 from swarm.routing.layer_graph import Chain
 from swarm.routing.network import Floats, Network
-from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest, no_route
+from swarm.routing.no_route import no_route
+from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import Candidates, ServerIndex
 from swarm.routing.view import SwarmView
