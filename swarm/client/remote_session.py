@@ -8,25 +8,20 @@ from collections.abc import Sequence
 import msgspec
 import torch
 
+from swarm.client.answers import unpacked, wait_for
 from swarm.client.chain import ChainStep, OnPrefill
-from swarm.client.encoding import Answer, Encoded, decode_answer, encode_piece, joined
+from swarm.client.encoding import Answer, Encoded, encode_piece, joined
 from swarm.client.hop_watch import HopWatch
 from swarm.client.improving import Improving
 from swarm.client.lateness import Lateness
 from swarm.client.mending import Mending
-from swarm.client.pieces import Piece, cut
+from swarm.client.pieces import cut
 from swarm.client.routes import ClientRouter
 from swarm.client.runtime import Runtime
 from swarm.client.session_call import SessionCall
 from swarm.client.swarm import Swarm
 from swarm.client.target import Target
-from swarm.errors import (
-    PeerError,
-    PeerTimeoutError,
-    SessionClosedError,
-    StepRejectedError,
-    SwarmError,
-)
+from swarm.errors import PeerError, SessionClosedError, SwarmError
 from swarm.scheduling.prefill_chunks import chunk_tokens
 from swarm.sessions.client import ClientSession
 from swarm.sessions.events import (
@@ -41,7 +36,7 @@ from swarm.sessions.events import (
     ShouldMove,
     Tick,
 )
-from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant, Step, Want
+from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant, Step
 from swarm.spans import PeerId, SessionId
 from swarm.wire.codecs import DTYPES
 
@@ -130,41 +125,19 @@ class RemoteSession:
             self.close()  # the rest of the prompt will never come
             raise
         patience_s = self._settings.step_timeout_s + self._settings.repair_timeout_s
-        try:
-            # The session has deadlines of its own; this one is for a loop that has died.
-            answers = call.done.result(patience_s * (1 + len(pieces)))
-        except TimeoutError as error:
-            if isinstance(error, SwarmError):
-                raise
-            raise PeerTimeoutError(
-                f"session {self._session.hex()[:8]} was not answered; open a new session"
-            ) from None
-        parts = [
-            self._decode(piece, answer)
-            for piece, answer in zip(pieces, answers, strict=True)
-            if piece.want is not Want.NONE
-        ]
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        answers = wait_for(call, lambda: patience_s * (1 + len(pieces)), self._session)
+        hidden = unpacked(
+            pieces,
+            answers,
+            hidden_size=self._target.hidden_size,
+            dtype=self._dtype,
+            last=self._route[-1],
+            session=self._session,
+        )
         return hidden.to(step.hidden.dtype)
 
     def close(self) -> None:
         self._runtime.call_soon(self._close)
-
-    def _decode(self, piece: Piece, answer: Answer | None) -> torch.Tensor:
-        assert answer is not None
-        hidden = decode_answer(answer, self._target.hidden_size, self._dtype)
-        if hidden is None:
-            last = self._route[-1]
-            raise StepRejectedError(
-                f"{last.peer} answered {answer[0].tensors} where {list(answer[0].counts)} tokens "
-                f"of {self._dtype} were asked for; open a new session",
-                session=self._session,
-                peer=last.peer,
-                blocks=f"{last.start}:{last.end}",
-            )
-        if len(piece.taken) == hidden.shape[0]:
-            return hidden
-        return hidden[list(piece.taken)]
 
     # ---- in the loop
 
