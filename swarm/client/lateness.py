@@ -41,7 +41,12 @@ class Lateness:
         if seconds is not None:
             self._times.add(seconds)
 
+    def over(self, predicted_s: float) -> None:
+        """The session has other hops; `predicted_s` as in `StepTimes.over`."""
+        self.forget()
+        self._times.over(predicted_s)
+
     def forget(self) -> None:
-        """The session has other hops, or goes on over its own."""
+        """The session goes on."""
         self.suspects.clear()
         self.asked_at = None

@@ -11,6 +11,7 @@ import torch
 from swarm.client.answers import unpacked, wait_for
 from swarm.client.chain import ChainStep, OnPrefill
 from swarm.client.encoding import Answer, Encoded, encode_piece, joined
+from swarm.client.expected import expected
 from swarm.client.hop_watch import HopWatch
 from swarm.client.improving import Improving
 from swarm.client.lateness import Lateness
@@ -37,6 +38,7 @@ from swarm.sessions.events import (
     Tick,
 )
 from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant, Step
+from swarm.sessions.step_times import silence_s
 from swarm.spans import PeerId, SessionId
 from swarm.wire.codecs import DTYPES
 
@@ -72,13 +74,13 @@ class RemoteSession:
         self._client = ClientSession(
             grant,
             window=settings.window,
-            deadline_s=settings.step_timeout_s,
             # What looks for a new route gives up first, and knows why.
             rest_s=settings.repair_timeout_s + 10.0,
             can_reroute=True,
         )
         self._watch = HopWatch()
         self._lateness = Lateness()
+        self._expect(grant)
         self._improving = Improving(swarm, target, router)
         self._lost: set[PeerId] = set()
         """Hops that do not have the session any more."""
@@ -124,8 +126,7 @@ class RemoteSession:
         except BaseException:
             self.close()  # the rest of the prompt will never come
             raise
-        patience_s = self._settings.step_timeout_s + self._settings.repair_timeout_s
-        answers = wait_for(call, lambda: patience_s * (1 + len(pieces)), self._session)
+        answers = wait_for(call, lambda: self._patience_s * (1 + len(pieces)), self._session)
         hidden = unpacked(
             pieces,
             answers,
@@ -138,6 +139,11 @@ class RemoteSession:
 
     def close(self) -> None:
         self._runtime.call_soon(self._close)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a piece takes at most, with all that is done to get it answered."""
+        return self._client.deadline_s + self._settings.repair_timeout_s
 
     # ---- in the loop
 
@@ -334,11 +340,17 @@ class RemoteSession:
         self._lost.clear()
         self._leaving.clear()
         self._watch.forget()
-        self._lateness.forget()
+        self._expect(grant)
         self._improving.went()
         self._router.opened(SessionId(self._session), grant.hops)
         self._route = grant.hops
         self._apply(self._client.reroute(grant, signed, self._swarm.time))
+
+    def _expect(self, grant: Grant) -> None:
+        """The deadlines of steps over the hops of `grant`."""
+        slow = expected(self._swarm, self._target, self._router, grant.hops)
+        self._lateness.over(slow.step_s)
+        self._client.deadline_s = silence_s(self._settings.step_timeout_s, slow.chunk_s)
 
     def _stop_mending(self) -> None:
         """Nobody needs another route, or the session is over."""

@@ -9,6 +9,7 @@ from swarm.errors import MissingBlocksError
 from swarm.routing.coordinates import Coordinate, Vivaldi
 from swarm.routing.network import KnownNetwork
 from swarm.routing.router import (
+    ChainCost,
     Route,
     RouteCosts,
     RouteRequest,
@@ -201,13 +202,30 @@ class ClientRouter:
 
         `announced`: by what servers say alone, without what this client saw of them.
         """
-        seen = view if announced else self._seen(view, leaving)
-        servers = {server.peer: server for server in seen.servers}
+        cost = self._cost(view if announced else self._seen(view, leaving), hops, rtt_s)
+        return None if cost is None else cost.tpot_s
+
+    def chunk_s(
+        self, view: SwarmView, hops: Sequence[Hop], rtt_s: Mapping[PeerId, float], tokens: int
+    ) -> float | None:
+        """What `tokens` of a prompt are predicted to take through all of `hops`, by what servers
+        say alone; None if one of them is not known."""
+        cost = self._cost(view, hops, rtt_s, tokens)
+        return None if cost is None else cost.ttft_s
+
+    def _cost(
+        self,
+        view: SwarmView,
+        hops: Sequence[Hop],
+        rtt_s: Mapping[PeerId, float],
+        prompt_tokens: int = PROMPT_TOKENS,
+    ) -> ChainCost | None:
+        servers = {server.peer: server for server in view.servers}
         if any(hop.peer not in servers for hop in hops):
             return None
         used = [servers[PeerId(hop.peer)] for hop in hops]
-        request = self._request(0, ())
-        return cost_of(hops, used, self._network(rtt_s), request, self._costs).tpot_s
+        request = replace(self._request(0, ()), prompt_tokens=prompt_tokens)
+        return cost_of(hops, used, self._network(rtt_s), request, self._costs)
 
     def _request(self, tokens_needed: int, avoid: Collection[PeerId]) -> RouteRequest:
         return RouteRequest(self._me, PROMPT_TOKENS, OUTPUT_TOKENS, tokens_needed, frozenset(avoid))

@@ -19,7 +19,8 @@ class ClientSettings:
     missing_timeout_s: float = 5.0
     """How long to look again when no server is online for some blocks."""
     step_timeout_s: float = 60.0
-    """How long the servers may be silent while an answer is awaited."""
+    """How long the servers may be silent while an answer is awaited; slow ones by up to four
+    minutes longer."""
     repair_timeout_s: float = 30.0
     """How long other servers are looked for when a running session has lost some."""
     link_grace_s: float = 6.0

@@ -69,20 +69,19 @@ class ClientSession:
         grant: Grant,
         *,
         window: int = 4,
-        deadline_s: float = STEP_DEADLINE_S,
-        rest_s: float | None = None,
+        rest_s: float = STEP_DEADLINE_S,
         can_reroute: bool = False,
     ) -> None:
-        """`deadline_s`: how long the chain may be silent; `rest_s`: how long the session may wait
-        for a new route (None: as long)."""
+        """`rest_s`: how long the session may wait for a new route."""
         self.grant = grant
         self.epoch = 0
         self.held: Lengths = ()
         self.planned: Lengths = ()
         self.error: SwarmError | None = None
         self._window = window
-        self._deadline_s = deadline_s
-        self._rest_s = deadline_s if rest_s is None else rest_s
+        self.deadline_s = STEP_DEADLINE_S
+        """How long the chain may be silent; set anew where the hops need another time."""
+        self._rest_s = rest_s
         self._closed = False
         self._next_seq = 0
         self._next_ticket = 0
@@ -114,7 +113,7 @@ class ClientSession:
         """When a `Tick` will next do something."""
         if self.idle or self._closed:
             return None
-        return self._quiet_since + (self._rest_s if self._resting else self._deadline_s)
+        return self._quiet_since + (self._rest_s if self._resting else self.deadline_s)
 
     def waited_s(self, now: float) -> float:
         """How long nothing has come while a decode step is unanswered and no repair goes on."""
@@ -376,7 +375,7 @@ class ClientSession:
     def _timed_out(self) -> SwarmError:
         if self._resting:
             return failures.timed_out(self.grant, self._rest_s, "a new route")
-        return failures.timed_out(self.grant, self._deadline_s, "an answer")
+        return failures.timed_out(self.grant, self.deadline_s, "an answer")
 
     def _raise(self, error: SwarmError) -> list[Instruction]:
         closes = self.close()

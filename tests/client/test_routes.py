@@ -160,6 +160,17 @@ def test_a_server_that_was_slower_than_it_says_is_left_and_forgiven() -> None:
     assert world.route(rtts) == ["a"]
 
 
+def test_what_a_piece_of_a_prompt_takes_is_predicted_by_what_servers_say_alone() -> None:
+    world = World(record("a", 0, 2), record("b", 2, 4, prefill_tokens_per_s=10.0))
+    hops = (Hop(PEERS["a"], 0, 2), Hop(PEERS["b"], 2, 4))
+    rtts = {PEERS["a"]: 0.01, PEERS["b"]: 0.01}
+    predicted = world.router.chunk_s(world.view, hops, rtts, 500)
+    assert predicted == pytest.approx(500 / 1000 + 500 / 10, rel=0.05)
+    world.router.saw_step(hops, 5.0)
+    assert world.router.chunk_s(world.view, hops, rtts, 500) == predicted
+    assert world.router.chunk_s(world.view, (Hop(PEERS["c"], 0, 4),), rtts, 500) is None
+
+
 def test_quantised_weights_are_the_last_resort() -> None:
     quantised = Numerics("float32", "int8")
     fast = record("a", decode_ms_per_block=0.01, numerics=quantised)

@@ -190,6 +190,9 @@ def test_silence_ends_the_session() -> None:
     assert session.deadline == 70.0
     answer(session, first, now=50.0)
     assert session.handle(Tick(), 109.0) == []
+    session.deadline_s = 70.0
+    assert session.handle(Tick(), 119.0) == []
+    session.deadline_s = 60.0
     error = raised(session.handle(Tick(), 110.0))
     assert isinstance(error, PeerTimeoutError)
     assert all(peer in str(error) for peer in HOPS)
