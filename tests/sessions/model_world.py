@@ -4,7 +4,9 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from model_peers import ModelClient, ModelServer, NoServersLeftError, Sent
+from model_client import ModelClient, NoServersLeftError
+from model_server import ModelServer
+from model_wire import Sent
 
 from swarm.errors import (
     CacheFullError,

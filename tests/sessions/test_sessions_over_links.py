@@ -7,7 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from model_peers import ModelClient, ModelServer, Sent
+from model_client import ModelClient
+from model_server import ModelServer
+from model_wire import Sent
 
 from swarm.errors import PeerError, PeerTimeoutError
 from swarm.scheduling.classes import ServiceClass
