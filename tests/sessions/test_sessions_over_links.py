@@ -161,6 +161,7 @@ def gave_up_opening(client: ModelClient) -> bool:
 
 
 @pytest.mark.matrix
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("trouble", [resets, partitions])
 def test_links_lose_nothing_of_a_session_on_many_seeds(trouble: Trouble) -> None:
     for seed in range(100, 400):
