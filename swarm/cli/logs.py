@@ -11,7 +11,14 @@ def log_to_stderr() -> None:
     """For a program, once. Texts of peers in the log cannot drive the terminal."""
     handler = _StandardError()
     handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_tells_users_something)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def _tells_users_something(record: logging.LogRecord) -> bool:
+    # A daemon that ends just when it is told to may be reaped by `Popen.send_signal`, and asyncio
+    # then wonders where its child is.
+    return not str(record.msg).startswith("Unknown child process pid")
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
