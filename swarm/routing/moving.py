@@ -173,7 +173,7 @@ class Mover:
         """Why going to `span` is right; None: it is not."""
         if span == scene.mine.span:
             return None
-        if scene.missing:
+        if scene.missing and not (scene.whole and scene.opens_gap):
             return self._why_mend(scene, span)
         if scene.opens_gap or now < self._rests_until:
             return None
@@ -210,6 +210,9 @@ class _Scene:
     """`[num_blocks]`: the rates of all others, where they are or will be."""
     missing: list[Span]
     """What nobody holds or will hold."""
+    whole: bool
+    """Whether every block is online now: what is missing then is what others mean to leave, and
+    some of them will stay."""
     opens_gap: bool
     """Whether a block of its own has no other server that is online and stays."""
     planned: dict[PeerId, Span]
@@ -221,11 +224,8 @@ class _Scene:
         size = len(mine.span)
         rate = rate_of(mine.decode_ms_per_block, size, usual_ms(view))
         without = block_rates(others, view.num_blocks)
-        staying = [
-            one.span
-            for one in view.online((mine.peer,))
-            if one.numerics == mine.numerics and one.moving_to is None
-        ]
+        online = [one for one in view.online((mine.peer,)) if one.numerics == mine.numerics]
+        staying = [one.span for one in online if one.moving_to is None]
         missing = missing_spans([*(one.span for one in others), mine.span], view.num_blocks)
         planned: dict[PeerId, Span] = {}
         if missing:
@@ -238,6 +238,7 @@ class _Scene:
             rate,
             without,
             missing,
+            not missing_spans([*(one.span for one in online), mine.span], view.num_blocks),
             any(
                 part.start < mine.span.end and mine.span.start < part.end
                 for part in missing_spans(staying, view.num_blocks)

@@ -5,10 +5,13 @@ from random import Random
 
 import pytest
 from moving_world import RULES, MovingWorld
-from routing_views import swarm
+from routing_views import server, swarm
 
 from swarm.routing.coverage import holders
+from swarm.routing.moving import Action, Mover
 from swarm.routing.shifting import fewest_moves
+from swarm.routing.view import ServerView
+from swarm.spans import Span
 
 BLOCKS = 30
 MANY = [pytest.param(part, marks=pytest.mark.matrix) for part in range(1, 12)]
@@ -122,3 +125,22 @@ def test_after_a_partition_servers_do_not_all_move_at_once(part: int) -> None:
         assert not (world.missing() and possible), (seed, world.missing())
         moved += any(cut <= when < healed for when, _ in world.moves)
     assert moved > FEWER / 10
+
+
+def test_what_others_mean_to_leave_is_no_gap_to_open_another_for() -> None:
+    """Of two that say that they will go one stays; until then nobody leaves what he alone has."""
+    others = [
+        server("0", 0, 12),
+        server("1", 0, 13, moving_to=Span(8, 21)),
+        server("2", 23, 30, moving_to=Span(16, 23)),
+        server("6", 21, 30, moving_to=Span(16, 25)),
+    ]
+    alone = server("4", 12, 23, may_move=True)
+
+    def actions(*others: ServerView) -> list[Action]:
+        mover = Mover(alone.peer, RULES, Random(0), now=0.0)
+        view = swarm(BLOCKS, *others, alone)
+        return [mover.look(view, alone, mover.next_look, reload_s=5.0).action for _ in range(3)]
+
+    assert set(actions(*others)) == {Action.STAY}
+    assert Action.ANNOUNCE in actions(*others[:2]), "nobody is online at the end"
