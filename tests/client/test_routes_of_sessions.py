@@ -98,6 +98,9 @@ class FakeSwarm:
         self.on_lookup()
         return tuple(server.record() for server in self.all.values())
 
+    def known_servers(self, checkpoint):
+        return tuple(server.record() for server in self.all.values())
+
     async def models(self):
         return self._models
 
