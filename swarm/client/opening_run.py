@@ -99,12 +99,19 @@ class OpeningRun:
                 case Forward(to=peer, message=message):
                     self._send(peer, message)
                 case Opened() if not self._result.done():
-                    self._on_opened()
-                    self._result.set_result(None)
+                    self._hand_over()
                 case Raise(error):
                     self._fail(error)
                 case _:
                     logger.error("an instruction that no opening knows: %r", instruction)
+
+    def _hand_over(self) -> None:
+        try:
+            self._on_opened()
+        except Exception as error:  # told to who waits: nothing would end the waiting any more
+            self._result.set_exception(error)
+        else:
+            self._result.set_result(None)
 
     def _send(self, peer: PeerId, message: Message) -> None:
         try:

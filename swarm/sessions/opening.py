@@ -121,9 +121,7 @@ class Opening:
                 return []
 
     def cancel(self) -> list[Instruction]:
-        """Release every hold; nothing is raised."""
-        if self.finished:
-            return []
+        """Release every hold, also of a session that is open; nothing is raised."""
         self.finished = True
         return self._release()
 

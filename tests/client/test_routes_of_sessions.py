@@ -207,6 +207,16 @@ def test_another_route_is_taken(answer):
     assert len(swarm.listeners) == 1
 
 
+def test_who_opens_is_told_of_a_mistake_of_our_own():
+    servers = [Server("0:2"), Server("2:4")]
+    swarm = FakeSwarm(*servers)
+    swarm.known_servers = lambda checkpoint: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        open_on(swarm)
+    assert swarm.listeners == {}
+    assert [server.kinds[-1] for server in servers] == ["Close"] * 2
+
+
 def test_no_other_route():
     swarm = FakeSwarm(Server("0:2"), Server("2:4", "down"))
     with pytest.raises(MissingBlocksError, match="2:4") as caught:

@@ -225,8 +225,7 @@ class ModelClient:
                 hops.append(hop)
                 reached = hop.end
         sent = self._do(self.session.close_left(), now)
-        if self.opening is not None:
-            sent += self._do(self.opening.cancel(), now)
+        sent += self._cancel_opening(now)
         self.grant = msgspec.structs.replace(
             self.grant, route=self.grant.route + 1, hops=tuple(hops)
         )
@@ -248,8 +247,13 @@ class ModelClient:
 
     def _give_up(self, error: SwarmError, now: float) -> list[Sent]:
         self.error, self.done = error, True
-        sent = self._do(self.opening.cancel(), now) if self.opening is not None else []
+        sent = self._cancel_opening(now)
         return sent + (self._do(self.session.close(), now) if self.session is not None else [])
+
+    def _cancel_opening(self, now: float) -> list[Sent]:
+        if self.opening is None or self.opening.finished:
+            return []
+        return self._do(self.opening.cancel(), now)
 
     def _do(self, instructions: list[Instruction], now: float) -> list[Sent]:
         sent: list[Sent] = []
