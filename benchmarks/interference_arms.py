@@ -34,6 +34,8 @@ from swarm.scheduling.prefill_chunks import chunk_tokens
 ARMS = ("A", "A'", "B", "C")
 COMPUTE = ("fifo", "prefill first", "ours")
 WHOLE_PROMPT_TOKENS = 4096
+PATIENCE_S = 300.0
+"""Where what opens a session stands in line behind prompts, too, nobody gives up."""
 _ENDLESS = 1 << 40
 T = TypeVar("T")
 
@@ -198,12 +200,14 @@ def patched_product(*, server: bool) -> ExitStack:
             ("swarm.server.engine.PassPlanner", ArmPlanner),
             ("swarm.scheduling.decode_groups.Gathering", ArmGathering),
             ("swarm.models.slice.BlockSlice.forward", _paced_forward),
+            ("swarm.server.service.LEASE_S", PATIENCE_S),
         ]
     else:
         replacements += [
             ("swarm.client.remote_session.chunk_tokens", _chosen_chunk_tokens),
             # A step that waits for seconds, as it does in arm A, is not asked for again.
             ("swarm.client.remote_session.Lateness.look", lambda *_: False),
+            ("swarm.sessions.opening.ANSWER_S", PATIENCE_S),
         ]
     stack = ExitStack()
     for place, replacement in replacements:

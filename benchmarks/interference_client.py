@@ -16,14 +16,13 @@ from unittest.mock import patch
 
 import torch
 from common import never_stopping
-from interference_arms import patched_product
+from interference_arms import PATIENCE_S, patched_product
 from interference_control import obey, say
 from interference_streams import UPLINK, ArmLinks
 from transformers import StoppingCriteria
 
 from swarm import AutoModelForCausalLM, ClientSettings
 
-PATIENCE_S = 300.0
 DECODE_PROMPT_TOKENS = 32
 MOST_NEW_TOKENS = 4000
 
@@ -134,7 +133,9 @@ def main() -> None:
     options = parser.parse_args()
     UPLINK.enabled = options.relay
     torch.set_num_threads(1)
-    settings = ClientSettings(step_timeout_s=PATIENCE_S, repair_timeout_s=PATIENCE_S)
+    settings = ClientSettings(
+        open_timeout_s=PATIENCE_S, step_timeout_s=PATIENCE_S, repair_timeout_s=PATIENCE_S
+    )
     with patched_product(server=False), patch("swarm.client.swarm.Links", ArmLinks):
         model = AutoModelForCausalLM.from_pretrained(
             options.model,
