@@ -26,7 +26,8 @@ MAX_WAIT_S = 600.0
 SessionBytes: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 HopIndex: TypeAlias = Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
 PeerText: TypeAlias = Annotated[str, Meta(min_length=10, max_length=100)]
-CheckpointText: TypeAlias = Annotated[str, Meta(min_length=8, max_length=128)]
+CheckpointText: TypeAlias = Annotated[str, Meta(min_length=8, max_length=64)]
+"""As long as the directory's records allow."""
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
 Slot: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_LENGTH)]
 Slots: TypeAlias = Annotated[tuple[Slot, ...], Meta(max_length=MAX_ROWS)]
