@@ -145,7 +145,6 @@ def three_servers() -> Iterator[list[ServerProgram]]:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of 4 blocks and 96 tokens."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent / "models"))
     from tiny_models import save_tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import TypeAlias
 
 from test_routes_of_sessions import TARGET, FakeSwarm, Server
 
@@ -10,6 +11,7 @@ from swarm.errors import MissingBlocksError
 from swarm.sessions.messages import Grant, Hop, Open
 
 SESSION = b"s" * 16
+Moved: TypeAlias = asyncio.Task[tuple[Grant, object]]
 
 
 class Move:
@@ -22,7 +24,7 @@ class Move:
         self._leaving = servers[0]
         self._lasts_s = lasts_s
 
-    def begin(self) -> tuple[Mending, "asyncio.Task[tuple[Grant, object]]"]:
+    def begin(self) -> tuple[Mending, Moved]:
         peer = self._leaving.peer
         grant = Grant(
             session=SESSION,
@@ -60,13 +62,19 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def ready_in_mid_step(other: Server) -> tuple[Move, Mending, Moved]:
+    """`other` is ready to take a session over, which waits for the answer of a step."""
+    move = Move(Server("0:4"), other)
+    move.decodes = True
+    mending, task = move.begin()
+    await until(lambda: other.kinds == ["Open", "Commit"])
+    return move, mending, task
+
+
 def test_the_step_that_is_under_way_is_answered_first() -> None:
     async def run() -> None:
         other = Server("0:4")
-        move = Move(Server("0:4"), other)
-        move.decodes = True
-        mending, task = move.begin()
-        await until(lambda: other.kinds == ["Open", "Commit"])
+        _, mending, task = await ready_in_mid_step(other)
         await asyncio.sleep(0.05)
         assert not task.done()
         mending.step_ended()
@@ -81,10 +89,7 @@ def test_the_step_that_is_under_way_is_answered_first() -> None:
 def test_a_hop_that_is_lost_meanwhile_is_not_waited_for() -> None:
     async def run() -> None:
         other = Server("0:4")
-        move = Move(Server("0:4"), other)
-        move.decodes = True
-        mending, task = move.begin()
-        await until(lambda: other.kinds == ["Open", "Commit"])
+        move, mending, task = await ready_in_mid_step(other)
         move.urgent = True
         mending.tick(move.swarm.time)
         assert (await asyncio.wait_for(task, 0.5))[0].hops[0].peer == other.peer
@@ -95,10 +100,7 @@ def test_a_hop_that_is_lost_meanwhile_is_not_waited_for() -> None:
 def test_a_move_that_ends_while_it_waits_leaves_nothing_behind() -> None:
     async def run() -> None:
         other = Server("0:4")
-        move = Move(Server("0:4"), other)
-        move.decodes = True
-        _, task = move.begin()
-        await until(lambda: other.kinds == ["Open", "Commit"])
+        _, _, task = await ready_in_mid_step(other)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert other.kinds[-1] == "Close"

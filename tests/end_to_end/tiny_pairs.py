@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_models import SIZES, save_tiny  # noqa: F401  (for the tests here)
 from transformers import AutoModelForCausalLM as PlainAutoModel
 
 from swarm import AutoModelForCausalLM
 from swarm.testing import LocalSwarm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-from architectures import draw  # noqa: F401
-from tiny_models import SIZES, save_tiny  # noqa: F401  (for the tests here)
+from architectures import draw  # noqa: F401  (for the tests here)
 
 LOGITS_TOLERANCE = 1e-3
 

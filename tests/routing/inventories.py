@@ -9,6 +9,18 @@ from swarm.routing.performance import ChainMode, HopOverhead, ServerSpeed
 from swarm.spans import PeerId
 
 NO_OVERHEAD = HopOverhead(0.0, 0.0, 0.0)
+BLOOM = HostedModel("BLOOM-176B", 70, 2_466_437_120 * 4.25 / 8 * 1.01, 2 * 14336 * 2, 2 * 14336)
+GPT_OSS_120B = {
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "num_hidden_layers": 36,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+}
 
 
 def model(num_blocks: int, block_bytes: float = 1.0, cache_bytes: float = 0.0) -> HostedModel:

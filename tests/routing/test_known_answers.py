@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inventories import inventory, machine, model, pools
+from inventories import BLOOM, GPT_OSS_120B, inventory, machine, model, pools
 from routing_views import server, swarm
 
 from swarm.errors import UsageError
@@ -44,7 +44,6 @@ from swarm.spans import PeerId, Span
 
 # ---- Sun et al., arXiv 2512.21884
 
-BLOOM = HostedModel("BLOOM-176B", 70, 2_466_437_120 * 4.25 / 8 * 1.01, 2 * 14336 * 2, 2 * 14336)
 A100_S, MIG_S = 0.0032197, 0.0162488
 
 
@@ -344,19 +343,7 @@ def test_all_is_placed_anew_when_loads_vary_too_much() -> None:
     assert grown.spans == even.spans
 
 
-GPT_OSS = shape_of(
-    {
-        "model_type": "gpt_oss",
-        "hidden_size": 2880,
-        "intermediate_size": 2880,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "num_hidden_layers": 36,
-        "num_local_experts": 128,
-        "num_experts_per_tok": 4,
-    }
-)
+GPT_OSS = shape_of(GPT_OSS_120B)
 ROUTER_BYTES = 2880 * 128  # Parallax leaves it out
 
 

@@ -1,6 +1,7 @@
 """Bytes and parameters of blocks, against figures of the models' authors and of Parallax."""
 
 import pytest
+from inventories import GPT_OSS_120B
 
 from swarm.errors import UsageError
 from swarm.routing.hardware import Hardware, hardware_named, roofline
@@ -14,17 +15,6 @@ LLAMA_2_70B = {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
     "num_hidden_layers": 80,
-}
-GPT_OSS_120B = {
-    "model_type": "gpt_oss",
-    "hidden_size": 2880,
-    "intermediate_size": 2880,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "num_hidden_layers": 36,
-    "num_local_experts": 128,
-    "num_experts_per_tok": 4,
 }
 BLOOM = {"model_type": "bloom", "hidden_size": 14336, "n_head": 112, "n_layer": 70}
 LATENT = {

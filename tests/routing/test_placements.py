@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from inventories import inventory, machine, model, pools
+from inventories import BLOOM, inventory, machine, model, pools
 
 from swarm.errors import MemoryShortError, MissingBlocksError, SwarmError, UsageError
 from swarm.routing.chains import mean_response_s
 from swarm.routing.flow_program import FlowProblem, solve
-from swarm.routing.inventory import HostedModel, Inventory, Machine, Workload, tables
+from swarm.routing.inventory import Inventory, Machine, Workload, tables
 from swarm.routing.layout import Layout, view_of
 from swarm.routing.performance import ServerSpeed
 from swarm.routing.placements.best import BestPlacement, cheapest_members, response_s
@@ -39,7 +39,6 @@ from swarm.routing.policies import PLACEMENTS, placement_named
 from swarm.routing.product_program import solve_products
 from swarm.spans import PeerId, Span
 
-BLOOM = HostedModel("BLOOM-176B", 70, 2_466_437_120 * 4.25 / 8 * 1.01, 2 * 14336 * 2, 2 * 14336)
 RESERVE = 2 * 2**30
 
 

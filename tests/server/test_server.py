@@ -13,7 +13,8 @@ import pytest
 import torch
 from libp2p_peers import run_in_peace
 from raw_client import RawClient
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import save_tiny
+from transformers import LlamaForCausalLM
 
 from swarm.dht.directory import Directory
 from swarm.dht.node import DhtNode
@@ -46,21 +47,11 @@ BLOCKS = 4
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", seed=0)
+    return tiny_llama_in(tmp_path_factory.mktemp("models") / "tiny", seed=0)
 
 
-def save_tiny_llama(folder: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+def tiny_llama_in(folder: Path, seed: int) -> Path:
+    save_tiny("llama", folder, seed=seed, blocks=BLOCKS)
     return folder
 
 
@@ -386,8 +377,8 @@ def test_an_identity_belongs_to_one_running_server(
 
 def test_other_weights_under_the_same_name_are_refused(maker: ServerMaker, tmp_path: Path) -> None:
     async def story() -> None:
-        other = ServerMaker(save_tiny_llama(tmp_path / "tiny", seed=1), tmp_path)
-        renamed = ServerMaker(save_tiny_llama(tmp_path / "other", seed=1), tmp_path)
+        other = ServerMaker(tiny_llama_in(tmp_path / "tiny", seed=1), tmp_path)
+        renamed = ServerMaker(tiny_llama_in(tmp_path / "other", seed=1), tmp_path)
         first, _ = maker.server("0:4")
         async with first:
             wrong, _ = other.server("0:4", peers=(first.address,), identity=tmp_path / "wrong")
@@ -454,7 +445,7 @@ def test_servers_of_another_protocol_are_not_joined(maker: ServerMaker) -> None:
 
 def test_a_model_whose_servers_have_left_is_forgotten(maker: ServerMaker, tmp_path: Path) -> None:
     async def story() -> None:
-        namesake = ServerMaker(save_tiny_llama(tmp_path / "tiny", seed=1), tmp_path / "keys")
+        namesake = ServerMaker(tiny_llama_in(tmp_path / "tiny", seed=1), tmp_path / "keys")
         bootstrap = await Libp2pNetwork.create(Identity.create())
         node = await DhtNode.create(bootstrap)
         address = bootstrap.addresses[0]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import save_tiny
 from transformers import AutoModelForCausalLM as PlainAutoModel
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from swarm.client import improving
 from swarm.errors import CheckpointError
@@ -37,18 +37,8 @@ TOKENS = 12
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 30 small blocks."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-    )
     folder = tmp_path_factory.mktemp("models") / "thirty-blocks"
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tiny("llama", folder, blocks=BLOCKS)
     return folder
 
 

@@ -45,10 +45,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def save_tiny(architecture: str, folder: Path, *, seed: int = 0, **save: Any) -> PreTrainedModel:
+def save_tiny(
+    architecture: str, folder: Path, *, seed: int = 0, blocks: int = 4, **save: Any
+) -> PreTrainedModel:
     """Make a model with random weights that matter (no ones and zeros), save and return it."""
     torch.manual_seed(seed)
-    settings = SIZES | ARCHITECTURES[architecture]
+    settings = SIZES | ARCHITECTURES[architecture] | {"num_hidden_layers": blocks}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
