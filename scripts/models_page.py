@@ -20,9 +20,9 @@ Any decoder that transformers knows is served if its slices prove, when they are
 compute what the model computes. There is no code per architecture: one that is not listed here may
 be served as well, and `swarm-server MODEL --blocks 0:1` says whether it is.
 
-This page was written by `python scripts/models_page.py`: for each architecture it draws a tiny random
-model, saves it, loads it as two uneven slices from that checkpoint, and compares the logits of a
-prefill, a chunked prefill, cached decoding and a rollback with the whole model in float32.
+This page was written by `python scripts/models_page.py`: for each architecture it draws a tiny
+random model, saves it, loads it as two uneven slices from that checkpoint, and compares the logits
+of a prefill, a chunked prefill, cached decoding and a rollback with the whole model in float32.
 `tests/models/test_architectures.py` does the same in every run of the tests, and checks this page.
 
 - **exact within**: the largest difference of any logit in the four comparisons, in standard
