@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from architectures import ARCHITECTURES, TOLERANCE, WAYS, Examined, examine
+from architectures import ARCHITECTURES, CONTEXT, WINDOW
+from compared_slices import LENGTH, TOLERANCE, WAYS, Examined, examine
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -15,6 +16,14 @@ from models_page import page  # noqa: E402
 
 REFUSED = {"minimax", "recurrent_gemma"}
 """Whose layers know how many there are, or keep state within themselves."""
+REQUIRED = {
+    "llama", "llama4_text", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "mistral",
+    "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "phimoe", "falcon", "bloom", "gpt2",
+    "gpt_neox", "gptj", "opt", "deepseek_v2", "deepseek_v3", "glm", "glm4", "glm4_moe", "cohere",
+    "cohere2", "olmo2", "olmoe", "gpt_oss", "granite", "granitemoe", "starcoder2", "mpt",
+    "stablelm", "smollm3", "nemotron", "falcon_h1",
+}  # fmt: skip
+"""What people ask for most: these stay served."""
 
 
 @cache
@@ -27,6 +36,7 @@ def examined(architecture: str) -> Examined:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_two_uneven_slices_are_the_whole_model(architecture: str) -> None:
     result = examined(architecture)
+    assert max(WINDOW, CONTEXT) < LENGTH
     assert result.least_effect > 100 * TOLERANCE, "a broken slice would not show"
     if architecture in REFUSED:
         assert result.refused
@@ -40,6 +50,7 @@ def test_two_uneven_slices_are_the_whole_model(architecture: str) -> None:
 def test_most_architectures_share_passes() -> None:
     assert sum(examined(each).packs for each in ARCHITECTURES) >= 30
     assert sum(examined(each).refused is None for each in ARCHITECTURES) >= 40
+    assert not REQUIRED - (ARCHITECTURES.keys() - REFUSED)
 
 
 def test_the_page_says_what_was_found() -> None:

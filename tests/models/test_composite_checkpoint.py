@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import TOLERANCE, WAYS, Chain, logits_of, prompts_without_ties
+from compared_slices import TOLERANCE, WAYS, Chain, logits_of, prompts_without_ties
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING

@@ -8,7 +8,7 @@ from typing import Any
 import platformdirs
 import pytest
 import torch
-from architectures import TOLERANCE, WAYS, Chain, logits_of, prompts_without_ties
+from compared_slices import TOLERANCE, WAYS, Chain, logits_of, prompts_without_ties
 from safetensors.torch import load_file, save_file
 from tiny_models import SIZES
 from transformers import (
