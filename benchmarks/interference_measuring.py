@@ -28,8 +28,9 @@ _WIRE_OVERHEAD = 1.06
 """Of frames, encryption and IP, beside a prompt's activations."""
 _LEAST_IDLE_S = 4.0
 _BULK_S = 4.0
-_FILL_HOPS = 3.0
-"""How many hops a whole prompt of middle length passes before a window begins."""
+_FILL_HOPS = 8.0
+"""How many hops a whole prompt of middle length passes before a window begins: in arm A, where
+prompts stand behind each other, one takes that long to its first token."""
 _ALWAYS_FILL_S = 2.0
 _LEAST_USE = 0.05
 _COMPUTE_USE = 0.5
