@@ -1,16 +1,19 @@
 """Peers with links over the in-memory network, and what they have received."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 from swarm.scheduling.classes import ServiceClass
-from swarm.sessions.messages import Message, StatusRequest
+from swarm.sessions.messages import Message, StatusRequest, encode
 from swarm.spans import PeerId
-from swarm.wire.frames import Frame, FrameReader
+from swarm.wire.frames import HEADER, PRELUDE, Frame, FrameReader, FrameType, Hello, pack_hello
+from swarm.wire.inbox import CREDIT_BYTES
 from swarm.wire.links import Links
-from swarm.wire.memory import MemoryNetworkHub
+from swarm.wire.memory import MemoryNetwork, MemoryNetworkHub, Path
 from swarm.wire.network import ByteStream
+from swarm.wire.virtual_time import run
 
 ANNA, BERT, CARL = PeerId("peer-anna"), PeerId("peer-bert"), PeerId("peer-carl")
 
@@ -97,3 +100,44 @@ class RawStream:
 
     def stream_ended(self, reason: str) -> None:
         self.ended = reason
+
+
+MEGABYTE = 1_000_000
+HELLO = pack_hello(Hello(77, 0, 1, True, 0, (), CREDIT_BYTES))
+STATUS = encode(StatusRequest(5))
+
+
+def two_peers(
+    body: Callable[[MemoryNetworkHub, Peer, Peer], Awaitable[None]],
+    path: Path | None = None,
+) -> None:
+    """Runs `body` with two peers, and checks that nothing of them is left afterwards."""
+
+    async def main() -> None:
+        hub = MemoryNetworkHub(seed=1, path=path or Path(delay_s=0.01))
+        async with Peer(hub, ANNA) as anna, Peer(hub, BERT) as bert:
+            await body(hub, anna, bert)
+        assert hub.streams(ANNA, BERT) == hub.streams(BERT, ANNA) == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main())
+
+
+async def raw_link(hub: MemoryNetworkHub, hello: bytes = HELLO) -> RawStream:
+    """A hand-driven peer, dialled to BERT, after both hellos."""
+    return await raw_stream(hub.network(CARL), hello)
+
+
+async def raw_stream(network: MemoryNetwork, hello: bytes) -> RawStream:
+    raw = RawStream(await network.dial(BERT, 5))
+    raw.stream.write(hello)
+    await asyncio.sleep(0.1)
+    return raw
+
+
+def data(number: int, body: bytes, flags: int = 3, service_class: int = 1) -> bytes:
+    return HEADER.pack(FrameType.DATA, service_class, flags, len(body), number, 0, 0) + body
+
+
+def whole(message: bytes, payload: bytes = b"") -> bytes:
+    return PRELUDE.pack(len(message) + len(payload), len(message)) + message + payload
