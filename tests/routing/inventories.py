@@ -75,3 +75,12 @@ def pools(
     workload = Workload(10, draw(st.integers(1, 90)), draw(st.integers(1, max_sessions)))
     hosted = model(blocks, 1.0, draw(st.sampled_from([0.0, 0.001, 0.004])))
     return inventory(hosted, *machines, rtt_s=rtt, clients=clients), workload
+
+
+def bloom_machine(memory_gb: float, mig: bool = False) -> Machine:
+    return Machine(
+        PeerId(f"{'mig' if mig else 'a100'}-{memory_gb}"),
+        memory_gb * 1e9,
+        ServerSpeed(0.0, 0.0162 if mig else 0.0032),
+        max_blocks=4 if mig else None,
+    )
