@@ -3,7 +3,8 @@
 `KILL` and the three kinds of freezing are done to a process from outside, with signals; a frozen
 daemon is also what a silently cut network looks like. The others are a server's own, and are asked
 for when it starts: `swarm-server` run by `faulty_server.py`. Links are cut and slowed down between
-servers in one process (`swarm.testing.LocalSwarm`).
+servers in one process (`swarm.testing.LocalSwarm`), and cut between processes that are reached
+through relays (`relays.py`).
 """
 
 import contextlib

@@ -205,7 +205,9 @@ class ServerProgram(Program):
         command = [*(program or command_line("swarm-server")), *([model] if model else [])]
         command += ["--blocks", blocks] if blocks else []
         command += ["--peers", *peers] if peers else []
-        command += ["--listen", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--json-logs", *options]
+        command += ["--threads", "1", "--json-logs", *options]
+        if "--listen" not in options:
+            command += ["--listen", "/ip4/127.0.0.1/tcp/0"]
         if "--identity" not in options:
             command += ["--identity", f"{self._folder.name}/identity"]
         self.blocks = blocks
