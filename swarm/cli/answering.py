@@ -4,12 +4,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from swarm.cli.text_stream import TextStream, cut_at_stop
+from swarm.errors import UsageError
 
 if TYPE_CHECKING:
     from swarm.client.session import Session
+
+MOST_SEED = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,14 @@ class Sampling:
     seed: int | None = None
     num_beams: int = 1
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what torch and transformers would stumble over."""
+        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
+            if value is not None and not isfinite(value):
+                raise UsageError(f"{name} {value} is no number to sample with; give one like 0.8")
+        if self.seed is not None and self.seed > MOST_SEED:
+            raise UsageError(f"seed {self.seed} is too large; give one up to {MOST_SEED}")
 
     def options(self) -> dict[str, Any]:
         """For `generate()`: greedy unless something asks for sampling."""

@@ -1,4 +1,5 @@
-"""The options about addresses; they take several values: `--peers A B`, `--peers A --peers B`."""
+"""Options of several programs. Those about addresses take several values: `--peers A B`, `--peers A
+--peers B`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, TypeAlias
@@ -32,6 +33,26 @@ Announce: TypeAlias = Annotated[
         metavar="ADDR...",
         show_default=False,
         rich_help_panel="Network",
+    ),
+]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from swarm.server.status import program_version
+        from swarm.wire.frames import PROTOCOL_VERSION
+
+        typer.echo(f"swarm {program_version()}, protocol {PROTOCOL_VERSION}")
+        raise typer.Exit
+
+
+Version: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        help="Show the versions of the program and of the protocol.",
+        callback=_show_version,
+        is_eager=True,
     ),
 ]
 

@@ -218,4 +218,5 @@ def _read(template: Path) -> str:
     try:
         return template.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--template {template} cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--template {template} cannot be read: {reason}") from None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from swarm.cli.arguments import repeat_address_options, split_addresses
+from swarm.cli.arguments import Version, repeat_address_options, split_addresses
 from swarm.cli.errors import EXIT_FAILED, run, run_program
 from swarm.cli.interrupts import end_on_sigterm
 from swarm.errors import UsageError
@@ -61,6 +61,10 @@ MixNumerics = Annotated[
         help="Allow a route of servers that compute differently (dtype, quantisation).",
     ),
 ]
+
+
+@app.callback()
+def options(version: Version = False) -> None: ...
 
 
 @app.command()

@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from swarm.cli.arguments import Announce, Listen, Peers, repeat_address_options, split_addresses
+from swarm.cli.arguments import (
+    Announce,
+    Listen,
+    Peers,
+    Version,
+    repeat_address_options,
+    split_addresses,
+)
 from swarm.cli.errors import run, run_program
 from swarm.cli.events import EventPrinter
 from swarm.cli.logs import log_to_stderr
@@ -30,6 +37,7 @@ def dht(
     json_logs: Annotated[
         bool, typer.Option("--json-logs", help="One JSON object a line on standard output.")
     ] = False,
+    version: Version = False,
 ) -> None:
     """Keep a swarm together: an address that others join by, without hosting blocks.
 

@@ -11,7 +11,7 @@ import typer
 
 from swarm.printable import printable
 
-TABLE_COLUMNS = 100
+TABLE_COLUMNS = 120
 """Of a table that goes into a file or another program."""
 
 
@@ -53,6 +53,8 @@ class EventPrinter:
     def __call__(self, event: Event) -> None:
         if self._json_lines:
             line = {"event": event.event, "time": round(time.time(), 3), **event.fields}
+            if event.event == "notice":
+                line["message"] = event.text
             typer.echo(json.dumps(line, separators=(",", ":")))
             sys.stdout.flush()
             return

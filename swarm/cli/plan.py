@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from swarm.cli.arguments import repeat_address_options, split_addresses
+from swarm.cli.arguments import Version, repeat_address_options, split_addresses
 from swarm.cli.errors import EXIT_USAGE, run, run_program
 from swarm.cli.interrupts import end_on_sigterm
 from swarm.errors import UsageError
@@ -48,6 +48,10 @@ Rate = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, no tables.")]
+
+
+@app.callback()
+def options(version: Version = False) -> None: ...
 
 
 @app.command()

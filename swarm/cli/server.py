@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swarm.cli.arguments import Announce, Listen, Peers, repeat_address_options, split_addresses
+from swarm.cli.arguments import (
+    Announce,
+    Listen,
+    Peers,
+    Version,
+    repeat_address_options,
+    split_addresses,
+)
 from swarm.cli.errors import run, run_program
 from swarm.cli.events import EventPrinter, Printer
+from swarm.cli.importing import importing
 from swarm.cli.logs import log_to_stderr
 from swarm.cli.serving import Serving, serve
 from swarm.errors import UsageError
@@ -22,7 +30,7 @@ _MODEL, _MEMORY, _LIMITS = "What is hosted", "Memory and computing", "What users
 _NETWORK, _REPORTS = "Network", "What it tells"
 _EXIT_CODES = (
     "Exit codes: 0 after Ctrl-C or SIGTERM, 1 when something failed, 2 when an option is wrong."
-    " SIGUSR1 prints the table at once. More: docs/volunteers.md"
+    " SIGUSR1 prints the table at once. More: docs/volunteers.md, docs/reference.md"
 )
 WATCH_S = 1.0
 """How often the live table is drawn anew."""
@@ -206,6 +214,7 @@ def server(
             rich_help_panel=_REPORTS,
         ),
     ] = False,
+    version: Version = False,
 ) -> None:
     """Host blocks of a language model in a swarm, until Ctrl-C.
 
@@ -274,7 +283,8 @@ def _serve(config: "ServerConfig", printer: Printer, *, tell_first: bool) -> Non
     limit_threads(pick_threads(config.threads))
 
     def make() -> Serving:
-        from swarm.server.server import Server
+        with importing(quantised=config.quantization != "none"):
+            from swarm.server.server import Server
 
         return Server(config, on_event=printer)
 

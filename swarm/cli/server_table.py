@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from swarm.routing.view import Numerics
 from swarm.server.sizes import in_words, mbit
 
 MOST_PEERS = 10
@@ -84,10 +85,10 @@ def _own_table(report: Mapping[str, Any]) -> Table:
 
 def _title(report: Mapping[str, Any]) -> str:
     name = f"{report['name']}: " if report["name"] else ""
+    numerics = Numerics(report["dtype"], report["quantization"], report["device"])
     return (
         f"{name}blocks {report['blocks']} of {report['blocks_total']} of {report['model']},"
-        f" {report['dtype']} on {report['device']}, {report['state']} for"
-        f" {duration(report['uptime_s'])}"
+        f" {numerics}, {report['state']} for {duration(report['uptime_s'])}"
     )
 
 

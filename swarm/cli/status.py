@@ -14,6 +14,7 @@ from swarm.client.membership import Membership
 from swarm.client.settings import ClientSettings
 from swarm.client.status import best_status
 from swarm.errors import CheckpointError
+from swarm.routing.view import Numerics
 
 if TYPE_CHECKING:
     from swarm.client.swarm import Swarm
@@ -80,7 +81,7 @@ def _print_table(found: Mapping[str, Any]) -> None:
     )
     # As Text: what strangers call themselves is no markup.
     table = Table(title=Text(f"{found['model']}: {blocks}"), title_justify="left")
-    for heading in ("blocks", "state", "peer", "name", "dtype"):
+    for heading in ("blocks", "state", "peer", "name", "computes in"):
         table.add_column(heading, no_wrap=True)
     for heading in ("ms/block", "prefill/s", "cache free", "sessions", "wait ms"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -90,7 +91,7 @@ def _print_table(found: Mapping[str, Any]) -> None:
             server["state"] + (f", soon {server['moving_to']}" if server["moving_to"] else ""),
             f"..{server['peer'][-6:]}",
             Text(server["name"]),
-            Text(server["dtype"]),
+            Text(_numerics(server)),
             f"{server['decode_ms_per_block']:.2f}",
             f"{server['prefill_tokens_per_s']:.0f}",
             f"{server['cache_tokens_free']}/{server['cache_tokens_total']}",
@@ -98,3 +99,8 @@ def _print_table(found: Mapping[str, Any]) -> None:
             f"{server['queue_wait_ms']:.1f}",
         )
     console.print(table)
+
+
+def _numerics(server: Mapping[str, Any]) -> str:
+    """What must be alike in a chain."""
+    return str(Numerics(server["dtype"], server["quantization"], server["device"]))

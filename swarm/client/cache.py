@@ -14,7 +14,7 @@ from swarm.client.columns import Columns
 from swarm.client.kept_inputs import KeptInputs
 from swarm.client.packing import Packing
 from swarm.errors import NotServedError, SessionClosedError, SessionFullError
-from swarm.sessions.messages import MAX_LENGTH, Hop, RowOperation
+from swarm.sessions.messages import MAX_LENGTH, MAX_ROWS, Hop, RowOperation
 
 
 class RemoteCache(Cache):  # type: ignore[misc]
@@ -293,6 +293,11 @@ class RemoteCache(Cache):  # type: ignore[misc]
             )
 
     def _open(self, length: int, least: int) -> None:
+        if self._max_rows > MAX_ROWS or least > MAX_LENGTH:
+            raise NotServedError(
+                f"{self._max_rows} rows of {least} tokens; a session has at most {MAX_ROWS} rows "
+                f"of {MAX_LENGTH:,} tokens, so ask for fewer at once"
+            )
         # Longer than any session may be is not asked for, unless it is needed.
         length = max(min(length, MAX_LENGTH), least)
         self._chain = self._open_chain(self._max_rows, length, least)

@@ -69,6 +69,7 @@ class Reporter:
             "blocks": str(serving.span),
             "blocks_total": serving.plan.checkpoint.num_blocks,
             "dtype": serving.plan.numerics.dtype,
+            "quantization": serving.plan.quantization,
             "device": str(serving.plan.device),
             "state": str(state),
             "uptime_s": round(time.monotonic() - self._began, 1),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from processes import Program, ServerProgram, command_line
 from swarm.cli.arguments import repeat_address_options, split_addresses
 from swarm.errors import UsageError
 
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
+DOCUMENTED = set(re.findall(r"`(\w+)`", REFERENCE.read_text()))
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSuzL78axB9JMNtzLHba8xNFurupAwq8sU4YMeWZkc2om"
 
 
@@ -46,6 +49,13 @@ def test_addresses_may_be_joined_by_commas() -> None:
     assert split_addresses(["a, b", "c"]) == ("a", "b", "c")
     with pytest.raises(UsageError):
         split_addresses(["a,,b"])
+
+
+@pytest.mark.parametrize("program", ["swarm-server", "swarm-client", "swarm-dht", "swarm-plan"])
+def test_a_program_says_which_version_it_is(program: str) -> None:
+    done = run(program, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"swarm \S+, protocol 1\n", done.stdout)
 
 
 # ---- mistakes
@@ -118,7 +128,10 @@ def test_a_server_says_what_it_does_and_ends_at_sigterm(
     names = [event["event"] for event in server.events]
     assert names[-2:] == ["draining", "stopped"]
     assert names.index("listening") < names.index("online")
-    assert "text" not in names
+    assert {"loading", "notice"} <= set(names)
+    for event in [*server.events, *stats["peers"]]:
+        assert event.keys() <= DOCUMENTED
+    assert set(names) <= DOCUMENTED
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

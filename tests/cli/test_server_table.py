@@ -43,6 +43,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "blocks": "10:30",
         "blocks_total": 80,
         "dtype": "bfloat16",
+        "quantization": "int8",
         "device": "cuda:0",
         "state": "online",
         "uptime_s": 4000.0,
@@ -93,7 +94,10 @@ def line_of(text: str, beginning: str) -> list[str]:
 
 def test_every_figure_has_its_line() -> None:
     text = shown(report())
-    assert "attic: blocks 10:30 of 80 of Big-70B, bfloat16 on cuda:0, online for 1 h 6 min" in text
+    assert (
+        "attic: blocks 10:30 of 80 of Big-70B, bfloat16 (int8) on cuda:0, online for 1 h 6 min"
+        in text
+    )
     assert line_of(text, "sessions")[1] == "3 open, 1 in line"
     assert line_of(text, "decode")[1:] == ["41.2 tokens/s", "123,456 tokens"]
     assert line_of(text, "prefill")[1:] == ["1,310.0 tokens/s", "7,890 tokens"]
@@ -200,6 +204,14 @@ def test_a_terminal_that_knows_few_letters_ends_no_server(
         printer(ServerEvent("notice", "東京", {}))
         printer(ServerEvent("stats", "", report(name="東京")))
     assert "??" in (tmp_path / "out").read_text()
+
+
+def test_programs_get_the_words_of_a_notice_too(capsys: pytest.CaptureFixture[str]) -> None:
+    EventPrinter(True)(ServerEvent("notice", "it stays", {"blocks": "0:2"}))
+    EventPrinter(True)(ServerEvent("draining", "draining: 1 session", {"sessions": 1}))
+    notice, draining = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (notice["message"], notice["blocks"]) == ("it stays", "0:2")
+    assert draining.keys() == {"event", "time", "sessions"}
 
 
 def test_the_live_table_stays_below_what_is_told() -> None:

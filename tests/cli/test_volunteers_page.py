@@ -10,6 +10,7 @@ from typer.main import get_command
 
 from swarm.cli import client, dht, server
 from swarm.cli.arguments import repeat_address_options, split_addresses
+from swarm.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from swarm.server.config import ServerConfig, make_config
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -45,14 +46,16 @@ def test_every_option_of_the_server_is_on_its_help_in_a_panel_of_its_subject() -
     panels = {
         option.name: getattr(option, "rich_help_panel", None)
         for option in parser.params
-        if option.name not in ("help", "model")
+        if option.name not in ("help", "model", "version")
     }
     assert {"max_memory", "max_upload_mbit", "watch", "announce"} <= panels.keys()
     assert not [name for name, panel in panels.items() if panel is None]
 
 
-def test_the_page_names_every_limit_and_every_exit_code() -> None:
+def test_the_pages_name_every_limit_and_every_exit_code() -> None:
     page = (DOCS / "volunteers.md").read_text()
     for option in ("--max-memory", "--max-upload-mbit", "--cache-tokens", "--blocks", "--threads"):
         assert f"`{option}" in page
-    assert all(f"\n| {code} | " in page for code in (0, 1, 2))
+    reference = (DOCS / "reference.md").read_text()
+    codes = (EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED)
+    assert all(f"\n| {code} | " in reference for code in codes)

@@ -10,15 +10,16 @@ import pytest
 from swarm.client.status import best_status, swarm_status
 from swarm.client.swarm import Swarm
 from swarm.errors import PeerError
+from swarm.routing.view import Numerics
 from swarm.sessions.messages import StatusReply
 from swarm.spans import Span
 
 
 def _record(peer: str, span: str) -> Any:
-    numerics = SimpleNamespace(dtype="float32")
+    numerics = Numerics("float32", "int8")
     return SimpleNamespace(
         peer=peer, public_name="", span=Span.parse(span), state="online", numerics=numerics,
-        sessions=0, moving_to=None, max_upload_mbit=0.0,
+        sessions=0, moving_to=None, max_upload_mbit=0.0, version="1.0", protocol=2,
         decode_ms_per_block=1.0, prefill_tokens_per_s=100.0, cache_tokens_free=64,
         cache_tokens_total=64, queue_wait_ms=0.0,
     )  # fmt: skip
@@ -64,6 +65,8 @@ def test_lies_are_left_out_and_silence_is_shown() -> None:
     assert gone["state"] == "unreachable" and gone["open_files"] is None
     assert (liar["uptime_s"], honest["uptime_s"], honest["max_upload_mbit"]) == (None, 60.0, None)
     assert (honest["sessions"], honest["queue_wait_ms"]) == (3, 2.0)
+    assert (gone["quantization"], gone["device"]) == ("int8", "cpu")
+    assert (gone["version"], gone["protocol"]) == ("1.0", 2)
     assert found["missing"] == ["2:3"]
 
 
