@@ -12,6 +12,7 @@ from tiny_pairs import greedy, plain_model, some_ids
 
 from swarm.client.encoding import encode_piece
 from swarm.client.swarm import Swarm
+from swarm.models.slice import BlockSlice
 from swarm.sessions.messages import Step
 from swarm.testing import LocalSwarm
 
@@ -68,6 +69,32 @@ def test_the_first_chunk_is_sent_before_the_last_is_made(
     with swarm.client(prefill_chunk_tokens=20) as model:
         assert_same_ids(plain, greedy(plain, ids, 2), greedy(model, ids, 2))
     assert sent_first == [True]
+
+
+def test_the_second_server_computes_a_chunk_while_the_first_has_more_to_compute(
+    folder: Path, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first server begins the last chunk when the second has computed one."""
+    second = threading.Event()
+    waited: list[bool] = []
+
+    def forward(blocks: BlockSlice, hidden: Any, positions: Any, rows: Any, kv: Any) -> Any:
+        if not blocks.span.start and rows[0].start + rows[0].count == PROMPT_TOKENS:
+            waited.append(second.wait(10))
+        output = real_forward(blocks, hidden, positions, rows, kv)
+        if blocks.span.start:
+            second.set()
+        return output
+
+    real_forward = BlockSlice.forward
+    ids = some_ids(PROMPT_TOKENS, seed=4)
+    with (
+        LocalSwarm(folder, "0:2", "2:4") as swarm,
+        swarm.client(prefill_chunk_tokens=20) as model,
+    ):
+        monkeypatch.setattr(BlockSlice, "forward", forward)
+        assert_same_ids(plain, greedy(plain, ids, 2), greedy(model, ids, 2))
+    assert waited == [True]
 
 
 def test_a_prompt_that_cannot_be_made_to_the_end_ends_the_session(

@@ -153,7 +153,7 @@ def test_sixteen_sessions_get_no_more_than_one(
         ids = torch.arange(CHUNK_TOKENS * chunks)[None] % 90 + 3
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1)
 
-    pieces = {"prefill_chunk_tokens": CHUNK_TOKENS}
+    pieces: dict[str, Any] = {"prefill_chunk_tokens": CHUNK_TOKENS}
     with (
         LocalSwarm(folder, "0:4", loopback=loopback) as swarm,
         swarm.client(window=CHUNKS_OF_MANY, **pieces) as of_many,
