@@ -1,28 +1,15 @@
-"""One hop's rules, frame by frame."""
+"""One hop's rules for steps, frame by frame: order, duplicates, epochs, broken rules."""
 
 import pytest
-from session_samples import CLIENT, HOPS, SESSION, make_grant, make_step, signed
+from session_samples import CLIENT, HOPS, SESSION, make_grant, make_step
+from single_hops import fail_of, make_hop, run_step, step_to
 
 from swarm.scheduling.classes import ServiceClass
-from swarm.sessions.events import (
-    Compute,
-    Event,
-    Forward,
-    Free,
-    Instruction,
-    PassDone,
-    PassFailed,
-    PeerLost,
-    Received,
-    RouteChanged,
-    Stopping,
-    Tick,
-)
-from swarm.sessions.hop import LEASE_S, HopSession
+from swarm.sessions.events import Compute, Event, Forward, PassDone, PeerLost, Received
+from swarm.sessions.hop import HopSession
 from swarm.sessions.messages import (
     Close,
     Commit,
-    Fail,
     FailKind,
     Fence,
     Gap,
@@ -35,33 +22,6 @@ from swarm.sessions.messages import (
     Want,
 )
 from swarm.spans import PeerId
-
-
-def make_hop(index: int = 1, **kwargs: bool) -> HopSession:
-    return HopSession(make_grant(), index, 0.0, **kwargs)
-
-
-def step_to(hop: HopSession, step: Step, sender: PeerId | None = None) -> list[Instruction]:
-    pusher = HOPS[hop.hop - 1] if hop.hop else CLIENT
-    return hop.handle(Received(sender or pusher, step, "input"), 0.0)
-
-
-def run_step(hop: HopSession, step: Step) -> Forward:
-    """Take the step and do its pass; its answer."""
-    (compute,) = step_to(hop, step)
-    assert isinstance(compute, Compute)
-    (forward,) = hop.handle(PassDone(step.epoch, step.seq, f"output {step.seq}"), 0.0)
-    assert isinstance(forward, Forward)
-    return forward
-
-
-def fail_of(instructions: list[Instruction]) -> Fail:
-    assert [type(i) for i in instructions] == [Forward, Free]
-    assert isinstance(instructions[0], Forward)
-    message = instructions[0].message
-    assert isinstance(message, Fail)
-    assert instructions[0].to == CLIENT
-    return message
 
 
 def test_a_step_is_computed_committed_and_pushed_on() -> None:
@@ -201,6 +161,9 @@ def test_a_rollback_beyond_what_is_held_is_a_gap() -> None:
     assert gap == Forward(HOPS[0], Gap(SESSION, 1, 1, (3,), 0))
 
 
+# ---- what breaks the rules
+
+
 @pytest.mark.parametrize(
     "step",
     [
@@ -263,216 +226,9 @@ def test_only_the_client_and_the_neighbours_are_heard(event: Event) -> None:
     assert (hop.epoch, hop.held, hop.freed) == (0, (), False)
 
 
-def test_emit_from_keeps_a_refill_from_the_hops_behind() -> None:
-    hop = make_hop()
-    refill = make_step(1, 0, (0, 0), (4, 2), want=Want.NONE, emit_from=(6, 2), emit_hop=1)
-    hop.handle(Received(CLIENT, Fence(SESSION, 1)), 0.0)
-    ends_here = run_step(hop, refill)
-    assert ends_here.to == CLIENT
-    assert isinstance(ends_here.message, Output)
-    assert ends_here.message.counts == (0, 0)
-    partly = run_step(hop, make_step(1, 1, (4, 2), (4, 1), emit_from=(6, 2), emit_hop=1))
-    assert isinstance(partly.message, Step)
-    assert (partly.message.starts, partly.message.counts) == ((6, 2), (2, 1))
-    assert partly.message.position_ids == (2, 3, 4)
-    assert partly.rows == ((2, 2), (0, 1))
-
-
-def test_hops_before_the_end_of_a_refill_forward_everything() -> None:
-    forward = run_step(make_hop(0), make_step(0, 0, (0,), (4,), emit_from=(9,), emit_hop=1))
-    assert isinstance(forward.message, Step)
-    assert forward.message.counts == (4,)
-    assert forward.service_class is ServiceClass.REPAIR
-
-
-def test_after_a_fence_the_first_step_may_have_any_number_but_no_hole() -> None:
-    hop = make_hop()
-    hop.handle(Received(CLIENT, Fence(SESSION, 1)), 0.0)
-    (gap,) = step_to(hop, make_step(1, 5, (2,), (1,)))
-    assert isinstance(gap, Forward)
-    assert isinstance(gap.message, Gap)
-    run_step(hop, make_step(1, 5, (0,), (1,)))
-    (gap,) = step_to(hop, make_step(1, 7, (1,), (1,)))
-    assert isinstance(gap, Forward)
-    assert isinstance(gap.message, Gap)
-
-
-def test_a_gap_is_filled_with_kept_answers() -> None:
-    hop = make_hop()
-    answers = [run_step(hop, make_step(0, seq, (seq,), (1,))) for seq in range(3)]
-    filled = hop.handle(Received(HOPS[2], Gap(SESSION, 0, 2, (1,), 1)), 0.0)
-    assert filled == answers[1:]
-    assert hop.handle(Received(HOPS[2], Gap(SESSION, 0, 2, (3,), 3)), 0.0) == []
-
-
-def test_a_gap_that_cannot_be_filled_goes_to_the_client() -> None:
-    hop = make_hop()
-    for seq in range(70):
-        run_step(hop, make_step(0, seq, (seq,), (1,)))
-    gap = Gap(SESSION, 0, 2, (1,), 1)
-    assert hop.handle(Received(HOPS[2], gap), 0.0) == [Forward(CLIENT, gap)]
-
-
-def test_a_small_frame_does_not_buy_answers_for_ever() -> None:
-    hop = make_hop()
-    first = make_step(0, 0, (0,), (3,))
-    answer = run_step(hop, first)
-    assert [step_to(hop, first) for _ in range(5)] == [[answer]] * 3 + [[]] * 2
-    run_step(hop, make_step(0, 1, (3,), (1,)))
-    gap = Gap(SESSION, 0, 2, (3,), 1)
-    filled = [hop.handle(Received(HOPS[2], gap), 0.0) for _ in range(20)]
-    assert filled[-1] == [Forward(CLIENT, gap)]
-    assert filled.count(filled[0]) == 16
-
-
 def test_a_duplicate_of_another_shape_is_no_duplicate() -> None:
     hop = make_hop()
     run_step(hop, make_step(0, 0, (0,), (3,)))
     assert fail_of(step_to(hop, make_step(0, 0, (0,), (3,), emit_from=(1, 2)))).why is (
         FailKind.REJECTED
     )
-
-
-def test_kept_answers_are_bounded() -> None:
-    hop = HopSession(make_grant(length=100_000), 1, 0.0)
-    for seq in range(6):
-        run_step(hop, make_step(0, seq, (1000 * seq,), (1000,)))
-    gap = Gap(SESSION, 0, 2, (2000,), 2)
-    assert len(hop.handle(Received(HOPS[2], gap), 0.0)) == 4
-    gap = Gap(SESSION, 0, 2, (1000,), 1)
-    assert hop.handle(Received(HOPS[2], gap), 0.0) == [Forward(CLIENT, gap)]
-
-
-def test_holds_says_what_a_backup_covers_and_replay_pushes_it() -> None:
-    hop = make_hop(keep_backup=True)
-    run_step(hop, make_step(0, 0, (0, 0), (3, 2)))
-    run_step(hop, make_step(0, 1, (3, 2), (1, 0)))
-    (holds,) = hop.handle(Received(CLIENT, Fence(SESSION, 1)), 0.0)
-    assert holds == Forward(CLIENT, Holds(SESSION, 1, 1, (4, 2), (0, 0), 0))
-    replay = Replay(SESSION, 1, 0, (1, 0), (3, 2), (4, 2), 2)
-    (pushed,) = hop.handle(Received(CLIENT, replay), 0.0)
-    assert isinstance(pushed, Forward)
-    assert isinstance(pushed.message, Step)
-    assert pushed.message.position_ids == (1, 2, 0, 3, 4)
-    assert pushed.parts is not None
-    assert [(p.payload, p.first, p.tokens) for p in pushed.parts] == [
-        ("output 0", 1, 2),
-        ("output 1", 0, 1),
-        ("output 0", 3, 2),
-    ]
-
-
-def test_a_replay_after_the_eviction_of_the_backup_says_so() -> None:
-    hop = make_hop(keep_backup=True)
-    run_step(hop, make_step(0, 0, (0,), (3,)))
-    hop.evict_backup()
-    (holds,) = hop.handle(Received(CLIENT, Replay(SESSION, 0, 1, (0,), (3,), (3,), 2)), 0.0)
-    assert holds == Forward(CLIENT, Holds(SESSION, 0, 1, (3,), None, 0))
-    assert not hop.freed
-
-
-def test_backup_bytes_follow_what_is_kept() -> None:
-    hop = make_hop(keep_backup=True)
-    for seq in range(3):
-        step_to(hop, make_step(0, seq, (seq,), (1,)))
-        hop.handle(PassDone(0, seq, "output", output_bytes=10), 0.0)
-    assert hop.backup_bytes == 30
-    fence = Fence(SESSION, 1, operation=RowOperation(parents=(0, 0), truncate_to=(2, 1)))
-    hop.handle(Received(CLIENT, fence), 0.0)
-    assert hop.backup_bytes == 20
-    hop.evict_backup()
-    assert hop.backup_bytes == 0
-
-
-def test_a_new_route_moves_the_hop() -> None:
-    hop = make_hop()
-    grant = make_grant(route=1)
-    grant = type(grant)(
-        **{f: getattr(grant, f) for f in grant.__struct_fields__} | {"hops": grant.hops[::-1]}
-    )
-    fence = Fence(SESSION, 1, signed(grant), 1)
-    (holds,) = hop.handle(RouteChanged(CLIENT, fence, grant), 0.0)
-    assert isinstance(holds, Forward)
-    assert isinstance(holds.message, Holds)
-    assert step_to(hop, make_step(1, 0, (0,), (1,)), HOPS[0]) == []
-    assert len(step_to(hop, make_step(1, 0, (0,), (1,)), HOPS[2])) == 1
-
-
-def test_a_new_route_may_not_change_what_was_reserved() -> None:
-    hop = make_hop()
-    grant = make_grant(route=1, rows=5)
-    fail = fail_of(
-        hop.handle(RouteChanged(CLIENT, Fence(SESSION, 1, signed(grant), 1), grant), 0.0)
-    )
-    assert fail.why is FailKind.REJECTED
-
-
-def test_a_fence_with_an_unchecked_route_is_rejected() -> None:
-    fence = Fence(SESSION, 1, signed(make_grant(route=1)), 1)
-    fail = fail_of(make_hop().handle(Received(CLIENT, fence), 0.0))
-    assert fail.why is FailKind.REJECTED
-
-
-def test_a_hold_lapses_without_commit() -> None:
-    hop = make_hop()
-    assert hop.deadline == LEASE_S
-    assert hop.handle(Tick(), LEASE_S - 0.1) == []
-    assert [type(i) for i in hop.handle(Tick(), LEASE_S)] == [Free]
-
-
-@pytest.mark.parametrize(
-    "message", [Commit(SESSION, 0), Fence(SESSION, 1), make_step(0, 0, (0,), (1,))]
-)
-def test_a_committed_session_lives_for_its_lifetime(message: Step | Commit | Fence) -> None:
-    hop = make_hop()
-    hop.handle(Received(CLIENT, message), 0.0)
-    assert hop.deadline == 100.0
-    assert hop.handle(Tick(), 99.0) == []
-    assert fail_of(hop.handle(Tick(), 100.0)).why is FailKind.EXPIRED
-
-
-def test_a_lost_client_is_waited_for() -> None:
-    hop = make_hop()
-    hop.handle(Received(CLIENT, Commit(SESSION, 0)), 0.0)
-    assert hop.handle(PeerLost(CLIENT, "cut"), 1.0) == []
-    assert hop.handle(Tick(), 10.9) == []
-    hop.handle(Received(CLIENT, make_step(0, 0, (0,), (1,))), 10.9)
-    assert hop.handle(Tick(), 12.0) == []
-    hop.handle(PeerLost(CLIENT, "cut"), 20.0)
-    assert [type(i) for i in hop.handle(Tick(), 30.0)] == [Free]
-
-
-def test_a_lost_successor_is_reported_and_the_session_stays() -> None:
-    hop = make_hop()
-    (report,) = hop.handle(PeerLost(HOPS[2], "cut"), 0.0)
-    assert isinstance(report, Forward)
-    assert isinstance(report.message, Fail)
-    assert (report.message.why, report.message.peer) == (FailKind.PEER_LOST, HOPS[2])
-    assert not hop.freed
-    assert hop.handle(PeerLost(HOPS[0], "cut"), 0.0) == []
-
-
-def test_the_successors_failure_is_passed_on_with_its_name() -> None:
-    fail = Fail(SESSION, 2, FailKind.UNKNOWN_SESSION, "restarted")
-    (passed,) = make_hop().handle(Received(HOPS[2], fail), 0.0)
-    assert passed == Forward(
-        CLIENT, Fail(SESSION, 2, FailKind.UNKNOWN_SESSION, "restarted", HOPS[2])
-    )
-
-
-def test_failed_passes_and_shutdown_end_the_session() -> None:
-    failure = Fail(SESSION, 1, FailKind.NOT_FINITE, "NaN")
-    hop = make_hop()
-    step_to(hop, make_step(0, 0, (0,), (1,)))
-    assert fail_of(hop.handle(PassFailed(0, 0, failure), 0.0)).why is FailKind.NOT_FINITE
-    hop = make_hop()
-    hop.handle(Received(CLIENT, Fence(SESSION, 1)), 0.0)
-    assert hop.handle(PassFailed(0, 0, failure), 0.0) == []
-    fail = fail_of(hop.handle(Stopping(FailKind.SHUTTING_DOWN, "bye"), 0.0))
-    assert fail.why is FailKind.SHUTTING_DOWN
-
-
-def test_close_frees() -> None:
-    assert make_hop().handle(Received(CLIENT, Close(SESSION)), 0.0) == [
-        Free("closed by the client")
-    ]
