@@ -13,6 +13,9 @@ from swarm.errors import CacheFullError, SessionClosedError
 from swarm.models.remote_blocks import ATTENTION, RemoteBlocks
 from swarm.sessions.messages import Hop
 
+IDS = torch.tensor([[17, 4, 99, 150, 4, 99, 150, 4, 99]])
+PADDED = torch.tensor([[0, 0, 0, 5, 6, 7], [0, 9, 8, 7, 6, 5], [11, 12, 13, 14, 15, 16]])
+
 
 def tiny_llama(seed: int = 0, **changes):
     """A plain model whose random weights are large enough that its ids vary."""

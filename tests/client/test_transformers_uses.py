@@ -6,28 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from stand_in import as_remote, tiny_llama
+from stand_in import IDS, tiny_llama
 from transformers import GenerationConfig, TextIteratorStreamer, set_seed
 
 from swarm.errors import NotServedError
 
-IDS = torch.tensor([[17, 4, 99, 150, 4, 99, 150, 4, 99]])
 LEFT = torch.tensor([[0, 0, 0, 5, 6, 7], [11, 12, 13, 14, 15, 16]])
 RIGHT = torch.tensor([[5, 6, 7, 0, 0, 0], [11, 12, 13, 14, 15, 16]])
 
 
 def mask_of(ids):
     return (ids != 0).long()
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return tiny_llama()
-
-
-@pytest.fixture
-def remote(plain):
-    return as_remote(plain)
 
 
 OUTPUTS = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
