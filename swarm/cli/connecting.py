@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from swarm.cli.importing import importing
 from swarm.cli.logs import log_to_stderr
 from swarm.cli.terminal import say, take_any_text
 from swarm.errors import UsageError
@@ -33,8 +34,9 @@ class Connection:
         if self.dtype not in DTYPE_NAMES:
             raise UsageError(f"--dtype {self.dtype}: use one of {', '.join(DTYPE_NAMES)}")
         take_any_text()
-        _quiet_libraries()
-        from swarm.models.checkpoint import open_checkpoint
+        with importing():
+            _quiet_libraries()
+            from swarm.models.checkpoint import open_checkpoint
 
         return open_checkpoint(self.model, self.revision)
 
