@@ -8,6 +8,8 @@ from swarm.spans import PeerId
 FIRST_S = 2.0
 """How long a server is left out after its first failure."""
 MOST_S = 60.0
+_MOST_FAILURES = 16
+"""More count no more: who cannot be reached at all is tried, and fails, once a minute for days."""
 FADE_S = 60.0
 """So long after it was let in again, half of its failures are forgotten."""
 
@@ -38,6 +40,7 @@ class Troubles:
         failures = 1
         if known is not None:
             failures += known.failures >> int((now - known.until) / FADE_S)
+            failures = min(failures, _MOST_FAILURES)
         until = now + min(MOST_S, FIRST_S * 2 ** (failures - 1))
         self._records[peer] = _Record(failures, until)
 

@@ -29,6 +29,15 @@ def test_each_further_failure_takes_twice_as_long_up_to_a_limit() -> None:
     assert took == [2.0, 4.0, 8.0, 16.0, 32.0, MOST_S, MOST_S, MOST_S]
 
 
+def test_who_fails_for_days_is_left_out_as_for_hours() -> None:
+    troubles, now = Troubles(), 0.0
+    for _ in range(3000):
+        troubles.failed(ONE, now)
+        now += MOST_S
+    assert troubles.left_out(now - 1.0) == {ONE}
+    assert troubles.left_out(now) == set()
+
+
 def test_failures_fade_and_serving_forgives_them_all() -> None:
     troubles = Troubles()
     for now in (0.0, 3.0, 8.0):
