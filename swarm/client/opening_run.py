@@ -91,7 +91,10 @@ class OpeningRun:
             self._handle(PeerLost(peer, "nothing comes from it"))
 
     def _handle(self, event: Event) -> None:
-        self._apply(self._opening.handle(event, self._swarm.time))
+        try:
+            self._apply(self._opening.handle(event, self._swarm.time))
+        except Exception as error:  # as in `_hand_over`
+            self._fail(error)
 
     def _apply(self, instructions: Sequence[Instruction]) -> None:
         for instruction in instructions:
@@ -119,6 +122,6 @@ class OpeningRun:
         except PeerError as error:
             self._handle(PeerLost(peer, str(error)))
 
-    def _fail(self, error: SwarmError) -> None:
+    def _fail(self, error: Exception) -> None:
         if not self._result.done():
             self._result.set_exception(error)

@@ -203,7 +203,11 @@ class RemoteSession:
                 call.done.set_exception(error)
 
     def _handle(self, event: Event) -> None:
-        self._apply(self._client.handle(event, self._swarm.time))
+        try:
+            self._apply(self._client.handle(event, self._swarm.time))
+        except Exception as error:  # told to who waits in another thread: nobody else hears of it
+            logger.exception("session %s failed", self._session.hex()[:8])
+            self._fail(error)
 
     def _apply(self, instructions: Sequence[Instruction]) -> None:
         for instruction in instructions:
@@ -332,7 +336,15 @@ class RemoteSession:
             self._fail(error)
         else:
             self._mending = self._mending_task = None
+            self._go_on(grant, signed)
+
+    def _go_on(self, grant: Grant, signed: SignedGrant) -> None:
+        try:
             self._reroute(grant, signed)
+        except Exception as error:
+            logger.exception("going on over another route failed")
+            self._apply([Forward(PeerId(hop.peer), Close(self._session)) for hop in grant.hops])
+            self._fail(error)
 
     def _reroute(self, grant: Grant, signed: SignedGrant) -> None:
         for peer in self._watch.doubted:

@@ -73,7 +73,8 @@ class Swarm:
         self._routers: dict[str, ClientRouter] = {}
         self._damaged: set[PeerId] = set()
         """Servers whose files were found to be damaged and that were told of."""
-        self._requests: dict[int, asyncio.Future[StatusReply]] = {}
+        self._requests: dict[int, tuple[PeerId, asyncio.Future[StatusReply]]] = {}
+        """Who was asked for its status, by the number of the question."""
         self._request_numbers = count(1)
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self._closed = False
@@ -112,8 +113,7 @@ class Swarm:
             return
         self._closed = True
         self._timer.cancel()
-        for listener in list(self._listeners.values()):
-            listener.peer_lost(self.identity.peer_id, "the client left the swarm")
+        self.on_link_lost(self.identity.peer_id, "the client left the swarm")
         lookups = list(self._lookups.values())
         for lookup in lookups:
             lookup.cancel()
@@ -266,7 +266,7 @@ class Swarm:
         """What the server says of itself. Raises PeerError."""
         number = next(self._request_numbers)
         answer: asyncio.Future[StatusReply] = self._loop.create_future()
-        self._requests[number] = answer
+        self._requests[number] = record.peer, answer
         try:
             async with asyncio.timeout(timeout_s):
                 await self.connect(record, timeout_s)
@@ -310,8 +310,8 @@ class Swarm:
 
     def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
         if isinstance(message, StatusReply):
-            answer = self._requests.get(message.request)
-            if answer is not None and not answer.done():
+            asked, answer = self._requests.get(message.request, (None, None))
+            if answer is not None and asked == peer and not answer.done():
                 answer.set_result(message)
             return
         listener = self._listeners.get(getattr(message, "session", b""))
@@ -320,7 +320,10 @@ class Swarm:
 
     def on_link_lost(self, peer: PeerId, reason: str) -> None:
         for listener in list(self._listeners.values()):
-            listener.peer_lost(peer, reason)
+            try:
+                listener.peer_lost(peer, reason)
+            except Exception:  # the others are told all the same
+                logger.exception("a session was not told that %s is lost", peer)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
