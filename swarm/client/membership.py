@@ -12,6 +12,7 @@ from swarm.client.swarm import Swarm, close_quietly
 from swarm.errors import SwarmError, UsageError
 
 LEAVE_TIMEOUT_S = 10.0
+LEAVE_POLL_S = 0.05
 _Key = tuple[tuple[str, ...], ClientSettings]
 
 
@@ -67,16 +68,29 @@ class Membership:
 
     def close(self) -> None:
         """Leave; the last member of the process closes the swarm, and this waits for it."""
-        entry = self._leave()
+        with _lock:
+            entry = self._leave()
         if entry is not None:
             entry.runtime.forget(entry.swarm)
             entry.runtime.run(close_quietly(entry.swarm), LEAVE_TIMEOUT_S)
 
     def close_soon(self) -> None:
-        """As `close`, from a finalizer: never waits."""
-        entry = self._leave(wait=False)
+        """As `close`, from a finalizer in any thread: never waits."""
+        if self._pid == os.getpid():
+            self._entry.runtime.call_soon(_leave_in_task, self)
+
+    async def leave_when_free(self) -> None:
+        """As `close`, in the loop: another thread that joins keeps the lock for as long as that
+        takes, and may wait for this loop."""
+        while not _lock.acquire(blocking=False):  # noqa: ASYNC110 (other threads set no event)
+            await asyncio.sleep(LEAVE_POLL_S)
+        try:
+            entry = self._leave()
+        finally:
+            _lock.release()
         if entry is not None:
-            entry.runtime.call_soon(_close_in_task, entry)
+            entry.runtime.forget(entry.swarm)
+            await close_quietly(entry.swarm)
 
     def _join(self) -> _Joined:
         with _lock:
@@ -90,30 +104,24 @@ class Membership:
             entry.users += 1
             return entry
 
-    def _leave(self, wait: bool = True) -> _Joined | None:
-        """What is to be closed, if we were the last. A fork's parent keeps what is its own."""
-        if self._closed or self._pid != os.getpid():
+    def _leave(self) -> _Joined | None:
+        """What is to be closed, if we were the last; under the lock. A fork's parent keeps what is
+        its own."""
+        closed, self._closed = self._closed, True
+        if closed or self._pid != os.getpid():
             return None
-        if not _lock.acquire(blocking=wait):
-            # Another thread is joining; what stays open is closed when the program ends.
+        self._entry.users -= 1
+        if self._entry.users > 0:
             return None
-        try:
-            self._closed = True
-            self._entry.users -= 1
-            if self._entry.users > 0:
-                return None
-            if _joined.get(self._key) is self._entry:
-                del _joined[self._key]
-            return self._entry
-        finally:
-            _lock.release()
+        if _joined.get(self._key) is self._entry:
+            del _joined[self._key]
+        return self._entry
 
 
-_closing: set["asyncio.Task[None]"] = set()
+_leaving: set["asyncio.Task[None]"] = set()
 
 
-def _close_in_task(entry: _Joined) -> None:
-    entry.runtime.forget(entry.swarm)
-    task = asyncio.get_running_loop().create_task(close_quietly(entry.swarm))
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
+def _leave_in_task(member: Membership) -> None:
+    task = asyncio.get_running_loop().create_task(member.leave_when_free())
+    _leaving.add(task)
+    task.add_done_callback(_leaving.discard)

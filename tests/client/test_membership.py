@@ -1,6 +1,7 @@
 """One swarm for all models of a process with the same peers."""
 
 import asyncio
+import os
 import threading
 from typing import ClassVar
 
@@ -72,6 +73,27 @@ def test_a_finalizer_does_not_wait(made):
     member = Membership(PEERS, ClientSettings())
     member.close_soon()
     assert made[0].closed.wait(10)
+
+
+def test_a_finalizer_leaves_although_another_thread_is_joining(made):
+    member = Membership(PEERS, ClientSettings())
+    with membership._lock:
+        member.close_soon()
+        assert not made[0].closed.wait(0.2)
+    assert made[0].closed.wait(10)
+    assert not membership._joined
+
+
+def test_what_a_fork_has_closed_stays_closed(made, monkeypatch):
+    member = Membership(PEERS, ClientSettings())
+    with monkeypatch.context() as fork:
+        fork.setattr(os, "getpid", lambda: -1)
+        member.close()
+        with pytest.raises(SwarmError, match="left the swarm"):
+            member.get()
+    assert len(made) == 1
+    assert not made[0].closed.is_set()
+    membership._joined.clear()
 
 
 def test_one_address_as_text(made):
