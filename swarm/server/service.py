@@ -164,12 +164,8 @@ class Service:
             case Close():
                 self._on_close(peer, message)
             case StatusRequest():
-                self._send(
-                    peer,
-                    StatusReply(
-                        message.request, self._status.read(self._now(), len(self._sessions))
-                    ),
-                )
+                status = self._status.read(self._now(), len(self._sessions))
+                self._send(peer, StatusReply(message.request, status))
             case _:
                 logger.debug("%s sent a %s, which no server awaits", peer, type(message).__name__)
                 return True
@@ -297,7 +293,8 @@ class Service:
     # ---- instructions
 
     def _handle(self, hop: HopSession, event: Event) -> bool:
-        """Whether something is computed because of it."""
+        """Whether something is computed because of it. One session's trouble reaches neither the
+        link, which serves others, nor the clock of all sessions: this never raises."""
         try:
             instructions = hop.handle(event, self._now())
             self._perform(hop, instructions, event)
@@ -305,12 +302,20 @@ class Service:
                 self.backups.changed(hop)
             return any(isinstance(instruction, Compute) for instruction in instructions)
         except Exception:
-            # One session's trouble must not reach the link, which serves others.
             logger.exception("session %s failed", hop.grant.session.hex()[:8])
-            if not hop.freed:
-                fault = Stopping(FailKind.INTERNAL, "an internal fault; see the server's log")
-                self._perform(hop, hop.handle(fault, self._now()), fault)
+            self._give_up(hop)
             return False
+
+    def _give_up(self, hop: HopSession) -> None:
+        """Ends a session that failed, if that is not done yet; its room comes back in any case."""
+        fault = Stopping(FailKind.INTERNAL, "an internal fault; see the server's log")
+        try:
+            try:
+                self._perform(hop, hop.handle(fault, self._now()), fault)
+            finally:
+                self._free(hop, fault.detail)
+        except Exception:
+            logger.exception("session %s was not ended in order", hop.grant.session.hex()[:8])
 
     def _perform(self, hop: HopSession, instructions: list[Instruction], cause: Event) -> None:
         for instruction in instructions:
@@ -358,13 +363,17 @@ class Service:
 
     def _free(self, hop: HopSession, reason: str) -> None:
         session = SessionId(hop.grant.session)
+        if self._sessions.get(session) is not hop:
+            return
         logger.debug("session %s: %s", session.hex()[:8], reason)
         del self._sessions[session]
-        self.backups.forget(hop)
-        self._engine.release(session)
-        self._let_in(self._reception.leave(session))
-        if not self._sessions:
-            self._idle.set()
+        try:
+            self.backups.forget(hop)
+            self._engine.release(session)
+        finally:
+            self._let_in(self._reception.leave(session))
+            if not self._sessions:
+                self._idle.set()
 
     # ---- time
 
@@ -374,6 +383,7 @@ class Service:
 
     def _tick(self) -> None:
         assert self._loop is not None
+        self._timer = self._loop.call_later(TICK_S, self._tick)
         now = self._now()
         for hop in [hop for hop in self._sessions.values() if hop.deadline <= now]:
             self._handle(hop, Tick())
@@ -381,7 +391,6 @@ class Service:
         for client, refused in refusals:
             self._send(client, refused)
         self._let_in(held)
-        self._timer = self._loop.call_later(TICK_S, self._tick)
 
 
 def _client_knows(instructions: list[Instruction], cause: Event) -> bool:
