@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from swarm.dht.directory import Directory
 from swarm.dht.records import DIGEST_BYTES, ServerRecord
-from swarm.errors import CheckpointError, SwarmError
+from swarm.errors import CheckpointError, PeerError, SwarmError
 from swarm.printable import printable
 from swarm.routing.view import SwarmView
 from swarm.server.distances import Distances
@@ -21,6 +21,8 @@ from swarm.wire.versions import check_versions
 logger = logging.getLogger("swarm.server")
 
 MOST_NAME_BYTES = 80
+MOST_MODELS = 16
+"""Of a swarm, that a server looks at before it joins with another one."""
 LOOK_ROUND_S = 20.0
 """How often the directory is read."""
 DOUBT_S = 1.0
@@ -83,21 +85,21 @@ class Neighbourhood:
 
         One name with two contents is a mistake; two models in one swarm are none.
         """
-        checkpoint = self._plan.checkpoint
-        records = await self._served()
-        ours = [record for record in records if record.checkpoint == self._plan.identity]
-        check_versions(record.protocol for record in ours or records)
+        name = self._plan.checkpoint.name
+        ours = await self._directory.snapshot(self._plan.identity)
+        records = ours or await self._served()
+        check_versions(record.protocol for record in records)
         if ours:
             return
-        if any(record.model == short_name(checkpoint.name) for record in records):
+        if any(record.model == short_name(name) for record in records):
             raise CheckpointError(
-                f"the swarm serves another checkpoint as {short_name(checkpoint.name)}: its weights"
+                f"the swarm serves another checkpoint as {short_name(name)}: its weights"
                 " or its config differ from those that you gave; use the same files or --revision"
                 " as the others, or begin a swarm of your own without --peers"
             )
         if records:
             names = sorted({record.model for record in records})
-            text = f"{checkpoint.name} is new in this swarm, which serves {', '.join(names)}"
+            text = f"{name} is new in this swarm, which serves {', '.join(names)}"
             self._tell(ServerEvent("notice", text, {"models": names}))
 
     async def check_digests(self, span: Span, digests: bytes) -> None:
@@ -120,11 +122,22 @@ class Neighbourhood:
                 )
 
     async def _served(self) -> list[ServerRecord]:
-        """All servers of all models; the index alone may still name some that have left."""
-        records: list[ServerRecord] = []
-        for entry in await self._directory.models():
-            records += await self._directory.snapshot(entry.checkpoint)
-        return records
+        """The servers of the other models, those of our name first and then those that have most
+        servers; the index alone may still name some that have left, and anybody may write any
+        number of names into it."""
+        ours = short_name(self._plan.checkpoint.name)
+        entries = sorted(await self._directory.models(), key=lambda entry: entry.model != ours)
+        found = await asyncio.gather(
+            *(self._servers_of(entry.checkpoint) for entry in entries[:MOST_MODELS])
+        )
+        return [record for records in found for record in records]
+
+    async def _servers_of(self, checkpoint: str) -> list[ServerRecord]:
+        try:
+            return await self._directory.snapshot(checkpoint)
+        except PeerError as error:
+            logger.info("the servers of %s were not found out: %s", checkpoint, error)
+            return []
 
     async def look_round(self) -> None:
         """Reads the directory once. Raises `PeerTimeoutError`."""
