@@ -48,7 +48,8 @@ class MoveRules:
 
     def pause_s(self, failures: int) -> float:
         """How long a server stays after so many moves in a row that failed."""
-        return self.check_s * min(self.rest_checks, 2.0 ** (failures - 1))
+        doubled = min(failures - 1, self.rest_checks)  # of more, no power can be taken some day
+        return self.check_s * min(self.rest_checks, 2.0**doubled)
 
 
 class Action(StrEnum):

@@ -33,7 +33,8 @@ class BootstrapPeer:
         """Returns when others can join. Raises `UsageError`, `UnreachablePeerError` or
         `DaemonError`; everything is closed again then."""
         try:
-            claimed = await asyncio.to_thread(claim_identity, self.config.identity, "dht")
+            # Not in a thread: who is cancelled while it waits would keep the identity locked.
+            claimed = claim_identity(self.config.identity, "dht")
             self._stack.callback(claimed.release)
             check_announced(self.config.announce, claimed.identity.peer_id)
             if claimed.sibling > 1:

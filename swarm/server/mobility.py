@@ -96,6 +96,11 @@ class Mobility:
             logger.info("whether others need this server more was not found out: %s", error)
             await self._stay(loop)
             return
+        except Exception:
+            # It only looks: a look that fails ends no server.
+            logger.exception("looking whether others need this server more failed")
+            await self._stay(loop)
+            return
         assert decision.span is not None
         moved = await self._movable.move(decision.span, decision.reason)
         self.intent = None

@@ -53,6 +53,7 @@ class Residence:
         self._place = place
         self._voice = voice
         self._hosted: Hosted | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     @property
     def block_digests(self) -> bytes:
@@ -163,11 +164,20 @@ class Residence:
             await asyncio.sleep(ENGINE_WATCH_S)
 
     async def leave(self) -> None:
-        """Ends the service of the present blocks and frees their memory."""
+        """Ends the service of the present blocks and frees their memory.
+
+        Who is cancelled here has begun it; the next call waits for the end.
+        """
         stay, self.stay, self._hosted = self.stay, None, None
         if stay is not None:
-            await stay.close()
+            self._leaving = asyncio.ensure_future(stay.close())
         del stay
+        if self._leaving is not None:
+            try:
+                await asyncio.shield(self._leaving)
+            finally:
+                if self._leaving.done():
+                    self._leaving = None
         gc.collect()
         if self._place.plan.device.type == "cuda":
             # What torch keeps for itself would not count as free for the next blocks.

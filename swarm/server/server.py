@@ -139,8 +139,8 @@ class Server:
         """
         try:
             raise_file_limit()
-            identity_path = self.config.identity
-            claimed = await asyncio.to_thread(claim_identity, identity_path)
+            # Not in a thread: who is cancelled while it waits would keep the identity locked.
+            claimed = claim_identity(self.config.identity)
             self._stack.callback(claimed.release)
             check_announced(self.config.announce, claimed.identity.peer_id)
             if claimed.sibling > 1:

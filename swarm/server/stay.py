@@ -1,6 +1,7 @@
 """A server's stay on one span: what serves it, from the loaded blocks until it is closed."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -122,8 +123,12 @@ class Stay:
         await asyncio.gather(*waits, return_exceptions=True)
 
     async def close(self) -> None:
-        """Ends what is left, and lets go of the blocks."""
-        await self.service.close()
-        await self.links.close()
+        """Ends what is left, and lets go of the blocks; each part also when another fails."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._stop_engine)
+            stack.push_async_callback(self.links.close)
+            await self.service.close()
+
+    async def _stop_engine(self) -> None:
         if not await asyncio.to_thread(self._engine.stop, ENGINE_STOP_TIMEOUT_S):
             logger.warning("a pass is still running; the engine's thread is left to it")
