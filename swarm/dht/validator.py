@@ -55,6 +55,6 @@ def _is_sound(record: DHTRecord) -> bool:
     try:
         peer, value = _text.decode(record.subkey), _bytes.decode(record.value)
         check(record.key, peer, value, record.expiration_time)
-    except (msgspec.DecodeError, RecordError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecordError):
         return False
     return True

@@ -318,9 +318,15 @@ def encode(message: Message | Grant) -> bytes:
 
 def decode(data: bytes | memoryview) -> Message:
     """Raises `msgspec.DecodeError` for anything that is no message within the limits."""
-    return _DECODER.decode(data)
+    try:
+        return _DECODER.decode(data)
+    except UnicodeDecodeError as error:  # of msgspec's own errors it is none
+        raise msgspec.DecodeError(str(error)) from None
 
 
 def decode_grant(data: bytes) -> Grant:
     """Raises `msgspec.DecodeError` for anything that is no grant within the limits."""
-    return _GRANT_DECODER.decode(data)
+    try:
+        return _GRANT_DECODER.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from None

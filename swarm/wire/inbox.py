@@ -308,5 +308,5 @@ def _prelude(body: memoryview) -> tuple[int, int]:
 def _decoded(header: memoryview, number: int) -> Message:
     try:
         return decode(header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise FramingError(f"message {number} is malformed: {error}") from None

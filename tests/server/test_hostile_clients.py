@@ -5,16 +5,22 @@ import asyncio
 import pytest
 from service_world import World, in_world, opened, tokens
 
+from swarm.sessions.grants import GRANT_CONTEXT
 from swarm.sessions.messages import (
     MAX_STEP_TOKENS,
     Fail,
     FailKind,
     Fence,
+    Open,
     Output,
+    Refused,
+    RefuseKind,
     Replay,
+    SignedGrant,
     StatusReply,
     StatusRequest,
     Want,
+    encode,
 )
 
 
@@ -39,6 +45,20 @@ def test_a_flood_of_steps_that_lead_nowhere_is_slowed_down(what: str) -> None:
         await client.push(server, grant, tokens(2))
         await client.receive_output()
         assert (await flooder.receive(StatusReply)).request == 9
+
+    in_world(story)
+
+
+def test_a_grant_whose_names_are_no_text_is_refused_like_any_other() -> None:
+    async def story(w: World) -> None:
+        [server], client, grant = await opened(w)
+        junk = encode(client.grant([server])).replace(server.peer.encode(), b"\xff" * 52)
+        signed = SignedGrant(junk, client.identity.sign(GRANT_CONTEXT + junk))
+        await client.send(server, Open(signed, 0))
+        refused = await client.receive(Refused)
+        assert (refused.session, refused.why) == (bytes(16), RefuseKind.BAD_GRANT)
+        await client.send(server, Fence(grant.session, 1, signed))
+        assert (await client.receive(Fail)).why is FailKind.REJECTED
 
     in_world(story)
 
