@@ -1,5 +1,6 @@
 """A server's room for sessions: who gets it, who waits for it, and that all of it comes back."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -67,11 +68,14 @@ class Admission:
         self.row_tokens = row_tokens
         self._rooms: dict[SessionId, tuple[int, str]] = {}
         """Tokens and client of each session."""
+        self._used_tokens = 0
+        self._held_by: Counter[str] = Counter()
+        """Tokens of all sessions of each client that has some."""
         self._line: list[Waiting] = []
 
     @property
     def free_tokens(self) -> int:
-        return self.capacity_tokens - sum(tokens for tokens, _ in self._rooms.values())
+        return self.capacity_tokens - self._used_tokens
 
     @property
     def sessions(self) -> tuple[SessionId, ...]:
@@ -123,7 +127,11 @@ class Admission:
 
     def release(self, session: SessionId) -> Decision:
         """Take back the session's room or its place in line; unknown sessions are no error."""
-        self._rooms.pop(session, None)
+        tokens, client = self._rooms.pop(session, (0, ""))
+        self._used_tokens -= tokens
+        self._held_by[client] -= tokens
+        if not self._held_by[client]:
+            del self._held_by[client]
         self._line = [waiting for waiting in self._line if waiting.session != session]
         return Decision(admitted=tuple(self._admit()))
 
@@ -135,6 +143,11 @@ class Admission:
     def validate(self) -> None:
         """Raises AssertionError if the books are wrong; for tests."""
         assert self.free_tokens >= 0
+        assert self._used_tokens == sum(tokens for tokens, _ in self._rooms.values())
+        held: Counter[str] = Counter()
+        for tokens, client in self._rooms.values():
+            held[client] += tokens
+        assert self._held_by == held and all(self._held_by.values())
         assert len({waiting.session for waiting in self._line}) == len(self._line)
         assert not any(waiting.session in self._rooms for waiting in self._line)
         assert all(waiting.overtaken <= MAX_OVERTAKES for waiting in self._line)
@@ -150,6 +163,8 @@ class Admission:
             ahead.overtaken += 1
         self._line.remove(guest)
         self._rooms[guest.session] = (guest.tokens, guest.client)
+        self._used_tokens += guest.tokens
+        self._held_by[guest.client] += guest.tokens
 
     def _next(self) -> Waiting | None:
         """Who is to be let in now."""
@@ -166,5 +181,5 @@ class Admission:
         return None
 
     def _is_greedy(self, waiting: Waiting) -> bool:
-        held = sum(tokens for tokens, client in self._rooms.values() if client == waiting.client)
+        held = self._held_by[waiting.client]
         return held > 0 and 2 * (held + waiting.tokens) > self.capacity_tokens

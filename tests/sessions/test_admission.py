@@ -29,6 +29,24 @@ def test_room_is_given_refused_and_given_back() -> None:
     assert admission.free_tokens == 100
 
 
+class Unwalked(dict):
+    """Rooms that nobody may look through: there may be very many, and one is asked for often."""
+
+    values = items = __iter__ = None
+
+
+def test_nobody_walks_all_rooms_for_one_that_comes_or_goes() -> None:
+    admission = Admission(1000, headroom_tokens=10)
+    admission._rooms = Unwalked()
+    for number in range(10):
+        assert admission.request(name(number), 90, 0.0, 0.0, str(number % 3)) is True
+    assert admission.request(name(20), 600, 9.0, 0.0, "0") is None
+    assert admission.request(name(21), 90, 9.0, 0.0, "1") is True
+    assert admission.release(name(0)).admitted == ()
+    assert admission.tick(10.0).expired == (name(20),)
+    assert admission.free_tokens == 100
+
+
 def test_the_line_is_served_in_order() -> None:
     admission = Admission(100)
     admission.request(name(1), 60, 0.0, 0.0)
