@@ -15,6 +15,7 @@ from swarm.dht.records import (
     SHARDS,
     ModelRecord,
     ServerRecord,
+    may_live,
     model_key,
     server_key,
     shard_of,
@@ -79,6 +80,7 @@ class Directory:
         self._last_sequence = 0
         self._storing = asyncio.Lock()
         self._refresher: asyncio.Task[None] | None = None
+        self._has_twin = False
         self._logged: dict[str, str] = {}
 
     async def announce(self, record: ServerRecord | Callable[[], ServerRecord]) -> bool:
@@ -124,7 +126,9 @@ class Directory:
             if record.checkpoint == checkpoint and record.state is not ServerState.OFFLINE
         ]
         for record in records:
-            if record.addresses and record.peer != self._node.network.peer_id:
+            if record.peer == self._node.network.peer_id:
+                self._look_for_twin(record)
+            elif record.addresses:
                 self._node.network.add_addresses(record.peer, record.addresses)
         return sorted(records, key=lambda record: record.peer)
 
@@ -175,8 +179,11 @@ class Directory:
 
     async def _store(self, record: ServerRecord) -> bool:
         now = self._clock()
-        # Of two values under one key the DHT keeps the one that expires later.
-        expiration = max(now + RECORD_LIFETIME_S, self._last_expiration + 0.001)
+        # Of two values under one key the DHT keeps the one that expires later. What was signed for
+        # longer than any value may live was signed before our clock was set back.
+        expiration, later = now + RECORD_LIFETIME_S, self._last_expiration + 0.001
+        if later > expiration and may_live(later, now):
+            expiration = later
         sequence = max(int(now * 1000), self._last_sequence + 1)
         record = record.model_copy(update={"sequence": sequence})
         values = self._sealed(record, expiration)
@@ -227,6 +234,18 @@ class Directory:
             except RecordError as error:
                 self._log_skipped(peer, str(error))
         return records
+
+    def _look_for_twin(self, ours: ServerRecord) -> None:
+        """Says once that somebody else announces under our name, as from a copy of this machine:
+        what is sent to the one then comes to the other."""
+        if 0 < self._last_sequence < ours.sequence and not self._has_twin:
+            self._has_twin = True
+            logger.error(
+                "another server announces itself as %s, at %s: it has a copy of this one's "
+                "identity file; give it one of its own (--identity), or sessions of both will fail",
+                ours.peer,
+                ", ".join(ours.addresses) or "an unknown address",
+            )
 
     def _log_skipped(self, peer: str, reason: str) -> None:
         if self._logged.get(peer) != reason:

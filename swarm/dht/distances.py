@@ -28,8 +28,13 @@ def tag_of(peer: str) -> bytes:
 
 
 def pack_coordinate(place: Coordinate) -> list[int]:
-    """`[x, y, z, height, error]`: microseconds, and thousandths."""
-    position = [round(1e6 * value) for value in (*place.position_s, place.height_s)]
+    """`[x, y, z, height, error]`: microseconds, and thousandths. A place beyond what a record may
+    say is told as far as it may be: who lies to us about distances must not make ours unreadable.
+    """
+    position = [
+        max(-_MOST_US, min(_MOST_US, round(1e6 * value)))
+        for value in (*place.position_s, place.height_s)
+    ]
     return [*position, round(1e3 * place.error)]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from weakref import WeakKeyDictionary
 
 from swarm.dht.node import Found
-from swarm.dht.records import CLOCK_SKEW_S, MAX_LIFETIME_S
+from swarm.dht.records import may_live
 from swarm.dht.signing import check, dht_key_id
 from swarm.errors import PeerTimeoutError, RecordError
 from swarm.spans import PeerId
@@ -71,7 +71,7 @@ class MemoryDirectoryNode:
 
     def _take(self, key: str, value: bytes, expiration: float) -> bool:
         now, peer = self._clock(), self.network.peer_id
-        if not now < expiration <= now + MAX_LIFETIME_S + CLOCK_SKEW_S:
+        if not may_live(expiration, now):
             return False
         try:
             check(dht_key_id(key), peer, value, expiration)
@@ -79,7 +79,7 @@ class MemoryDirectoryNode:
             return False
         held = self._records.setdefault(key, {})
         present = held.get(peer)
-        if present is not None and present[1] >= expiration:
+        if present is not None and may_live(present[1], now) and present[1] >= expiration:
             return present == (value, expiration)
         held[peer] = (value, expiration)
         return True

@@ -36,8 +36,19 @@ MAX_LIFETIME_S = 90.0
 """A record that would live longer (by the reader's clock) is refused."""
 CLOCK_SKEW_S = 5.0
 MAX_ADDRESSES = 4
+MOST_MS = 600_000.0
+"""Of any time that a record tells."""
+LEAST_MEASURED = 1e-6
+"""Less was never measured; and what readers divide by a figure has to stay finite."""
 MAX_BLOCKS = 4096
 DIGEST_BYTES = 4
+
+
+def may_live(expiration: float, now: float) -> bool:
+    """Whether a record that expires then is kept and read by a clock that says `now` (Unix times):
+    it is not over, and lives no longer than any may. One that does was signed or taken by a clock
+    that has been set back since."""
+    return now < expiration <= now + MAX_LIFETIME_S + CLOCK_SKEW_S
 
 
 def shard_of(peer: str) -> int:
@@ -86,13 +97,27 @@ def _float(value: object) -> object:
     return float(value) if type(value) is int else value
 
 
+def _measurable(value: float) -> float:
+    if 0 < value < LEAST_MEASURED:
+        raise ValueError(f"{value:g} is less than anybody can measure")
+    return value
+
+
 Name = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(printable)]
 Checkpoint = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 Blocks = Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
 Milliseconds = Annotated[
-    float, BeforeValidator(_float), Field(ge=0, le=600_000, allow_inf_nan=False)
+    float,
+    BeforeValidator(_float),
+    Field(ge=0, le=MOST_MS, allow_inf_nan=False),
+    AfterValidator(_measurable),
 ]
-Rate = Annotated[float, BeforeValidator(_float), Field(ge=0, le=1e9, allow_inf_nan=False)]
+Rate = Annotated[
+    float,
+    BeforeValidator(_float),
+    Field(ge=0, le=1e9, allow_inf_nan=False),
+    AfterValidator(_measurable),
+]
 Tokens = Annotated[int, Field(ge=0, le=1 << 40)]
 
 

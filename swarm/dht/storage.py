@@ -13,7 +13,7 @@ from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.utils.timed_storage import ValueWithExpiration, get_dht_time
 
-from swarm.dht.records import CLOCK_SKEW_S, MAX_LIFETIME_S
+from swarm.dht.records import may_live
 
 MAX_RECORDS_PER_KEY = 800
 """Four keys are asked for at once, and hivemind never answers with more than 4 MiB."""
@@ -38,11 +38,11 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no 
 
     def store_subkey(self, key: DHTID, subkey: Any, value: bytes, expiration_time: float) -> bool:
         now = get_dht_time()
-        if not now < expiration_time <= now + MAX_LIFETIME_S + CLOCK_SKEW_S:
+        if not may_live(expiration_time, now):
             return False
         found = self.get(key)
         dictionary = found.value if found is not None else DictionaryDHTValue()
-        present = dictionary.get(subkey)
+        present = _present(dictionary, subkey, now)
         if present is not None and present.expiration_time >= expiration_time:
             return bool(present.value == value and present.expiration_time == expiration_time)
         if present is None and (
@@ -70,6 +70,16 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no 
         return len(self._expirations)
 
 
+def _present(dictionary: DictionaryDHTValue, subkey: Any, now: float) -> Any:
+    """What is kept under `subkey`; what was kept before our clock was set back is dropped: it would
+    keep everything newer out for so long."""
+    present = dictionary.get(subkey)
+    if present is not None and not may_live(present.expiration_time, now):
+        del dictionary[subkey]
+        return None
+    return present
+
+
 def newer_than_stored(
     storage: DHTLocalStorage, key: DHTID, found: DictionaryDHTValue
 ) -> ValueWithExpiration | None:
@@ -79,10 +89,11 @@ def newer_than_stored(
     is described above; so only newer records may reach it. The expiration is that of the records,
     not what the sender claims: a far one would end the search early.
     """
-    here = storage.get(key)
+    here, now = storage.get(key), get_dht_time()
     for subkey, item in list(found.items()):
-        present = here.value.get(subkey) if here is not None else None
-        if present is not None and present.expiration_time >= item.expiration_time:
+        present = _present(here.value, subkey, now) if here is not None else None
+        known = present is not None and present.expiration_time >= item.expiration_time
+        if known or not may_live(item.expiration_time, now):
             del found[subkey]
     expirations = [item.expiration_time for _, item in found.items()]
     if not expirations:

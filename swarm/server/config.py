@@ -89,7 +89,7 @@ class ServerConfig(Listening):
     part of the free memory."""
     max_memory: Annotated[int, Field(gt=0)] | None = None
     """Bytes that blocks and cache may take together, or text such as `8GiB`; None: what is free."""
-    max_upload_mbit: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] | None = None
+    max_upload_mbit: Annotated[float, Field(ge=0.1, le=1e9)] | None = None
     """Mbit/s that all links of the server together may send; None: as fast as they can."""
     sessions_per_client: Annotated[int, Field(ge=1)] = 256
     """Open or in line, of one peer id."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from server_records import CHECKPOINT, record
 
 from swarm.dht.records import (
+    LEAST_MEASURED,
     MAX_LIFETIME_S,
     RECORD_LIFETIME_S,
     SHARDS,
@@ -52,7 +53,7 @@ names = st.text(min_size=1, max_size=20)
     state=st.sampled_from(ServerState),
     digests=st.booleans(),
     numerics=st.builds(Numerics, names, names, names),
-    speed=st.floats(0, 1000),
+    speed=st.just(0.0) | st.floats(LEAST_MEASURED, 1000),
     cache=st.tuples(st.integers(0, 1 << 30), st.integers(0, 1 << 30)).map(sorted),
     addresses=st.lists(st.just("/ip4/203.0.113.7/tcp/31330"), max_size=4),
     sequence=st.integers(0, 1 << 53),
@@ -171,6 +172,10 @@ def test_a_record_of_another_time_is_refused(until: float, reason: str) -> None:
         ("d", -1.0),
         ("d", 1e12),
         ("d", "1.0"),
+        ("d", 5e-324),
+        ("w", 1e-9),
+        ("p", 1e-300),
+        ("l", 5e-324),
         ("p", -0.5),
         ("f", 9000),
         ("f", -1),

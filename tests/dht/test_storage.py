@@ -165,6 +165,7 @@ def test_the_validator_passes_what_its_owner_signed() -> None:
         {"subkey": MSGPackSerializer.dumps("x" * 1000)},
         {"subkey": MSGPackSerializer.dumps(7)},
         {"subkey": b"\xc1"},
+        {"subkey": b"\xa2\xff\xfe"},
         {"expiration_time": 1_800_000_001.0},
         {"expiration_time": float("nan")},
         {"value": b""},
@@ -179,3 +180,26 @@ def test_the_validator_refuses_everything_else(changes: dict[str, object]) -> No
     assert not validator.validate(dht_record(**changes))
     assert not validator.validate(dht_record(**changes))
     assert validator.validate(dht_record())
+
+
+def test_what_was_kept_before_the_clock_was_set_back_keeps_nothing_newer_out(clock: Clock) -> None:
+    storage = BoundedStorage()
+    clock.now += 3600
+    assert storage.store(KEY_ID, b"old", clock.now + 60, subkey="alice")
+    clock.now -= 3600
+    assert storage.store(KEY_ID, b"new", clock.now + 60, subkey="alice")
+    assert values(storage) == {"alice": b"new"}
+    clock.now += 61
+    assert values(storage) == {}
+    assert storage.num_records() == 0
+
+
+def test_a_copy_that_lives_too_long_hides_no_other_that_is_found(clock: Clock) -> None:
+    """Its owner signed it with a clock that was ahead, and anybody may show it again."""
+    storage = BoundedStorage()
+    found = DictionaryDHTValue()
+    found.store("alice", b"ahead", clock.now + 3600)
+    found.store("bob", b"right", clock.now + 60)
+    newer = newer_than_stored(storage, KEY_ID, found)
+    assert newer is not None and newer.expiration_time == clock.now + 60
+    assert {peer: item.value for peer, item in newer.value.items()} == {"bob": b"right"}
