@@ -19,6 +19,8 @@ _VERSIONS = (2, 3)
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _DEFAULT_ALIGNMENT = 32
+_DAMAGE = (struct.error, ValueError, LookupError, ArithmeticError, RecursionError)
+"""What reading lengths, types and nested arrays that make no sense may end in."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def read_header(path: Path) -> tuple[str, list[StoredTensor]]:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 architecture, tensors = _Parser(data).parse()
-            except (struct.error, UnicodeDecodeError, ValueError, IndexError) as error:
+            except _DAMAGE as error:
                 raise CheckpointError(
                     f"{path} is a damaged GGUF file; fetch it again ({error})"
                 ) from error

@@ -124,7 +124,7 @@ def shard_names(folder: Path) -> list[str] | None:
         try:
             weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
             names = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{index} is no index of safetensors files; fetch it again"
             ) from error
@@ -205,7 +205,7 @@ def _read_header(shard: ShardFile) -> dict[str, _Placed]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{shard.label} has a damaged header; fetch it again") from error
     for name, entry in placed.items():
         if entry.start + entry.info.nbytes > size:

@@ -77,7 +77,13 @@ async def start_daemon(
     DaemonError; then nothing is left behind, also when the caller is cancelled.
     """
     await asyncio.to_thread(load_hivemind)
-    folder = DaemonFolder(identity)  # not in a thread: a cancelled wait would lose it
+    try:
+        folder = DaemonFolder(identity)  # not in a thread: a cancelled wait would lose it
+    except OSError as error:
+        raise DaemonError(
+            f"no folder can be made for the libp2p daemon ({error.strerror or error}); free some "
+            "space, or choose another place with TMPDIR"
+        ) from error
     made: list[P2P] = []
     starting = asyncio.ensure_future(_create(made, folder, config, initial_peers))
     try:

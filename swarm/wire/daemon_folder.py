@@ -28,11 +28,16 @@ class DaemonFolder:
             parent = "/tmp"
         remove_abandoned_folders(Path(parent))
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        self._lock = os.open(self.path / f".{_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        (self.path / f".{_LOCK}").rename(self.path / _LOCK)  # never seen without its lock
         self.key_file = self.path / "identity"
-        identity.save(self.key_file)
+        self._lock = -1
+        try:
+            self._lock = os.open(self.path / f".{_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            (self.path / f".{_LOCK}").rename(self.path / _LOCK)  # never seen without its lock
+            identity.save(self.key_file)
+        except BaseException:
+            self.remove()  # a full disk is tried again and again
+            raise
 
     def forget_key(self) -> None:
         """The daemon has read the key file; it need not lie there any longer."""
