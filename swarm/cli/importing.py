@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_UNUSED = ("torchao", "scipy")
-"""transformers imports them where they are installed, for int8 weights and to train detectors."""
+_QUANTISES = "torchao"
+"""transformers imports it where it is installed; only int8 weights need it."""
 
 
 @contextmanager
@@ -14,16 +14,15 @@ def importing(*, quantised: bool = False) -> Iterator[None]:
     """Imports in here take a third less time, and what they make is never looked at again by the
     garbage collector; for the first ones of a program, otherwise it changes nothing.
 
-    `quantised`: whether weights will be. If not, what transformers imports for that alone counts as
-    not installed from now on, so this is for programs: a library's process is not ours.
+    `quantised`: whether weights will be. If not, torchao counts as not installed from now on, so
+    this is for programs: a library's process is not ours.
     """
     if "torch" in sys.modules:
         yield
         return
     if not quantised:
-        for package in _UNUSED:
-            # Python's own way to say that there is no such module.
-            sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+        # Python's own way to say that there is no such module.
+        sys.modules.setdefault(_QUANTISES, None)  # type: ignore[arg-type]
     gc.disable()
     try:
         yield
