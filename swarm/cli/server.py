@@ -16,6 +16,7 @@ from swarm.cli.arguments import (
 )
 from swarm.cli.errors import run, run_program
 from swarm.cli.events import EventPrinter, Printer
+from swarm.cli.importing import importing
 from swarm.cli.logs import log_to_stderr
 from swarm.cli.serving import Serving, serve
 from swarm.errors import UsageError
@@ -282,7 +283,8 @@ def _serve(config: "ServerConfig", printer: Printer, *, tell_first: bool) -> Non
     limit_threads(pick_threads(config.threads))
 
     def make() -> Serving:
-        from swarm.server.server import Server
+        with importing(quantised=config.quantization != "none"):
+            from swarm.server.server import Server
 
         return Server(config, on_event=printer)
 
