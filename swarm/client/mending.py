@@ -25,6 +25,7 @@ from swarm.errors import (
     SwarmError,
     UnreachablePeerError,
 )
+from swarm.routing.view import SwarmView
 from swarm.sessions.messages import Close, Grant, Hop, Message, SignedGrant
 from swarm.spans import PeerId, SessionId, Span
 
@@ -85,6 +86,8 @@ class Mending:
         self._ends = ends
         self._full: set[PeerId] = set()
         self._may_wait = False
+        self._retried: tuple[str, ...] = ()
+        """The blocks that nobody serves but servers that failed lately, while these are tried."""
         self._step_ended = asyncio.Event()
         self._opening: OpeningRun | None = None
         self._planned = SessionId(secrets.token_bytes(16))
@@ -134,7 +137,8 @@ class Mending:
             except _WORTH_ANOTHER_TRY as error:
                 logger.info("%s: %s", self._name, error)
                 wait_s, max_age_s = 0.0, None
-                if isinstance(error, MissingBlocksError) or error.peer is None:
+                nobody = isinstance(error, MissingBlocksError) or error.peer is None
+                if nobody or self._retried:
                     # Nobody is left to be tried. Servers are looked up only now, because that takes
                     # seconds when those who are asked are lost too.
                     wait_s, max_age_s = pause_s * random.uniform(0.5, 1.5), FRESH_S
@@ -151,6 +155,8 @@ class Mending:
         """Names the blocks that nobody serves, or else those that nobody took over."""
         if isinstance(error, MissingBlocksError):
             blocks = error.blocks
+        elif self._retried:
+            blocks = self._retried
         else:
             lost = self._lost()
             blocks = tuple(f"{h.start}:{h.end}" for h in self._old.hops if h.peer in lost)
@@ -163,7 +169,8 @@ class Mending:
 
     async def _try(self, max_age_s: float | None) -> tuple[Grant, SignedGrant]:
         records = await self._swarm.servers(self._target.checkpoint, max_age_s)
-        hops = self._choose(records, await self._look_round(records))
+        silent = await self._look_round(records)
+        hops = self._choose(records, silent, last_resort=max_age_s is not None)
         lost = set(self._lost())
         kept = {hop for hop in self._old.hops if hop.peer not in lost}
         fresh = tuple(index for index, hop in enumerate(hops) if hop not in kept)
@@ -196,29 +203,40 @@ class Mending:
         return self._swarm.in_trouble() | full | set(self._barred())
 
     def _choose(
-        self, records: "Sequence[ServerRecord]", silent: Collection[PeerId]
+        self, records: "Sequence[ServerRecord]", silent: set[PeerId], *, last_resort: bool
     ) -> tuple[Hop, ...]:
+        """`last_resort`: where nobody else is left, servers that failed lately may be back."""
         view = self._target.view(records)
         self._router.closed(self._planned)
+        self._retried = ()
+        avoided = self._avoided() | silent
         try:
-            return replaced_route(
-                view,
-                self._router,
-                self._old.hops,
-                self._lost(),
-                rtt_s=self._swarm.rtt_s([server.peer for server in view.servers]),
-                tokens_needed=self._old.rows * self._old.length,
-                avoid=self._avoided() | set(silent),
-                mix_numerics=self._swarm.settings.mix_numerics,
-            )
-        except MissingBlocksError:
-            if self._full and self._urgent():
-                self._may_wait = True
-            elif self._full:
+            return self._replaced(view, avoided)
+        except MissingBlocksError as missing:
+            if self._full and not self._urgent():
                 # The session keeps its room while it asks: two that waited in line for each
                 # other's would wait in vain, and all behind them. So it only asks again.
                 self._full.clear()
+            elif self._full and not self._may_wait:
+                self._may_wait = True
+            elif last_resort and self._urgent():
+                failed = self._swarm.troubles.left_out(self._swarm.time)
+                hops = self._replaced(view, avoided - (failed - silent - set(self._barred())))
+                self._retried = missing.blocks
+                return hops
             raise
+
+    def _replaced(self, view: SwarmView, avoided: Collection[PeerId]) -> tuple[Hop, ...]:
+        return replaced_route(
+            view,
+            self._router,
+            self._old.hops,
+            self._lost(),
+            rtt_s=self._swarm.rtt_s([server.peer for server in view.servers]),
+            tokens_needed=self._old.rows * self._old.length,
+            avoid=avoided,
+            mix_numerics=self._swarm.settings.mix_numerics,
+        )
 
     async def _open(
         self, hops: tuple[Hop, ...], fresh: tuple[int, ...]

@@ -146,3 +146,20 @@ def test_a_lost_hop_is_worth_standing_in_line() -> None:
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_the_only_server_is_tried_again_and_again_until_it_is_back() -> None:
+    """Also while it is left out because it failed."""
+
+    async def run() -> None:
+        only = Server("0:4", "down")
+        move = Move(only)
+        move.urgent = True
+        move.swarm.troubles.failed(only.peer, move.swarm.time + 60.0)
+        _, task = move.begin()
+        lookups = move.swarm.lookups
+        await until(lambda: move.swarm.lookups > lookups + 2)
+        only.answer = "hold"
+        assert (await asyncio.wait_for(task, 3))[0].hops[0].peer == only.peer
+
+    asyncio.run(run())

@@ -79,7 +79,7 @@ def thirds() -> Iterator[Servers]:
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_relay_that_is_gone_for_a_while(halves: Servers, index: int, seconds: float) -> None:
     """Also for longer than links and sessions are kept."""
-    with halves.model(repair_timeout_s=60.0) as model:
+    with halves.model(repair_timeout_s=150.0) as model:
         timers = []
 
         def end() -> None:
@@ -163,7 +163,7 @@ def test_a_link_of_the_client_that_is_cut(thirds: Servers, index: int) -> None:
 @pytest.mark.matrix
 @pytest.mark.parametrize("seconds", [3.0, 14.0])
 def test_a_client_that_is_cut_off_from_everybody(thirds: Servers, seconds: float) -> None:
-    with thirds.model(repair_timeout_s=60.0) as model:
+    with thirds.model(repair_timeout_s=150.0) as model:
         timers = []
 
         def heal() -> None:
