@@ -17,6 +17,8 @@ from swarm.wire.libp2p import Libp2pNetwork
 
 DEADLINE_S = 120.0
 """Only so that a fault ends; nothing is decided by it."""
+UNDER_WAY_S = 10.0
+"""How long what was under way has to end."""
 
 
 class Peers:
@@ -48,7 +50,7 @@ async def peers() -> AsyncIterator[Peers]:
 def run_in_peace(coroutine: Coroutine[Any, Any, None]) -> None:
     """Runs it; fails if it leaves a task, a process, an open file or a temporary file.
 
-    Tasks of hivemind that were under way get a few turns of the loop to end.
+    Tasks of hivemind that were under way get a few turns of the loop, and time, to end.
     """
 
     async def watched() -> None:
@@ -56,6 +58,8 @@ def run_in_peace(coroutine: Coroutine[Any, Any, None]) -> None:
         for _ in range(20):
             await asyncio.sleep(0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left:
+            _, left = await asyncio.wait(left, timeout=UNDER_WAY_S)
         assert not left, left
 
     load_hivemind()  # which keeps some files open
