@@ -234,7 +234,7 @@ def test_an_answer_that_breaks_off_for_a_person_and_for_a_script(
     """A person goes on in another session, as soon as the servers are back."""
     with (
         LocalSwarm(chat_folder, "0:1", "1:2") as swarm,
-        swarm.client(missing_timeout_s=0.5, link_grace_s=0.5) as model,
+        swarm.client(missing_timeout_s=0.5, link_grace_s=0.5, repair_timeout_s=1.0) as model,
     ):
         conversation = Conversation(tokenizer())
         sampling = chatting.Sampling(max_new_tokens=TOKENS)

@@ -21,6 +21,7 @@ from swarm.wire.virtual_time import run
 
 TICK_S = 0.25
 DEADLINE_S = 900.0
+SEEDS = [*range(2), *(pytest.param(seed, marks=pytest.mark.matrix) for seed in range(2, 6))]
 
 
 class Peer:
@@ -142,14 +143,14 @@ async def swarm(seed: int, trouble: Trouble | None, *, kills: int = 0) -> list[M
 
 
 @pytest.mark.parametrize("trouble", [None, resets, partitions])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_links_lose_nothing_of_a_session(seed: int, trouble: Trouble | None) -> None:
     clients = run(swarm(seed, trouble))
     assert [client.error for client in clients] == [None] * 3
     assert sum(client.answers for client in clients) > 10
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_killed_servers_are_routed_around(seed: int) -> None:
     clients = run(swarm(seed, None, kills=2))
     assert [client.error for client in clients] == [None] * 3
