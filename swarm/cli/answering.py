@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from swarm.cli.terminal import checked_text
 from swarm.cli.text_stream import TextStream, cut_at_stop
 from swarm.errors import UsageError
 
@@ -33,6 +34,8 @@ class Sampling:
         for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
             if value is not None and not isfinite(value):
                 raise UsageError(f"{name} {value} is no number to sample with; give one like 0.8")
+        for stop in self.stop:
+            checked_text(stop, "the text to stop at")
         if self.seed is not None and self.seed > MOST_SEED:
             raise UsageError(f"seed {self.seed} is too large; give one up to {MOST_SEED}")
 

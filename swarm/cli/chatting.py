@@ -12,7 +12,7 @@ from swarm.cli.conversation import Conversation
 from swarm.cli.errors import explain
 from swarm.cli.generating import describe_route
 from swarm.cli.interrupts import StopOnInterrupt
-from swarm.cli.terminal import say, say_prefill, write
+from swarm.cli.terminal import checked_text, say, say_prefill, write
 from swarm.errors import SessionFullError, SwarmError, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def chat(request: ChatRequest) -> None:
 
     At a terminal an error ends a turn; with input from a pipe it is raised, for a script to see.
     """
+    checked_text(request.system or "", "--system")
     interactive = sys.stdin.isatty()
     checkpoint = request.connection.open()
     tokenizer = checkpoint.load_tokenizer()

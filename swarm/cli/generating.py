@@ -9,7 +9,7 @@ import typer
 
 from swarm.cli.answering import Answering, Sampling
 from swarm.cli.connecting import Connection
-from swarm.cli.terminal import say, say_prefill, write
+from swarm.cli.terminal import checked_text, say, say_prefill, write
 from swarm.errors import UsageError
 
 
@@ -26,13 +26,21 @@ class Request:
 
 def generate_text(request: Request) -> None:
     """Print the text as it comes, or one JSON object."""
-    prompt = sys.stdin.read() if request.prompt == "-" else request.prompt
+    prompt = _standard_input() if request.prompt == "-" else request.prompt
+    checked_text(prompt, "the prompt")
     if not prompt:
         raise UsageError("the prompt is empty; give --prompt TEXT, or - and text on standard input")
     checkpoint = request.connection.open()
     tokenizer = checkpoint.load_tokenizer()
     with request.connection.joined(say_prefill) as model:
         _generate(request, prompt, model, tokenizer)
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is no text in UTF-8: {error}") from None
 
 
 def _generate(request: Request, prompt: str, model: Any, tokenizer: Any) -> None:

@@ -4,6 +4,8 @@ import sys
 
 import typer
 
+from swarm.errors import UsageError
+
 _HARMLESS = "\n\t"
 
 
@@ -28,6 +30,15 @@ def say_prefill(done: int, total: int) -> None:
         say(text)
     else:
         typer.echo(f"\r{text}" + ("\r\x1b[K" if done == total else ""), err=True, nl=False)
+
+
+def checked_text(text: str, what: str) -> str:
+    """The text itself; UsageError for bytes of a shell or a pipe that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is no text in UTF-8; write it anew in that encoding") from None
+    return text
 
 
 def take_any_text() -> None:
