@@ -1,13 +1,16 @@
 """`swarm-client` as a user runs it."""
 
+import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -28,6 +31,8 @@ STATUS_FIELDS = {
     "tasks",
     "open_files",
 }
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
+DOCUMENTED = set(re.findall(r"`(\w+)`", REFERENCE.read_text()))
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWD8th1JgGwobzvEUYGrPbkLoq4A4vutRGkuXspF7LKBBr"
 
 
@@ -71,18 +76,23 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "words"),
     [
-        (["--peers", NOBODY, "--prompt", ""], 2, ["prompt is empty"]),
-        (["--peers", "nonsense", "--prompt", "Hi"], 2, ["nonsense", "/ip4/"]),
-        (["no-such-folder/x/y", "--peers", NOBODY, "--prompt", "Hi"], 2, ["no-such-folder"]),
-        (["--peers", NOBODY, "--prompt", "Hi", "--dtype", "int3"], 2, ["int3", "float32"]),
-        (["--peers", NOBODY, "--prompt", "Hi"], 1, ["cannot reach", NOBODY]),
+        (["--peers", NOBODY, "--prompt", ""], ["prompt is empty"]),
+        (["--peers", "nonsense", "--prompt", "Hi"], ["nonsense", "/ip4/"]),
+        (["no-such-folder/x/y", "--peers", NOBODY, "--prompt", "Hi"], ["no-such-folder"]),
+        (["--peers", NOBODY, "--prompt", "Hi", "--dtype", "int3"], ["int3", "float32"]),
     ],
-    ids=["empty", "address", "model", "dtype", "nobody"],
+    ids=["empty", "address", "model", "dtype"],
 )
-def test_bad_input_of_generate(arguments, code, words):
-    assert_one_line(client("generate", *arguments), code, *words)
+def test_bad_input_of_generate(run_client, arguments, words):
+    code, _, errors = run_client(["generate", *arguments])
+    assert_one_line(subprocess.CompletedProcess(arguments, code, "", errors), 2, *words)
+
+
+def test_nobody_at_the_address():
+    done = client("generate", "--peers", NOBODY, "--prompt", "Hi")
+    assert_one_line(done, 1, "cannot reach", NOBODY)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +101,22 @@ def test_bad_input_of_generate(arguments, code, words):
         (["generate", "--prompt", "Hi"], ["--peers"]),
         (["generate", "--peers", NOBODY, "--prompt", "Hi", "--top-p", "3"], ["--top-p"]),
         (["generate", "--peers", NOBODY, "--prompt", "Hi", "--max-new-tokens", "0"], ["--max-new"]),
+        (["generate", "--peers", NOBODY, "--prompt", "Hi", "--temperature", "inf"], ["inf"]),
+        (["generate", "--peers", NOBODY, "--prompt", "Hi", "--seed", str(1 << 64)], ["seed"]),
+        (["generate", "--peers", NOBODY, "--prompt", "Hi \udcff"], ["UTF-8"]),
         (["status", "--peers"], ["--peers"]),
         (["nonsense"], ["nonsense"]),
     ],
-    ids=["no peers", "top-p", "no tokens", "no address", "no command"],
+    ids=[
+        "no peers",
+        "top-p",
+        "no tokens",
+        "no number",
+        "large seed",
+        "no text",
+        "no address",
+        "no command",
+    ],
 )
 def test_mistakes_in_options(arguments, words):
     done = client(*arguments)
@@ -152,26 +174,30 @@ def test_json(address):
     assert [hop["blocks"] for hop in answer["route"]] == ["0:10", "10:20", "20:30"]
 
 
-def test_text_from_standard_input_up_to_a_stop(address):
-    arguments = ["generate", "--peers", address, "--prompt", "-", "--max-new-tokens", "24"]
-    whole = client(*arguments, stdin="1, 2, 3, 4, 5,")
-    assert whole.returncode == 0, whole.stderr
-    assert " 8" in whole.stdout
-    assert "tokens/s" in whole.stderr
-    stopped = client(*arguments, "--stop", " 8", "--stop", "never", stdin="1, 2, 3, 4, 5,")
-    assert stopped.stdout.removesuffix("\n") == whole.stdout.partition(" 8")[0]
+def test_text_from_standard_input_up_to_a_stop(address, run_client, monkeypatch):
+    def run(*stops):
+        monkeypatch.setattr("sys.stdin", io.StringIO("1, 2, 3, 4, 5,"))
+        arguments = ["--peers", address, "--prompt", "-", "--max-new-tokens", "24"]
+        return run_client(["generate", *arguments, *stops])
+
+    code, whole, errors = run()
+    assert code == 0, errors
+    assert " 8" in whole
+    assert "tokens/s" in errors
+    _, stopped, _ = run("--stop", " 8", "--stop", "never")
+    assert stopped.removesuffix("\n") == whole.partition(" 8")[0]
 
 
-def test_a_seed_repeats_a_sample(address):
+def test_a_seed_repeats_a_sample(address, run_client):
     arguments = ["generate", "--peers", address, "--json", "--max-new-tokens", "12"]
     arguments += ["--prompt", "Once", "--temperature", "1.5", "--top-k", "50", "--top-p", "0.95"]
-    first, second = (
-        json.loads(client(*arguments, "--seed", "1").stdout)["token_ids"] for _ in range(2)
+    first, second, other = (
+        json.loads(run_client([*arguments, "--seed", seed])[1])["token_ids"] for seed in "112"
     )
-    assert first == second
+    assert first == second != other
 
 
-def test_status(address):
+def test_status(address, run_client):
     done = client("status", "--peers", address, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -179,41 +205,18 @@ def test_status(address):
     assert (found["blocks_total"], found["missing"]) == (30, [])
     assert [row["blocks"] for row in found["servers"]] == ["0:10", "10:20", "20:30"]
     for row in found["servers"]:
-        assert set(row) >= STATUS_FIELDS
+        assert DOCUMENTED >= set(row) >= STATUS_FIELDS
         assert row["state"] == "online"
         assert row["open_files"] > 0
-    table = client("status", found["model"], "--peers", address)
-    assert "all served" in table.stdout
-    assert "10:20" in table.stdout
+    _, table, _ = run_client(["status", found["model"], "--peers", address])
+    assert "all served" in table
+    assert "10:20" in table
 
 
-def test_status_of_a_model_that_is_not_served(address):
-    assert_one_line(client("status", "nothing", "--peers", address), 1, "nothing", "SmolLM2")
-
-
-def free_tokens(address):
-    found = json.loads(client("status", "--peers", address, "--json").stdout)
-    return {row["blocks"]: row["cache_tokens_free"] for row in found["servers"]}
-
-
-def test_terminated_it_frees_the_servers(address):
-    before = free_tokens(address)
-    arguments = ["generate", "--peers", address, "--prompt", "Once", "--max-new-tokens", "2000"]
-    process = subprocess.Popen(
-        [*command_line("swarm-client"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.read(1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    deadline = time.monotonic() + 20
-    while (now := free_tokens(address)) != before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert now == before
+def test_status_of_a_model_that_is_not_served(address, run_client):
+    code, _, errors = run_client(["status", "nothing", "--peers", address])
+    done = subprocess.CompletedProcess([], code, "", errors)
+    assert_one_line(done, 1, "nothing", "SmolLM2")
 
 
 def read_until(stream, found, timeout_s=90):

@@ -4,23 +4,12 @@ import copy
 
 import pytest
 import torch
-from stand_in import as_remote, tiny_llama
+from stand_in import IDS
 
 from swarm.client.settings import ClientSettings
-from swarm.errors import CacheFullError, SessionFullError, UsageError
+from swarm.errors import CacheFullError, NotServedError, SessionFullError, UsageError
 
-IDS = torch.tensor([[17, 4, 99, 150, 4, 99, 150, 4, 99]])
 TWO = torch.tensor([[0, 0, 0, 5, 6, 7], [11, 12, 13, 14, 15, 16]])
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return tiny_llama()
-
-
-@pytest.fixture
-def remote(plain):
-    return as_remote(plain)
 
 
 def token_by_token(model, ids, mask=None, start=3):
@@ -106,6 +95,17 @@ def test_a_returned_output_costs_no_more_room(remote):
 
 
 # ---- sessions
+
+
+@pytest.mark.parametrize("room", [{"max_length": 20, "rows": 257}, {"max_length": (1 << 20) + 1}])
+def test_more_than_a_session_can_have_is_said_at_once(remote, room):
+    model, servers = remote
+    with (
+        model.session(**room),
+        pytest.raises(NotServedError, match="at most 256 rows of 1,048,576 tokens"),
+    ):
+        model.generate(IDS, max_new_tokens=2)
+    assert not servers.opened
 
 
 def test_looked_up_candidates_in_a_session_of_exactly_the_length(plain, remote):
