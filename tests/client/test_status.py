@@ -95,7 +95,8 @@ def test_a_status_that_is_no_object_blames_the_peer(status: bytes) -> None:
         async def connect(*_: object) -> None: ...
 
         def send(_peer: str, message: Any) -> None:
-            swarm._requests[message.request].set_result(StatusReply(message.request, status))
+            _, answer = swarm._requests[message.request]
+            answer.set_result(StatusReply(message.request, status))
 
         swarm.connect, swarm.send = connect, send  # type: ignore[method-assign, assignment]
         await swarm.ask_status(_record("peer", "0:1"), 1.0)
