@@ -17,6 +17,7 @@ from swarm.errors import CacheFullError, SessionFullError, SessionLostError, Ste
 from swarm.models.packed_attention import PassRow
 from swarm.models.row_state import RowState
 from swarm.server.config import PAGE_TOKENS
+from swarm.server.free_pages import FreePages
 from swarm.spans import SessionId
 
 
@@ -84,8 +85,7 @@ class PagedCache:
             torch.empty(heads, slots, v_dim, dtype=dtype, device=device)
             for heads, _, v_dim in kv_shapes
         ]
-        self._free_pages: list[int] = list(range(self.total_pages))
-        """Sorted."""
+        self._free = FreePages(self.total_pages)
         self._sessions: dict[SessionId, _Session] = {}
 
     @property
@@ -95,7 +95,7 @@ class PagedCache:
     @property
     def free_tokens(self) -> int:
         """Tokens that no session has reserved."""
-        return len(self._free_pages) * self.page_tokens
+        return self._free.count * self.page_tokens
 
     def tokens_for(self, rows: int, length: int) -> int:
         """What a reservation of `rows` x `length` costs: each row has whole pages, also for its
@@ -110,7 +110,7 @@ class PagedCache:
         if session in self._sessions:
             raise StepRejectedError("the session is open already", session=session)
         pages_per_row = self._pages_per_row(length)
-        if rows * pages_per_row > len(self._free_pages):
+        if rows * pages_per_row > self._free.count:
             raise CacheFullError(
                 f"{rows} x {length} tokens need {self.tokens_for(rows, length)} of cache, "
                 f"{self.free_tokens} of {self.total_tokens} are free; try again later or ask for "
@@ -119,35 +119,17 @@ class PagedCache:
             )
         opened = _Session(session, length, set())
         for _ in range(rows):
-            home = self._take(pages_per_row)
+            home = self._free.take(pages_per_row)
             opened.free.update(home)
             opened.rows.append(CacheRow(opened, home))
         self._sessions[session] = opened
-
-    def _take(self, count: int) -> list[int]:
-        """Take the smallest contiguous run of free pages that suffices, else what there is."""
-        free = self._free_pages
-        best: tuple[int, int] | None = None
-        begin = 0
-        for index in range(1, len(free) + 1):
-            if index == len(free) or free[index] != free[index - 1] + 1:
-                size = index - begin
-                if size >= count and (best is None or size < best[0]):
-                    best = (size, begin)
-                begin = index
-        first = 0 if best is None else best[1]
-        taken = free[first : first + count]
-        del free[first : first + count]
-        return taken
 
     def release(self, session: SessionId) -> bool:
         """Give the session's pages back; False if it is not known."""
         closed = self._sessions.pop(session, None)
         if closed is None:
             return False
-        self._free_pages = sorted(
-            [*self._free_pages, *(p for row in closed.rows for p in row.home)]
-        )
+        self._free.give_back(page for row in closed.rows for page in row.home)
         return True
 
     def row(self, session: SessionId, row: int) -> CacheRow:
@@ -303,8 +285,8 @@ class PagedCache:
     def validate(self) -> None:
         """Check every invariant; for tests."""
         owned = [page for known in self._sessions.values() for r in known.rows for page in r.home]
-        assert sorted([*owned, *self._free_pages]) == list(range(self.total_pages))
-        assert self._free_pages == sorted(self._free_pages)
+        assert sorted([*owned, *self._free]) == list(range(self.total_pages))
+        assert self._free.count == len(list(self._free))
         for known in self._sessions.values():
             users: dict[int, int] = {}
             for row in known.rows:
