@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,9 @@ from swarm.errors import LinkFullError, SwarmError
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import Message
 from swarm.spans import PeerId, SessionId
+from swarm.wire.frames import MAX_UNFINISHED_BYTES
 from swarm.wire.links import Links
+from swarm.wire.outbox import MESSAGE_OVERHEAD_BYTES, SESSION_SHARE
 
 logger = logging.getLogger("swarm.server.service")
 
@@ -18,14 +21,20 @@ CONNECT_TIMEOUT_S = 5.0
 """How long the link to the next hop may take when a session is committed."""
 LOCATE_TIMEOUT_S = 12.0
 """How long a look at the directory may take."""
+MAX_WAITING_BYTES = MAX_UNFINISHED_BYTES
+"""Of what waits for links that are being made, all together; one session may have as large a part
+of it as of a link. A small message can ask for the same megabytes to be pushed on again and again.
+"""
 
 
 @dataclass
 class _Connecting:
-    """A link that is being made, and what waits for it; sessions bound how much that is."""
+    """A link that is being made, and what waits for it."""
 
     task: asyncio.Task[None]
     waiting: list[Callable[[], None]] = field(default_factory=list)
+    waiting_bytes: Counter[bytes] = field(default_factory=Counter)
+    """Of each session."""
 
 
 class Outgoing:
@@ -59,11 +68,12 @@ class Outgoing:
     ) -> None:
         """Never raises: what cannot be sent is told to `on_unreachable` or `on_full`."""
         connecting = self._connecting.get(peer)
-        if connecting is not None:
-            again = partial(self.send, peer, message, buffers, service_class, session, client)
-            connecting.waiting.append(again)
-            return
         try:
+            if connecting is not None:
+                self._wait(connecting, peer, session, sum(buffer.nbytes for buffer in buffers))
+                again = partial(self.send, peer, message, buffers, service_class, session, client)
+                connecting.waiting.append(again)
+                return
             self._links.send(peer, message, buffers, service_class, session, client)
         except LinkFullError as error:
             # The link lives: only the session that wanted more of it than there is has to end.
@@ -75,6 +85,21 @@ class Outgoing:
         except SwarmError as error:
             logger.debug("a %s for %s is lost: %s", type(message).__name__, peer, error)
             self._on_unreachable(peer, str(error))
+
+    def _wait(self, connecting: _Connecting, peer: PeerId, session: bytes, size: int) -> None:
+        """A message of so many bytes is to wait. Raises LinkFullError when too much does."""
+        size += MESSAGE_OVERHEAD_BYTES
+        held = connecting.waiting_bytes[session]
+        total = sum(one.waiting_bytes.total() for one in self._connecting.values())
+        most = MAX_WAITING_BYTES // SESSION_SHARE
+        # As on a link: one message of a session may wait, however long it is.
+        if total + size > MAX_WAITING_BYTES or (held and held + size > most):
+            raise LinkFullError(
+                f"{held} bytes of this session and {total} in all wait for links that are being "
+                f"made, {most} and {MAX_WAITING_BYTES} may; send less, or later",
+                peer=peer,
+            )
+        connecting.waiting_bytes[session] += size
 
     def prepare(self, peer: PeerId) -> None:
         """Makes a link to `peer` unless there is one; what is sent meanwhile waits for it."""

@@ -4,9 +4,15 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+from service_world import World, in_world, tokens
+
 from swarm.errors import PeerTimeoutError, UnreachablePeerError
+from swarm.server import outgoing as outgoing_module
 from swarm.server.outgoing import Outgoing
-from swarm.spans import PeerId
+from swarm.sessions.messages import Commit, Fail, FailKind, Held, Open, Replay
+from swarm.spans import PeerId, Span
+from swarm.wire.identity import Identity
 from swarm.wire.virtual_time import run
 
 PEER = PeerId("a-server-00")
@@ -38,3 +44,33 @@ def test_the_directory_is_asked_only_after_what_is_known_and_may_fail() -> None:
     run(main())
     assert calls == ["connect", "locate", "connect"]
     assert not lost
+
+
+def test_what_waits_for_a_link_that_is_being_made_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client asks for the same outputs again and again, over a hop that does not answer."""
+    monkeypatch.setattr(outgoing_module, "MAX_WAITING_BYTES", 1 << 16)
+
+    async def story(w: World) -> None:
+        server, client, nobody = await w.server(), await w.client(), Identity.create().peer_id
+        network = w.hub.network(nobody)
+        w.hub.isolate(nobody)
+        grant = client.grant([server, SimpleNamespace(peer=nobody, span=Span(2, 4))])
+        await client.send(server, Open(client.sign(grant), 0))
+        await client.receive(Held)
+        await client.send(server, Commit(grant.session, 0))
+        await client.push(server, grant, tokens(1))
+        await asyncio.sleep(0.1)  # until it is computed
+        for seq in range(1, 101):
+            again = Replay(grant.session, 0, seq, (0,), (1,), (), 1)
+            await client.send(server, again)
+        assert (await client.receive(Fail, 1.0)).why is FailKind.PEER_LOST
+        assert server.service.session_count == 0
+        assert server.service._outgoing is not None
+        (connecting,) = server.service._outgoing._connecting.values()
+        assert connecting.waiting_bytes.total() <= 1 << 14
+        assert len(connecting.waiting) <= 16
+        await network.close()
+
+    in_world(story)
