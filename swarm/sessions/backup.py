@@ -89,8 +89,9 @@ class Backup:
             return
         if operation.parents is not None:
             parents = operation.parents
-            old = self._rows or [[] for _ in range(max(parents) + 1)]
-            self._rows = [list(old[parent]) for parent in parents]
+            # A session without rows forks into empty ones, whatever numbers it names.
+            old = self._rows
+            self._rows = [list(old[parent]) if old else [] for parent in parents]
             children = Counter(parents)
             for parent, row in enumerate(old):
                 if (more := children[parent] - 1) != 0:

@@ -244,7 +244,6 @@ class ClientSession:
         self, sender: PeerId, output: Output, payload: Any, now: float
     ) -> list[Instruction]:
         if self._rerouting is not None:
-            self._quiet_since = now
             return self._after_repair(self._rerouting.on_output(sender, output), now)
         last = self.grant.hops[-1]
         if sender != last.peer or output.epoch != self.epoch or not self._unanswered:
@@ -268,7 +267,6 @@ class ClientSession:
         assert self._rerouting is not None
         if self._rerouting.source_failed(sender, holds):
             return self._repair(now)
-        self._quiet_since = now
         try:
             instructions = self._rerouting.on_holds(sender, holds)
         except SessionLostError as error:
@@ -277,7 +275,10 @@ class ClientSession:
 
     def _after_repair(self, instructions: list[Instruction], now: float) -> list[Instruction]:
         rerouting = self._rerouting
-        if rerouting is None or not rerouting.finished:
+        assert rerouting is not None
+        if rerouting.heard:  # what nobody waits for is no sign of life
+            rerouting.heard, self._quiet_since = False, now
+        if not rerouting.finished:
             return instructions
         # Refills have used up numbers of this epoch on some hops only: steps begin a new one.
         self.epoch, self._next_seq = rerouting.epoch + 1, 0

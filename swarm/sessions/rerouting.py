@@ -58,6 +58,8 @@ class Rerouting:
         self.grant = grant
         self.epoch = epoch
         self.finished = False
+        self.heard = False
+        """An answer came that it waited for; reset by who has noticed."""
         self.laggard: PeerId | None = None
         """The last hop that has more than `target`, once all have said what they hold: a step was
         there, and did not get farther. The first hop if none has more."""
@@ -98,6 +100,7 @@ class Rerouting:
             return []
         if hops[holds.hop].peer != sender or len(self._holds) == len(hops):
             return []
+        self.heard = self.heard or holds.hop not in self._holds
         self._holds[holds.hop] = holds
         if len(self._holds) < len(hops):
             return []
@@ -118,6 +121,7 @@ class Rerouting:
         if oldest.seq != output.seq or self.grant.hops[oldest.refill.last].peer != sender:
             return []
         self._unanswered.popleft()
+        self.heard = True
         return self._push_frames()
 
     def _fence(self, operations: tuple[RowOperation | None, ...]) -> list[Instruction]:

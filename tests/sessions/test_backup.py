@@ -1,10 +1,12 @@
 """What is kept of a boundary equals what was pushed over it, whatever happens to the rows."""
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.sessions.backup import Backup
-from swarm.sessions.messages import RowOperation
+from swarm.sessions.messages import MAX_LENGTH, RowOperation
 
 
 def tokens(parts: tuple[object, ...]) -> list[int]:
@@ -83,3 +85,14 @@ def test_shared_payloads_are_counted_once_and_until_the_last_row_lets_go() -> No
     assert backup.size_bytes() == 100
     backup.apply(RowOperation(truncate_to=(0, 0, 0)))
     assert backup.size_bytes() == 0
+
+
+def test_a_fork_of_rows_that_do_not_exist_costs_nothing() -> None:
+    backup = Backup(keep=True)
+    tracemalloc.start()
+    backup.apply(RowOperation(parents=(MAX_LENGTH, 0)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 16
+    backup.append((0, 0), (1, 2), (0, 0, 1), "payload", 10)
+    assert backup.begins((1, 2)) == (0, 0)

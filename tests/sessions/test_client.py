@@ -368,3 +368,19 @@ def test_a_hop_that_was_left_is_told_although_the_repair_does_not_end(ends: str)
     else:
         instructions = session.close()
     assert Forward(HOPS[1], Close(SESSION)) in instructions
+
+
+def test_what_nobody_waits_for_does_not_keep_a_repair_alive() -> None:
+    session = make_session(can_reroute=True)
+    ask(session, 5)
+    session.reroute(session.grant, None, 0.0)
+    stale = Holds(SESSION, epoch=0, hop=0, held=(), backup_from=None)
+    twice = Holds(SESSION, epoch=1, hop=0, held=(), backup_from=None)
+    session.handle(Received(HOPS[0], twice), 1.0)
+    for now in range(2, 61):
+        for message in (stale, twice, Output(SESSION, 0, 0, (), (), (), 0.0, 0.0)):
+            for hop in HOPS[:2]:
+                session.handle(Received(hop, message), float(now))
+    *closes, last = session.handle(Tick(), 61.0)
+    assert isinstance(last, Raise) and isinstance(last.error, PeerTimeoutError)
+    assert len(closes) == len(HOPS)
