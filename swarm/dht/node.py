@@ -67,12 +67,18 @@ class DhtNode:
 
         A client-only network asks and stores, and keeps nothing for others.
 
-        Raises UnreachablePeerError when no initial peer answers or none can reach us, and
-        UsageError when our clock differs too much from theirs.
+        Raises UnreachablePeerError when no initial peer answers or none can reach us, UsageError
+        when our clock differs too much from theirs, and DaemonError.
         """
         peers = network.bootstrap_peers() if initial_peers is None else list(initial_peers)
         node = cls(network, [one for one in peers if split_peer(one)[1] != network.peer_id])
-        node._node = await node._make(None)
+        try:
+            node._node = await node._make(None)
+        except TimeoutError as error:
+            raise DaemonError(
+                f"our libp2p daemon did not answer within {CALL_TIMEOUT_S:.0f} s; is the machine "
+                "overloaded? Try again"
+            ) from error
         try:
             await node._join(node._node)
         except BaseException:
@@ -275,7 +281,10 @@ class DhtNode:
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             await self._forget_handlers()
         self._node = node
-        await self._meet(node, self._known_addresses())
+        try:
+            await self._meet(node, self._known_addresses())
+        except Exception:  # the others are looked for again; what we had stored cannot wait
+            logger.exception("the peers of the directory were not met again")
         for callback in list(self.on_rebuilt):
             try:
                 await callback()

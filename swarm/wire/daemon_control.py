@@ -84,13 +84,14 @@ class DaemonControl:
         """
         from hivemind.p2p import PeerID
         from hivemind.proto import p2pd_pb2
-        from hivemind.utils.multiaddr import Multiaddr
 
         wanted = p2pd_pb2.ConnectRequest(
             peer=PeerID.from_base58(peer).to_bytes(),
-            addrs=[Multiaddr(address).to_bytes() for address in addresses],
+            addrs=[packed for address in addresses if (packed := _packed(address))],
             timeout=_whole_seconds(timeout_s),
         )
+        if not wanted.addrs:
+            raise RefusedError(f"{', '.join(addresses)} cannot be dialled")
         await self._order(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=wanted))
 
     async def flush(self) -> bool:
@@ -164,6 +165,18 @@ class DaemonControl:
         except BaseException:
             stream.abort()
             raise
+
+
+def _packed(address: str) -> bytes:
+    """A multiaddress as the daemon reads it; empty for one of kinds that its library lacks: others
+    announce what they like."""
+    from hivemind.utils.multiaddr import Multiaddr
+
+    try:
+        return bytes(Multiaddr(address).to_bytes())
+    except Exception:
+        logger.info("the address %s cannot be dialled", address)
+        return b""
 
 
 def _text(address: bytes) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from swarm.errors import AddressError, DaemonError, SwarmError, UnreachablePeerError
+from swarm.printable import printable
 from swarm.spans import PeerId
 from swarm.wire.addresses import check_address, is_relayed, split_peer, with_fixed_port
 from swarm.wire.daemon import Daemon, DaemonConfig, start_daemon
 from swarm.wire.daemon_control import DaemonControl, RefusedError
-from swarm.wire.identity import Identity
+from swarm.wire.identity import Identity, is_peer_id
 from swarm.wire.network import ByteStream
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class Libp2pNetwork:
         started again it waits; and likewise while libp2p refuses to dial an address at which the
         peer was not found a few seconds ago.
         """
+        if not is_peer_id(peer):  # strangers name the next hops of their sessions
+            raise UnreachablePeerError(f"{printable(peer)} is no peer of this swarm's kind", peer)
         failed: UnreachablePeerError | None = None
         try:
             async with asyncio.timeout(timeout_s):
