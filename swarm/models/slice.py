@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swarm.errors import BadSpanError, NotServedError, SwarmError
+from swarm.errors import BadSpanError, NotServedError, StepRejectedError, SwarmError
 from swarm.models.building import building_model
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.layer_list import find_layers
@@ -33,7 +33,7 @@ from swarm.models.rotary_state import RotaryState
 from swarm.models.row_state import MAX_SNAPSHOTS
 from swarm.models.session_cache import SessionCache, layer_kinds
 from swarm.models.session_passes import SessionPasses
-from swarm.models.slice_config import model_of_layers
+from swarm.models.slice_config import model_of_layers, most_positions
 from swarm.models.slice_loading import Progress, load_model
 from swarm.models.slice_proof import GrowingStore, bar_for, prove, sessions_are_independent
 from swarm.models.weights_memory import give_back_freed, weights_apart
@@ -80,6 +80,7 @@ class BlockSlice:
         self._named = inspect.signature(model.forward).parameters.keys()
         self._rotary = RotaryState(model)
         self._find_ends()
+        self._most_positions = most_positions(self._layers)
 
     def _find_ends(self) -> None:
         self._entering: torch.Tensor | None = None
@@ -177,8 +178,14 @@ class BlockSlice:
         """Run `[tokens, hidden_size]` activations through the blocks.
 
         `rows` says whose tokens they are, in order; `position_ids` is `[tokens]`. Answers a
-        tensor of the same shape; the rows' new K/V are in `kv` then.
+        tensor of the same shape; the rows' new K/V are in `kv` then. Raises `StepRejectedError`
+        for a position that the model does not have.
         """
+        most = self._most_positions
+        if most is not None and len(position_ids) and int(position_ids.max()) >= most:
+            raise StepRejectedError(
+                f"position {int(position_ids.max())} in a model that has {most} of them"
+            )
         alone = self._alone
         if alone is None and (self.packs_sessions or len(rows) == 1):
             return self._pass(hidden, position_ids, rows, kv)

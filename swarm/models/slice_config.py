@@ -6,7 +6,7 @@ this file does not know of is found by comparing the layers with those of the wh
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -146,3 +146,17 @@ def _scalars(module: nn.Module) -> Iterator[tuple[str, object]]:
             isinstance(item, bool | int | float | str) for item in value
         ):
             yield name, tuple(value)
+
+
+def most_positions(layers: Iterable[nn.Module]) -> int | None:
+    """How many positions tables inside the layers have, as GPT-J's; None: there are none.
+
+    A place beyond them must not be looked up: on a GPU that ends all that the process computes.
+    """
+    lengths = [
+        len(table)
+        for layer in layers
+        for name, table in layer.named_buffers()
+        if name.rpartition(".")[2] == "embed_positions"
+    ]
+    return min(lengths, default=None)
