@@ -30,6 +30,7 @@ def thirds() -> Iterator[Servers]:
         yield servers
 
 
+@pytest.mark.matrix
 def test_a_frozen_server_and_then_a_killed_one(halves: Servers) -> None:
     """The same client's next generation goes on with who is left."""
     with halves.model() as model:

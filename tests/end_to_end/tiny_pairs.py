@@ -34,9 +34,9 @@ def plain_model(folder: Path) -> Any:
     return PlainAutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def joined_by(address: str, folder: Path) -> "closing[Any]":
+def joined_by(address: str, folder: Path, **options: Any) -> "closing[Any]":
     """The swarm's model, as a user loads it."""
-    return closing(AutoModelForCausalLM.from_pretrained(folder, initial_peers=[address]))
+    return closing(AutoModelForCausalLM.from_pretrained(folder, initial_peers=[address], **options))
 
 
 def some_ids(length: int, *, rows: int = 1, seed: int = 0) -> torch.Tensor:
