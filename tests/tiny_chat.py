@@ -35,8 +35,10 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     return made
 
 
-def save_chat_model(folder: Path, template: str | None = TEMPLATE, seed: int = 0) -> None:
-    """A Llama of 2 blocks with 512 positions; greedy, its answers do not end by themselves."""
+def save_chat_model(
+    folder: Path, template: str | None = TEMPLATE, seed: int = 0, positions: int = 512
+) -> None:
+    """A Llama of 2 blocks; greedy, its answers do not end by themselves."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=264,
@@ -45,7 +47,7 @@ def save_chat_model(folder: Path, template: str | None = TEMPLATE, seed: int = 0
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         initializer_range=0.3,
         pad_token_id=0,
         bos_token_id=1,

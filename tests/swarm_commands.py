@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from processes import command_line
@@ -32,13 +33,38 @@ def generate(
     )
 
 
-def start_generating(address: str, prompt: str, tokens: int) -> subprocess.Popen[str]:
-    """A streaming `swarm-client generate` that has printed its first characters."""
+IMPATIENT = """
+from dataclasses import dataclass
+
+import swarm.client.settings
+
+@dataclass(frozen=True)
+class Impatient(swarm.client.settings.ClientSettings):
+    repair_timeout_s: float = 2.0
+
+swarm.client.settings.ClientSettings = Impatient
+from swarm.cli.client import main
+main()
+"""
+"""`swarm-client` that looks for other servers for a shorter time, when it has lost some."""
+
+
+def start_generating(
+    address: str,
+    prompt: str,
+    tokens: int,
+    *options: str,
+    program: Sequence[str] | None = None,
+) -> subprocess.Popen[str]:
+    """A streaming `swarm-client generate` that has printed its first characters.
+
+    `program`: a command that takes the place of `swarm-client`."""
     process = subprocess.Popen(
-        client_command(
+        [
+            *(program or client_command()),
             *("generate", "--peers", address, "--prompt", prompt),
-            *("--max-new-tokens", str(tokens)),
-        ),
+            *("--max-new-tokens", str(tokens), *options),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
