@@ -66,12 +66,21 @@ def halves() -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module")
-def thirds() -> Iterator[Servers]:
-    """Two servers of each third."""
+def six_servers() -> Iterator[Servers]:
     with Servers("0:10", "10:20", "20:30", kind=RelayedServer) as servers:
         yield servers
-        for server in servers.all:
-            server.relay.heal()
+
+
+@pytest.fixture
+def thirds(six_servers: Servers) -> Iterator[Servers]:
+    """Two servers of each third; what is cut is whole again afterwards."""
+    yield six_servers
+    heal(six_servers)
+
+
+def heal(servers: Servers) -> None:
+    for server in servers.all:
+        server.relay.heal()
 
 
 @pytest.mark.matrix
@@ -137,8 +146,6 @@ def test_a_link_between_two_hops_that_is_cut(thirds: Servers, index: int) -> Non
         check(model, PROMPT, {10: cut}, TOKENS)
         assert model.route != tuple(route)
         check(model, PROMPT, {}, 4)
-    for server in thirds.all:
-        server.relay.heal()
 
 
 def daemon_of_client(model: Any) -> psutil.Process:
@@ -157,7 +164,6 @@ def test_a_link_of_the_client_that_is_cut(thirds: Servers, index: int) -> None:
 
         check(model, PROMPT, {10: event}, TOKENS)
         assert thirds.hop(model, index) is not cut[0]
-    cut[0].relay.heal()
 
 
 @pytest.mark.matrix
@@ -166,14 +172,10 @@ def test_a_client_that_is_cut_off_from_everybody(thirds: Servers, seconds: float
     with thirds.model(repair_timeout_s=150.0) as model:
         timers = []
 
-        def heal() -> None:
-            for server in thirds.all:
-                server.relay.heal()
-
         def cut() -> None:
             for server in thirds.all:
                 server.relay.cut(daemon_of_client(model))
-            timers.append(after(seconds, heal))
+            timers.append(after(seconds, lambda: heal(thirds)))
 
         check(model, PROMPT, {10: cut}, TOKENS)
         timers[0].join()
