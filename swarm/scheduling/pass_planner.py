@@ -12,8 +12,13 @@ from swarm.scheduling.cost_model import CostModel, PassSize, tokens_after
 from swarm.scheduling.decode_activity import DecodeActivity
 from swarm.scheduling.fair_queue import Entry, FairQueue
 
-PASS_BUDGET_S = 0.1
+PASS_BUDGET_S = 0.05
 """A pass takes no longer than this while somebody decodes, unless the decode rows alone do."""
+SLOW_DECODE = 4.0
+"""Where the decode rows of a pass alone take long, a pass may take so many times that: else what
+every pass costs would be most of what a prompt costs."""
+MOST_STRETCH = 2.0
+"""But no more than so many times the budget."""
 IDLE_PASS_BUDGET_S = 0.5
 """The same while nobody does."""
 MIN_CHUNK_TOKENS = 16
@@ -71,6 +76,8 @@ class PassPlanner(Generic[WorkT]):
         self._pass_budget_s = pass_budget_s
         self._idle_pass_budget_s = idle_pass_budget_s
         self._decode = DecodeActivity()
+        self._decode_s = 0.0
+        """What the decode rows of the last pass that had some take alone."""
 
     def plan(self, now: float, most_steps: int | None = None) -> Plan[WorkT]:
         """Takes out of the queue what the pass completes, and charges what it computes.
@@ -133,11 +140,14 @@ class PassPlanner(Generic[WorkT]):
 
     def _allowed_s(self, decode: PassSize, now: float) -> float:
         """How long the pass may be for work that is not decode."""
+        spent_s = self._costs.fixed_s + self._costs.marginal_s(decode)
+        if decode.tokens:
+            self._decode_s = spent_s
         budget_s = self._idle_pass_budget_s
         if self._decode.is_active(now):
-            budget_s = self._pass_budget_s
+            least_s = self._pass_budget_s
+            budget_s = max(least_s, min(MOST_STRETCH * least_s, SLOW_DECODE * self._decode_s))
         credit_s = max(self._queue.credit(each) for each in _OTHERS)
-        spent_s = self._costs.fixed_s + self._costs.marginal_s(decode)
         return max(budget_s - spent_s, credit_s)
 
     def _must_move(self, decode: PassSize, entry: Entry[WorkT], now: float) -> bool:

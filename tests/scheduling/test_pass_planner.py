@@ -80,6 +80,21 @@ def test_a_pass_beside_decode_keeps_its_budget() -> None:
             assert seconds > 0.04, "the budget is used"
 
 
+@pytest.mark.parametrize(
+    ("decode_s", "least_s", "most_s"), [(0.01, 0.04, 0.05), (0.02, 0.075, 0.08), (0.04, 0.09, 0.1)]
+)
+def test_where_decode_is_slow_a_pass_may_take_longer(
+    decode_s: float, least_s: float, most_s: float
+) -> None:
+    """Four times what the decode rows take alone, but twice the budget at most."""
+    engine = Engine(decode_s=decode_s)
+    engine.push(Step(0, 4000, 0, PREFILL))
+    for _ in range(5):
+        engine.push(Step(1, 1, 127, DECODE))
+        seconds, _ = engine.run()
+        assert least_s < seconds <= most_s * 1.01
+
+
 def test_without_decode_a_pass_is_as_large_as_it_may_be() -> None:
     engine = Engine()
     engine.push(Step(0, 1000, 0, PREFILL))
