@@ -111,7 +111,7 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
         "ttft_s": _finite(plan.expected.ttft_s),
         "tpot_s": _finite(plan.expected.tpot_s),
         "request_s": _finite(plan.expected.request_s),
-        "tokens_per_s": plan.expected.tokens_per_s,
+        "tokens_per_s": _finite(plan.expected.tokens_per_s),
         "sessions": plan.expected.sessions,
         "optimum": _optimum_fields(plan.optimum),
         "notes": {name: _finite(value) for name, value in plan.layout.notes.items()},

@@ -76,18 +76,16 @@ def mean_response_s(
     as if they were packed on the fastest chains (the lower bound), or on the slowest (the upper).
     Infinite when requests come faster than all slots together serve them.
     """
-    if rate_per_s <= 0:
+    if not rate_per_s > 0:
         raise UsageError(f"requests come at {rate_per_s} a second; give a positive rate")
-    slots = [
-        1.0 / service_s
-        for service_s, capacity in sorted(chains, reverse=not fastest_first)
-        for _ in range(capacity)
-    ]
-    deaths = np.cumsum(slots)
-    if not len(deaths) or rate_per_s >= deaths[-1]:
-        return float("inf")
-    # Logarithms: with thousands of slots the products leave the range of floats.
-    weights = np.concatenate([[0.0], np.cumsum(np.log(rate_per_s / deaths))])
+    ordered = sorted(chains, reverse=not fastest_first)
+    slots = [service_s for service_s, capacity in ordered for _ in range(capacity)]
+    with np.errstate(divide="ignore"):
+        deaths = np.cumsum(1.0 / np.array([each for each in slots if each < np.inf]))
+        if not len(deaths) or rate_per_s >= deaths[-1]:
+            return float("inf")
+        # Logarithms: with thousands of slots the products leave the range of floats.
+        weights = np.concatenate([[0.0], np.cumsum(np.log(rate_per_s / deaths))])
     weights = np.exp(weights - weights.max())
     states = np.arange(len(weights))
     ratio = rate_per_s / float(deaths[-1])

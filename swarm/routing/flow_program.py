@@ -14,18 +14,19 @@ every placement with the given numbers of blocks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
 
+from swarm.errors import UsageError
 from swarm.routing.network import Floats, Indices
 
 
 @dataclass(frozen=True)
 class FlowProblem:
-    """`n` machines, `c` clients; seconds and bytes."""
+    """`n` machines, `c` clients; seconds, and bytes (or any other unit, if all are in it)."""
 
     num_blocks: int
     memory: Floats
@@ -37,6 +38,16 @@ class FlowProblem:
     """`[n]`."""
     requests: Sequence[float]
     """Of each client; its share of `R`."""
+
+    def in_blocks(self) -> "FlowProblem":
+        """The same with a block as the unit of memory: in bytes, or in GB of tiny models, what a
+        solver takes for nothing would be as large as a machine."""
+        return replace(
+            self,
+            memory=self.memory / self.block_bytes,
+            block_bytes=1.0,
+            cache_bytes=self.cache_bytes / self.block_bytes,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,15 @@ def solve(
     """`options`: for each machine the `(start, blocks)` that it may take; a single one fixes it.
     `whole_requests`: no request is split.
 
-    With HiGHS (scipy). When time runs out, the incumbent and the bound so far.
+    With HiGHS (scipy). When time runs out, the incumbent and the bound so far. Raises UsageError
+    where nobody asks for anything.
     """
+    total = sum(problem.requests)
+    if not total > 0:
+        raise UsageError(f"{total:g} requests; a placement is for at least one")
+    problem = problem.in_blocks()
+    if not any(options):
+        return FlowSolution({}, np.inf, np.inf, True)
     machine = np.array([number for number, own in enumerate(options) for _ in own], dtype=np.intp)
     placed = np.array([choice for own in options for choice in own], dtype=np.intp).reshape(-1, 2)
     columns = _columns(problem, machine, placed)
@@ -100,7 +118,6 @@ def solve(
             **({} if time_limit_s is None else {"time_limit": time_limit_s}),
         },
     )
-    total = sum(problem.requests)
     bound = -np.inf if result.mip_dual_bound is None else float(result.mip_dual_bound)
     if result.x is None:
         infeasible = result.status == 2
@@ -154,8 +171,8 @@ def _rows(
         (base + columns.leave, at_y, -ones),
         (host_row, at_y, ones),
         (hosted + each_client * x_count + every_x, every_x, -requests[each_client]),
-        (room + machine, np.arange(x_count), problem.block_bytes * placed[:, 1] / 1e9),
-        (room + machine[columns.option], at_y, problem.cache_bytes * used / 1e9),
+        (room + machine, np.arange(x_count), problem.block_bytes * placed[:, 1]),
+        (room + machine[columns.option], at_y, problem.cache_bytes * used),
     ]
     row, column, value = (np.concatenate(part) for part in zip(*entries, strict=True))
     lower, upper = np.full(count, -np.inf), np.zeros(count)
@@ -165,7 +182,7 @@ def _rows(
         entering = balance + client * (blocks + 1)
         lower[entering] = upper[entering] = share
         lower[entering + blocks] = upper[entering + blocks] = -share
-    upper[room:] = problem.memory / 1e9
+    upper[room:] = problem.memory
     # Rows of a machine that cannot run out of room only slow the solver.
     widest = np.zeros(machines, dtype=np.float64)
     np.maximum.at(

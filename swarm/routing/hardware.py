@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from swarm.errors import UsageError
-from swarm.routing.model_shape import VALUE_BYTES, ModelShape, bytes_per_weight
+from swarm.routing.model_shape import ModelShape, bytes_per_weight
 from swarm.routing.performance import ServerSpeed
 
 PASS_S = 0.001
@@ -80,7 +80,7 @@ def roofline(
         block_s=one,
         row_s=row_s,
         extra_row_s=two - one,
-        context_s=shape.cached_values * VALUE_BYTES[dtype] / bytes_per_s,
+        context_s=shape.cache_bytes_per_token(dtype) / bytes_per_s,
         prefill_block_s=0.0,
         prefill_token_s=row_s,
     )

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 
 import numpy as np
 
 from swarm.errors import MemoryShortError, UsageError
+from swarm.routing.fitting import fitting
 from swarm.routing.model_shape import ModelShape
 from swarm.routing.network import Floats, Network
 from swarm.routing.performance import ChainMode, HopOverhead, ServerSpeed
@@ -61,7 +63,7 @@ class Machine:
     relayed: bool = False
     """Reachable only through a relay."""
     flops_per_s: float = 0.0
-    """Water-filling weighs machines by it; 0: by how fast a block decodes."""
+    """Water-filling weighs machines by it; 0 (of one of them): by how fast a block decodes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.memory_bytes < float("inf"):
@@ -92,10 +94,10 @@ class Workload:
                 f"{self.prompt_tokens} tokens in, {self.output_tokens} out; a request has a prompt "
                 "and at least one token out"
             )
-        if self.sessions < 0 or self.rate_per_s < 0 or self.held_s < 0:
+        if self.sessions < 0 or not all(0 <= one < inf for one in (self.rate_per_s, self.held_s)):
             raise UsageError(
                 f"{self.sessions} sessions, {self.rate_per_s:g} requests/s, held {self.held_s:g} s;"
-                " none of them can be negative"
+                " none of them can be negative or infinite"
             )
 
     @property
@@ -144,7 +146,7 @@ class Inventory:
         limit = self.model.num_blocks
         if machine.max_blocks is not None:
             limit = min(limit, machine.max_blocks)
-        return min(limit, int(machine.memory_bytes / each + 1e-9))
+        return min(limit, int(fitting(machine.memory_bytes, 0.0, each)))
 
     def check_memory(self, workload: Workload, sessions: int) -> None:
         """Raises MemoryShortError, with how many GB are missing, if the blocks do not fit at all

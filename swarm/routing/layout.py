@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from swarm.errors import BadSpanError, MissingBlocksError
+from swarm.routing.fitting import fitting
 from swarm.routing.inventory import Inventory, Workload
 from swarm.routing.performance import ServerSpeed
 from swarm.routing.view import CacheUnit, Numerics, ServerState, ServerView, SwarmView
@@ -81,10 +82,10 @@ class Placement(Protocol):
 def cache_tokens(inventory: Inventory, peer: PeerId, span: Span) -> int:
     """Room for tokens of one block beside the weights of `span`."""
     model = inventory.model
-    room = inventory.machine(peer).memory_bytes - model.block_bytes * len(span)
     if model.cache_bytes_per_token <= 0:
         return 1 << 40
-    return max(0, int(room / model.cache_bytes_per_token + 1e-9))
+    weights = model.block_bytes * len(span)
+    return int(fitting(inventory.machine(peer).memory_bytes, weights, model.cache_bytes_per_token))
 
 
 def server_view(

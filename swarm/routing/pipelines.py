@@ -11,7 +11,8 @@ from swarm.errors import UsageError
 
 MOST_STATES = 30_000
 """Of the dynamic programme after one machine; beyond, pipelines are filled greedily."""
-_BISECTIONS = 60
+_SAME = 1e-12
+"""Relative: figures that differ by less are equal, as they would be without rounding."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class StageCapacity:
 def stage_capacity(
     weight_bytes: float, layer_bytes: float, embedding_bytes: float = 0.0, *, tied: bool = False
 ) -> StageCapacity:
-    """`weight_bytes`: what the machine gives to weights."""
+    """`weight_bytes`: what the machine gives to weights. Raises UsageError for a layer without."""
+    if not layer_bytes > 0:
+        raise UsageError(f"a layer of {layer_bytes} bytes; it has weights")
 
     def holds(reserved: float) -> int:
         return max(0, int((weight_bytes - reserved) // layer_bytes))
@@ -101,15 +104,17 @@ def plan_pipelines(
             for count in range(1, most + 1)
         ]
         members = []
-    scored = [
-        (pipeline_score(count, int(cost), alpha=alpha, compute_s=compute_s, rtt_s=rtt_s), -count)
+    scores = {
+        count: pipeline_score(count, int(cost), alpha=alpha, compute_s=compute_s, rtt_s=rtt_s)
         for count, cost in enumerate(found, start=1)
         if math.isfinite(cost)
-    ]
-    if not scored:
+    }
+    if not scores:
         raise UsageError(f"the machines hold no pipeline of {layers} layers")
     if steps is not None:
-        members = _trace(steps, sizes, layers, -max(scored)[1])
+        enough = max(scores.values()) * (1 - _SAME)
+        chosen = min(count for count, score in scores.items() if score >= enough)
+        members = _trace(steps, sizes, layers, chosen)
     return Pipelines(
         tuple(tuple(order[position] for position in chain) for chain in members), tuple(found)
     )
@@ -227,8 +232,15 @@ def water_fill(
     `x_i = min(c_i, lambda F_i)` with `sum x_i = layers`, `power` = `F_i`; rounded by largest
     fraction (ties: the earlier stage). Machines that get no layer are left out, and embedding and
     head are reserved by those that then are first and last. Raises UsageError when the layers do
-    not fit.
+    not fit, and for a power that is none.
     """
+    if layers < 1 or len(power) != len(capacities):
+        raise UsageError(
+            f"{layers} layers over {len(capacities)} stages with {len(power)} powers; there is at "
+            "least one layer, and each stage has its power"
+        )
+    if not all(0 <= each < math.inf for each in power):
+        raise UsageError(f"powers of {list(power)}; each is at least 0 and finite")
     order = sorted(range(len(capacities)), key=lambda number: (-capacities[number].inner, number))
     limits = _limits(capacities, order)
     if sum(limits) < layers:
@@ -258,13 +270,7 @@ def _limits(capacities: Sequence[StageCapacity], order: Sequence[int]) -> list[i
 
 
 def _filled(limits: Sequence[int], power: Sequence[float], layers: int) -> list[int]:
-    weight = [max(each, 1e-12) for each in power]
-    low, high = 0.0, max(limit / each for limit, each in zip(limits, weight, strict=True))
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        filled = sum(min(c, middle * f) for c, f in zip(limits, weight, strict=True))
-        low, high = (low, middle) if filled >= layers else (middle, high)
-    real = [min(float(c), high * f) for c, f in zip(limits, weight, strict=True)]
+    real = _levelled(limits, power, layers)
     whole = [int(value + 1e-9) for value in real]
     by_fraction = sorted(range(len(limits)), key=lambda at: (-round(real[at] - whole[at], 9), at))
     while (lacking := layers - sum(whole)) > 0:
@@ -273,3 +279,18 @@ def _filled(limits: Sequence[int], power: Sequence[float], layers: int) -> list[
                 whole[at] += 1
                 lacking -= 1
     return whole
+
+
+def _levelled(limits: Sequence[int], power: Sequence[float], layers: int) -> list[float]:
+    """`min(c_i, lambda F_i)` with the sum `layers`: those that are full first are full, and the
+    others share what is left by their power. Who has none only gets what the others do not hold."""
+    least = _SAME * max(power) or 1.0
+    weight = [max(each, least) for each in power]
+    order = sorted(range(len(limits)), key=lambda at: (limits[at] / weight[at], at))
+    real = [0.0] * len(limits)
+    left = float(layers)
+    for position, at in enumerate(order):
+        others = sum(weight[each] for each in order[position:])
+        real[at] = min(float(limits[at]), left * weight[at] / others)
+        left -= real[at]
+    return real

@@ -18,6 +18,9 @@ from swarm.routing.server_index import ServerIndex
 from swarm.sessions.messages import MAX_HOPS
 from swarm.spans import PeerId
 
+_UNBOUNDED = 3
+"""A status of `scipy.optimize.linprog`."""
+
 
 def route_costs(inventory: Inventory) -> RouteCosts:
     """How clients of this inventory reckon."""
@@ -136,4 +139,7 @@ def tokens_per_s(inventory: Inventory, layout: Layout) -> float:
     result = linprog(
         objective, A_ub=busy, b_ub=np.ones(len(peers)), A_eq=equal, b_eq=np.zeros(blocks)
     )
+    if result.status == _UNBOUNDED:
+        # Some chain takes no time at all.
+        return np.inf
     return float(-result.fun) if result.status == 0 else 0.0

@@ -68,13 +68,20 @@ class _Numbers:
 def solve_products(problem: FlowProblem, *, time_limit_s: float | None = None) -> FlowSolution:
     """The optimum over all placements; each client's requests must be whole.
 
-    Raises UsageError for more than `MOST_MACHINES` machines.
+    Raises UsageError if they are not, and for more than `MOST_MACHINES` machines.
     """
+    problem = problem.in_blocks()
     machines, blocks = len(problem.memory), problem.num_blocks
     if machines > MOST_MACHINES:
         raise UsageError(
             f"{machines} machines are too many for the paper's program (at most {MOST_MACHINES}); "
             "use the boundary-flow program"
+        )
+    if not sum(problem.requests) > 0 or any(share != round(share) for share in problem.requests):
+        raise UsageError(
+            f"{sum(problem.requests):g} requests of {len(problem.requests)} clients are no whole "
+            "number for each, which the paper's program needs; ask for a multiple, or use the "
+            "boundary-flow program"
         )
     clients = [client for client, share in enumerate(problem.requests) for _ in range(round(share))]
     at = _Numbers(machines, len(clients))
@@ -83,7 +90,7 @@ def solve_products(problem: FlowProblem, *, time_limit_s: float | None = None) -
     for machine in range(machines):
         rows.add({at.first(machine): 1.0, at.held(machine): 1.0}, -np.inf, blocks + 1)
     room: list[dict[int, float]] = [
-        {at.held(machine): problem.block_bytes / 1e9} for machine in range(machines)
+        {at.held(machine): problem.block_bytes} for machine in range(machines)
     ]
     for request, client in enumerate(clients):
         for arc in at.arcs:
@@ -93,11 +100,11 @@ def solve_products(problem: FlowProblem, *, time_limit_s: float | None = None) -
                 for which, sign in ((1, 1.0), (3, 1.0), (2, -1.0), (4, -1.0)):
                     column = at.product(request, arc, which)
                     objective[column] += sign * problem.block_s[hop]
-                    room[hop][column] = sign * problem.cache_bytes / 1e9
+                    room[hop][column] = sign * problem.cache_bytes
             _bind_products(rows, at, request, arc, blocks)
         _conserve(rows, at, request)
     for machine in range(machines):
-        rows.add(room[machine], -np.inf, problem.memory[machine] / 1e9)
+        rows.add(room[machine], -np.inf, problem.memory[machine])
     result = milp(
         objective,
         constraints=rows.constraint(at.count),

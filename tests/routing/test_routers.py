@@ -95,7 +95,7 @@ def test_petals_router_finds_the_least_of_its_own_costs(data: st.DataObject) -> 
         total, before = 0.0, ME
         for hop, one in zip(hops, servers_of(view, hops), strict=True):
             total += network.one_way_s(before, one.peer) + 0.018
-            total += (hop.end - hop.start) * (one.decode_ms_per_block or 10.0) / 1000
+            total += (hop.end - hop.start) * (one.decode_ms_per_block or 1000 / 300) / 1000
             total += 10.0 * (one.cache_tokens_free < REQUEST.cache_tokens)
             before = one.peer
         return total + network.one_way_s(before, ME)

@@ -142,7 +142,8 @@ def place_optimal_chains(
 def cheapest_members(
     num_blocks: int, hop_s: Floats, block_s: Floats, most_blocks: Indices
 ) -> list[int]:
-    """The machines of the cheapest chain over all blocks, the fastest of them first.
+    """The machines of the cheapest chain over all blocks, the fastest of them first; none if they
+    do not hold the blocks.
 
     In a relay chain a chain's cost is `sum(hop + block * used)` with `sum(used) = num_blocks` and
     `used <= most`, whatever the order: a knapsack, solved by a dynamic programme over machines in
@@ -167,6 +168,8 @@ def cheapest_members(
         full[most:] = cost[:first] + hop_s[number] + block_s[number] * most
         taken[position] = full < cost
         cost = np.minimum(cost, full)
+    if not np.isfinite(best):
+        return []
     position, covered = closing
     members = [order[position]]
     for earlier in range(position - 1, -1, -1):

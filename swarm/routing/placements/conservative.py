@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swarm.errors import MemoryShortError
+from swarm.errors import MemoryShortError, UsageError
+from swarm.routing.fitting import fitting
 from swarm.routing.inventory import Inventory, Tables, Workload, tables
 from swarm.routing.layout import Layout
 from swarm.routing.network import Floats, Indices
+from swarm.routing.performance import ChainMode
 from swarm.routing.planned import best_routes
 from swarm.spans import Span
 
@@ -39,20 +41,19 @@ def conservative_sizes(inventory: Inventory, figures: Tables, sessions: int) -> 
             for machine in inventory.machines
         ]
     )
-    blocks = np.minimum(np.floor(figures.memory / each + 1e-9), limit).astype(np.intp)
+    blocks = np.minimum(fitting(figures.memory, 0.0, each), limit).astype(np.intp)
     hop_s = figures.decode_hop_s.max(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         block_s = figures.decode_block_s + np.where(blocks > 0, hop_s / blocks, np.inf)
-        left = figures.memory - figures.block_bytes * blocks
-        room = np.where(blocks > 0, left / (figures.cache_bytes * blocks), 0.0)
-        room = np.where((blocks > 0) & (figures.cache_bytes == 0), _ANY_SESSIONS, room)
-    return ConservativeSizes(
-        blocks, block_s, np.minimum(room + 1e-9, _ANY_SESSIONS).astype(np.intp)
-    )
+        weights, cache = figures.block_bytes * blocks, figures.cache_bytes * blocks
+        room = np.where(cache > 0, fitting(figures.memory, weights, cache), _ANY_SESSIONS)
+    # By its size it carries all sessions, whatever a small difference of large numbers says.
+    room = np.where(blocks > 0, np.clip(room, sessions, _ANY_SESSIONS), 0.0)
+    return ConservativeSizes(blocks, block_s, room.astype(np.intp))
 
 
 def most_sessions(inventory: Inventory, figures: Tables) -> int:
-    """The largest `R` for which CG-BP's sizes can hold the model (0: not even for none).
+    """The largest `R` for which CG-BP's sizes can hold the model (0: not even for one).
 
     `sum_j min(floor(M_j / (s_m + s_c R)), L) >= L`, by bisection: the paper's closed form is a
     sufficient choice only.
@@ -78,10 +79,10 @@ def sufficient_sessions(inventory: Inventory, figures: Tables) -> int:
     the machines carry in any case, and often more (`most_sessions`). Limits of the machines'
     owners are left out."""
     parts = inventory.model.num_blocks + len(inventory.machines)
-    left = float(figures.memory.sum()) - figures.block_bytes * parts
+    memory, weights = float(figures.memory.sum()), figures.block_bytes * parts
     if figures.cache_bytes <= 0:
-        return _ANY_SESSIONS if left >= 0 else 0
-    return max(0, math.floor(left / (figures.cache_bytes * parts) + 1e-9))
+        return _ANY_SESSIONS if memory >= weights else 0
+    return int(fitting(memory, weights, figures.cache_bytes * parts))
 
 
 def bound_s(sizes: ConservativeSizes, figures: Tables, num_blocks: int) -> float:
@@ -125,7 +126,8 @@ class ConservativePlacement:
 def place_conservatively(inventory: Inventory, figures: Tables, sessions: int) -> Layout:
     """CG-BP for `R = sessions`, or the next smaller `R` that it finds a cover for.
 
-    Raises MemoryShortError if there is none. `notes`: `sessions`, and `bound_s` of Theorem 2.
+    Raises MemoryShortError if there is none. `notes`: `sessions`, and in a relay chain `bound_s` of
+    Theorem 2 (in a push chain the delays of `tables` are means, and bound nothing).
     """
     num_blocks = inventory.model.num_blocks
     while sessions > 0:
@@ -139,8 +141,10 @@ def place_conservatively(inventory: Inventory, figures: Tables, sessions: int) -
                 )
                 if count > 0
             }
-            bound = bound_s(sizes, figures, num_blocks)
-            return Layout(num_blocks, spans, notes={"sessions": float(sessions), "bound_s": bound})
+            notes = {"sessions": float(sessions)}
+            if inventory.mode is ChainMode.RELAY:
+                notes["bound_s"] = bound_s(sizes, figures, num_blocks)
+            return Layout(num_blocks, spans, notes=notes)
         sessions = min(sessions - 1, int(sessions * 0.9))
     raise MemoryShortError(
         f"CG-BP finds no cover of the {num_blocks} blocks of {inventory.model.name} even for one "
@@ -186,6 +190,11 @@ def _start(carried: Floats, time_s: Floats, count: int, sessions: int) -> int:
 
 def choose_sessions(rate_per_s: float, held_s: float) -> int:
     """`round(lambda T + sqrt(lambda T))`: the requests that are there at once, and one standard
-    deviation of a Poisson variable; `held_s` = `T`: how long each holds its cache."""
+    deviation of a Poisson variable; `held_s` = `T`: how long each holds its cache. At least 1.
+
+    Raises UsageError for what is negative.
+    """
+    if not (rate_per_s >= 0 and held_s >= 0):
+        raise UsageError(f"{rate_per_s:g} requests/s held {held_s:g} s; both are at least 0")
     active = rate_per_s * held_s
-    return max(1, round(active + math.sqrt(active)))
+    return max(1, math.floor(active + math.sqrt(active) + 0.5))

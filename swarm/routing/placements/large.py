@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from swarm.errors import SwarmError
+from swarm.routing.fitting import fitting
 from swarm.routing.inventory import Inventory, Tables, Workload
 from swarm.routing.layout import Layout, view_of
 from swarm.routing.placements.conservative import (
@@ -124,7 +125,7 @@ def _room(inventory: Inventory, figures: Tables, layout: Layout) -> float:
     for number, machine in enumerate(inventory.machines):
         span = layout.spans.get(machine.peer)
         if span is not None:
-            left = figures.memory[number] - figures.block_bytes * len(span)
+            weights = figures.block_bytes * len(span)
             each = max(figures.cache_bytes * len(span), 1e-9)
-            rooms[span.start : span.end] += np.floor(left / each + 1e-9)
+            rooms[span.start : span.end] += fitting(float(figures.memory[number]), weights, each)
     return float(rooms.min())

@@ -18,6 +18,7 @@ WEIGHTS_SHARE = 0.65
 """Of its memory that a machine gives to weights (Parallax' command line)."""
 MOST_VARIATION = 0.25
 """Of the load of layers, above which all is placed anew (Parallax' allocator)."""
+_LEAST_S = 1e-9
 _CLEAR_GAP = 2.0
 """Clusters are apart if the way between them is this much longer than the ways within."""
 
@@ -139,7 +140,7 @@ class ParallaxPlacement:
         for chain in plan.members:
             stages = water_fill(
                 [own[at] for at in chain],
-                [_power(inventory.machines[members[at]]) for at in chain],
+                _powers([inventory.machines[members[at]] for at in chain]),
                 layers,
             )
             start = 0
@@ -192,8 +193,9 @@ def _viable(
     return [sorted(cluster) for cluster in merged]
 
 
-def _power(machine: Machine) -> float:
-    if machine.flops_per_s > 0:
-        return machine.flops_per_s
-    block_s = machine.speed.decode_s(1)
-    return 1 / block_s if block_s > 0 else 1.0
+def _powers(machines: Sequence[Machine]) -> list[float]:
+    """In one unit: what they compute if that is known of all of them, else how fast a block
+    decodes."""
+    if all(machine.flops_per_s > 0 for machine in machines):
+        return [machine.flops_per_s for machine in machines]
+    return [1 / max(machine.speed.decode_s(1), _LEAST_S) for machine in machines]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from swarm.errors import MemoryShortError
+from swarm.routing.fitting import fitting
 from swarm.routing.inventory import Inventory, Machine, Workload
 from swarm.routing.layout import Layout
 from swarm.spans import PeerId, Span
@@ -26,7 +27,9 @@ _FORWARD_TOKENS = 1024
 
 
 def weakest_start(throughputs: Sequence[float], num_blocks: int) -> int:
-    """Where the ascending throughputs of `num_blocks` blocks are lexicographically smallest."""
+    """Where the ascending throughputs of `num_blocks` blocks (at most all) are lexicographically
+    smallest; the first of equals."""
+    num_blocks = min(num_blocks, len(throughputs))
     return min(
         range(len(throughputs) - num_blocks + 1),
         key=lambda start: (sorted(throughputs[start : start + num_blocks]), start),
@@ -62,7 +65,7 @@ def should_move(
 
     It imagines itself away, moves to its best start, lets all others answer in random order until
     nobody moves, and goes if the weakest block was less than `balance_quality` of what it then is.
-    Never if its blocks would be left without a server.
+    Never if its blocks would be left without a server. Above 1 it always goes.
     """
     initial = min(block_throughputs(servers, num_blocks))
     imagined: MutableMapping[PeerId, PetalsServer] = dict(servers)
@@ -70,6 +73,8 @@ def should_move(
     alone = dict(imagined)
     alone[peer] = PetalsServer(mine.span, -_OWN_SHARE * mine.throughput)
     without = block_throughputs(alone, num_blocks)
+    if balance_quality > 1.0:
+        return _best_span(without, len(mine.span))
     if initial > _OWN_SHARE and min(without) <= 0:
         return None
     target = _best_span(without, len(mine.span))
@@ -162,11 +167,11 @@ class PetalsPlacement:
 
     def num_blocks(self, inventory: Inventory, machine: Machine) -> int:
         """What fits beside a cache that knows nothing of the number of sessions."""
-        room = machine.memory_bytes - self._reserve_bytes
         limit = inventory.model.num_blocks
         if machine.max_blocks is not None:
             limit = min(limit, machine.max_blocks)
-        return max(0, min(limit, int(room / self._block_bytes(inventory) + 1e-9)))
+        each = self._block_bytes(inventory)
+        return min(limit, int(fitting(machine.memory_bytes, self._reserve_bytes, each)))
 
     def _block_bytes(self, inventory: Inventory) -> float:
         model = inventory.model

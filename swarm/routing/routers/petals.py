@@ -7,22 +7,24 @@ import numpy as np
 from swarm.routing.hop_graph import HopCosts, cheapest_hops
 from swarm.routing.network import Network
 from swarm.routing.no_route import no_route
-from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest, decode_block_s
+from swarm.routing.router import Forgetful, Route, RouteCosts, RouteRequest
 from swarm.routing.routes import route_over
 from swarm.routing.view import SwarmView
 
 HOP_S = 0.018
 NO_CACHE_S = 10.0
 MOST_DELAY_S = 5.0
+UNMEASURED_BLOCKS_PER_S = 300.0
 
 
 class PetalsRouter(Forgetful):
     """`min_latency` of Petals' `sequence_manager`.
 
     It scores a ring of one-way delays (half a round trip and 18 ms for each hop, at most 5 s), the
-    measured time of each block, and 10 s for a server that seems to lack cache for the session over
-    all its blocks. Waits and load do not count, and a server is used to the end of its span. Other
-    than Petals' own code, it never loses the round trips to first hops.
+    measured time of each block (1/300 s where there is none), and 10 s for a server that seems to
+    lack cache for the session over all its blocks. Waits and load do not count, and a server is
+    used to the end of its span. Other than Petals' own code, it never loses the round trips to
+    first hops.
     """
 
     def __init__(self, costs: RouteCosts) -> None:
@@ -51,7 +53,12 @@ class PetalsRouter(Forgetful):
             enter_s=delay,
             leave_s=delay,
             fixed_s=HOP_S + NO_CACHE_S * lacking,
-            block_s=np.array([decode_block_s(server) for server in servers]),
+            block_s=np.array(
+                [
+                    server.decode_ms_per_block / 1e3 or 1 / UNMEASURED_BLOCKS_PER_S
+                    for server in servers
+                ]
+            ),
             between_s=np.minimum(links.between_s(everyone, everyone), MOST_DELAY_S),
             wait_s=np.zeros((len(servers), view.num_blocks + 1)),
         )

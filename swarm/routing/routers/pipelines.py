@@ -13,6 +13,7 @@ from swarm.routing.router import Route, RouteCosts, RouteRequest, Trusting
 from swarm.routing.routes import cache_needs, route_over
 from swarm.routing.server_index import ServerIndex
 from swarm.routing.view import ServerView, SwarmView
+from swarm.sessions.messages import MAX_HOPS
 from swarm.spans import PeerId, SessionId
 
 _Signature = tuple[object, ...]
@@ -34,7 +35,7 @@ class _PipelineRouter(Trusting):
         signature = _signature(view, request)
         if signature != self._signature:
             found = self._index.candidates(view, network, request, cache_penalties=False)
-            self._chains = [
+            chains = [
                 chain
                 for group in np.unique(found.group[found.usable])
                 for chain in self._cut(
@@ -43,7 +44,10 @@ class _PipelineRouter(Trusting):
                     HopCosts.of(replace(found, usable=found.usable & (found.group == group))),
                 )
             ]
-            self._chains.sort(key=lambda one: one[0].cost_s)
+            chains.sort(key=lambda one: one[0].cost_s)
+            # Those that no session may take only stand in the way of the others.
+            short = [one for one in chains if len(one[0].parts) <= MAX_HOPS]
+            self._chains = short or chains
             self._signature = signature
         if not self._chains:
             raise no_route(view, request)
