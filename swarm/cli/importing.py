@@ -11,8 +11,8 @@ _QUANTISES = "torchao"
 
 @contextmanager
 def importing(*, quantised: bool = False) -> Iterator[None]:
-    """Imports in here take a third less time, and what they make is never looked at again by the
-    garbage collector; for the first ones of a program, otherwise it changes nothing.
+    """Imports in here take a third less time, and the garbage collector never looks at what they
+    make; for the first ones of a program, otherwise it changes nothing.
 
     `quantised`: whether weights will be. If not, torchao counts as not installed from now on, so
     this is for programs: a library's process is not ours.

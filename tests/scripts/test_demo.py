@@ -37,7 +37,9 @@ def test_the_demo_streams_a_text_names_its_route_and_leaves_nothing() -> None:
     assert "no process is left" in told
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.matrix)]
+)
 def test_an_interrupted_demo_ends_its_servers(number: signal.Signals) -> None:
     demo = start_demo()
     assert demo.stderr is not None
