@@ -1,73 +1,22 @@
-"""Models on the hub: only the needed bytes, once, in the usual cache, and what a bad hub can do."""
+"""Models on the hub: only the needed bytes, once, resumed, in the usual cache."""
 
 import struct
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub
-import platformdirs
 import pytest
 import torch
-from hub_stand_in import COMMIT, REPOSITORY, StandIn, running_hub
+from hub_parts import assert_equal, fetch, names_of, stored
+from hub_stand_in import COMMIT, REPOSITORY, StandIn
 from huggingface_hub import constants
-from tiny_models import SIZES, save_tiny
+from torch import nn
 from transformers import PreTrainedModel
 
-from swarm.errors import CheckpointError, ModelNotFoundError, SwarmError
-from swarm.models import hub_shard, remote_file
-from swarm.models.checkpoint import Checkpoint, open_checkpoint
-from swarm.spans import Span
-
-LARGER = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
-"""So that headers are small beside the weights."""
-
-
-@pytest.fixture
-def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
-    for name, value in LARGER.items():
-        monkeypatch.setitem(SIZES, name, value)
-    return save_tiny("llama", tmp_path / "files")
-
-
-@pytest.fixture
-def hub(
-    tmp_path: Path, plain: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[StandIn]:
-    """One big file; the user's cache is empty and nobody is logged in."""
-    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
-    monkeypatch.setattr(remote_file, "MOST_FAILURES", 1)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with running_hub(tmp_path / "files") as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        yield hub
-        huggingface_hub.close_session()
-
-
-def names_of(checkpoint: Checkpoint, start: int, end: int) -> list[str]:
-    return list(checkpoint.block_tensors(Span(start, end)).values())
-
-
-def stored(checkpoint: Checkpoint, names: list[str]) -> int:
-    return sum(checkpoint.tensors[name].nbytes for name in names)
-
-
-def fetch(checkpoint: Checkpoint, names: list[str]) -> list[tuple[int, int]]:
-    """What the progress said."""
-    told: list[tuple[int, int]] = []
-    checkpoint.fetch(names, lambda done, total: told.append((done, total)))
-    return told
-
-
-def assert_equal(checkpoint: Checkpoint, names: list[str], plain: PreTrainedModel) -> None:
-    expected = plain.state_dict()
-    for name, tensor in checkpoint.read(names).items():
-        assert torch.equal(tensor, expected[name]), name
+from swarm.errors import ModelNotFoundError
+from swarm.models import hub_shard
+from swarm.models.checkpoint import open_checkpoint
+from swarm.models.shell import load_shell
 
 
 def test_only_the_bytes_of_a_span_are_fetched_and_only_once(
@@ -278,129 +227,8 @@ def test_passing_trouble_is_waited_out(hub: StandIn, plain: PreTrainedModel, fau
     assert_equal(checkpoint, names, plain)
 
 
-def _etags(hub: StandIn) -> None:
-    hub.faults.etags = ['"cdn"', '"other"']
-
-
-def _linked_etags(hub: StandIn) -> None:
-    hub.faults.expired, hub.faults.linked_etags = 1, ["other"]
-
-
-def _size(hub: StandIn) -> None:
-    hub.faults.expired, hub.faults.size_added = 1, 5
-
-
-def _shifted(hub: StandIn) -> None:
-    hub.faults.shifted = 4
-
-
-def _no_ranges(hub: StandIn) -> None:
-    hub.faults.ranges = False
-
-
-def _compressed(hub: StandIn) -> None:
-    hub.faults.compressed = True
-
-
-def _loop(hub: StandIn) -> None:
-    hub.faults.redirect = "/cdn/model.safetensors"
-
-
-def _other_scheme(hub: StandIn) -> None:
-    hub.faults.redirect = "file:///etc/passwd"
-
-
-def _shorter(hub: StandIn) -> None:
-    file = hub.files / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:5000])
-
-
-def _commit(hub: StandIn) -> None:
-    hub.faults.expired, hub.faults.commit = 1, "f" * 40
-
-
-@pytest.mark.parametrize(
-    ("fault", "named"),
-    [
-        (_etags, "another ETag"),
-        (_linked_etags, "another size or ETag"),
-        (_size, "another size or ETag"),
-        (_shifted, "other bytes"),
-        (_no_ranges, "byte ranges.*hf download"),
-        (_compressed, "compressed"),
-        (_loop, "redirects more than"),
-        (_other_scheme, "redirects to file"),
-        (_shorter, "shorter|other bytes|instead of"),
-        (_commit, "at commit ffff"),
-    ],
-)
-def test_a_hub_that_contradicts_itself(
-    hub: StandIn, fault: Callable[[StandIn], None], named: str
-) -> None:
-    checkpoint = open_checkpoint(REPOSITORY)
-    fault(hub)
-    sent = hub.weight_bytes
-    with pytest.raises(CheckpointError, match=named) as caught:
-        fetch(checkpoint, names_of(checkpoint, 0, 1))
-        fetch(checkpoint, names_of(checkpoint, 2, 3))
-    assert "\n" not in str(caught.value)
-    assert REPOSITORY in str(caught.value)
-    assert hub.weight_bytes - sent <= hub.whole()
-
-
-@pytest.mark.parametrize("length", [1 << 40, 90_000_000, 2**64 - 1])
-@pytest.mark.parametrize("size_added", [0, 200_000_000])
-def test_a_header_of_absurd_length(hub: StandIn, length: int, size_added: int) -> None:
-    file = hub.files / "model.safetensors"
-    file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
-    hub.faults.size_added = size_added
-    with pytest.raises(SwarmError, match=r"org/tiny/model\.safetensors") as caught:
-        open_checkpoint(REPOSITORY)
-    assert "\n" not in str(caught.value)
-    assert hub.weight_bytes <= hub.whole()
-
-
-def _no_weights(hub: StandIn) -> None:
-    (hub.files / "model.safetensors").unlink()
-
-
-def _gated(hub: StandIn) -> None:
-    hub.faults.gated = True
-
-
-def _private(hub: StandIn) -> None:
-    hub.faults.token = "hf_of_others"
-
-
-@pytest.mark.parametrize(
-    ("fault", "name", "revision", "named"),
-    [
-        (_no_weights, REPOSITORY, None, "no safetensors"),
-        (_gated, REPOSITORY, None, "consent"),
-        (_private, REPOSITORY, None, "no such model"),
-        (lambda hub: None, "org/absent", None, "no such model"),
-        (lambda hub: None, REPOSITORY, "absent", "revision"),
-    ],
-)
-def test_refusals_in_one_line(
-    hub: StandIn, fault: Callable[[StandIn], None], name: str, revision: str | None, named: str
-) -> None:
-    fault(hub)
-    with pytest.raises(ModelNotFoundError, match=named) as caught:
-        open_checkpoint(name, revision)
-    assert "\n" not in str(caught.value)
-    assert name in str(caught.value)
-
-
-def test_no_hub_at_all(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ModelNotFoundError, match=r"HF_HUB_OFFLINE|cannot be reached"):
-        open_checkpoint(REPOSITORY)
-
-
-def test_no_room_on_the_disk(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = open_checkpoint(REPOSITORY)
-    free = hub_shard.shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(hub_shard.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(CheckpointError, match="free some space"):
-        fetch(checkpoint, names_of(checkpoint, 0, 1))
+def test_a_client_sees_what_it_fetches(hub: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    load_shell(open_checkpoint(REPOSITORY), torch.float32, lambda _: nn.Identity())
+    assert f"Fetching parts of {REPOSITORY}: 100%" in capsys.readouterr().err
+    load_shell(open_checkpoint(REPOSITORY), torch.float32, lambda _: nn.Identity())
+    assert "Fetching parts" not in capsys.readouterr().err, "all of it is here"
