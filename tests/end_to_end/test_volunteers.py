@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tiny_pairs import greedy, plain_model, some_ids
 from swarm.server.lifecycle import ServerEvent
 from swarm.server.server import Server
 from swarm.testing import LocalSwarm
+from swarm.wire.upload_limit import BURST_S
 
 PROMPT, NEW = 24, 10
 
@@ -72,6 +74,21 @@ def test_a_report_adds_up_under_a_limit(tiny_llama: Path, expected: torch.Tensor
         assert needs > 0 and needs + cache <= memory.fields["lent_bytes"] == 64 << 20
         online = next(event for event in first_told.events if event.event == "online")
         assert online.fields["cache_tokens"] == memory.fields["cache_tokens"]
+
+
+def test_a_server_uploads_no_faster_than_its_owner_says(tiny_llama: Path) -> None:
+    ids = some_ids(100)
+    activations, prompt_bytes = 32 * 4, 100 * 32 * 4
+    with LocalSwarm(tiny_llama) as swarm:
+        swarm.start("0:2", max_upload_mbit=0.1)
+        swarm.start("2:4")
+        with swarm.client() as model, model.session(max_length=128):
+            greedy(model, ids[:, :1], 1)
+            began = time.monotonic()
+            greedy(model, ids, 1)
+            # What may go at once after a pause is little, and one token was there.
+            least = prompt_bytes - 2 * activations - BURST_S * 0.1e6 / 8
+            assert time.monotonic() - began >= least / (0.1e6 / 8)
 
 
 def test_a_server_is_reached_through_a_forwarded_port(
