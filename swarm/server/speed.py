@@ -36,15 +36,19 @@ class Speed:
 
 
 def measure_speed(blocks: BlockSlice) -> Speed:
-    """Takes about a second, or one pass of each kind where that is more; memory for one session.
+    """Takes about a second, or one pass of each kind where that is more, and the memory of one
+    layer's K/V of a session.
 
     The thread's own torch settings decide how many cores take part.
     """
     tokens = min(PROMPT_TOKENS, max(1, _most_positions(blocks.model.config) - _ROUNDS))
     slots = tokens + _ROUNDS
-    cache = PagedCache(
-        blocks.kv_shapes, slots, page_tokens=slots, dtype=blocks.dtype, device=blocks.device
-    )
+    kinds = list(dict.fromkeys(blocks.kv_shapes))
+    cache = PagedCache(kinds, slots, page_tokens=slots, dtype=blocks.dtype, device=blocks.device)
+    # Layers of one shape take turns: what they read does not matter here, and room for all of them
+    # might not be there.
+    cache.keys = [cache.keys[kinds.index(shape)] for shape in blocks.kv_shapes]
+    cache.values = [cache.values[kinds.index(shape)] for shape in blocks.kv_shapes]
     cache.reserve(_SESSION, 1, slots)
     row = cache.row(_SESSION, 0)
     prompt = torch.zeros(tokens, blocks.hidden_size, dtype=blocks.dtype)
