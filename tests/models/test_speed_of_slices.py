@@ -1,6 +1,8 @@
 """The speed that a server announces is measured within what its model has positions for."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from architectures import draw
@@ -31,3 +33,24 @@ def test_a_short_context_is_measured(
     speed = measure_speed(BlockSlice.load(open_checkpoint(str(tmp_path)), Span(1, 3)))
     assert speed.decode_ms_per_block > 0
     assert speed.prefill_tokens_per_s > 0
+
+
+def test_layers_take_turns_in_the_room_for_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms: list[Any] = []
+
+    def forward(
+        self: BlockSlice, *given: Any, original: Callable[..., Any] = BlockSlice.forward
+    ) -> Any:
+        rooms.append(given[-1])
+        return original(self, *given)
+
+    with building_model():
+        draw("llama").save_pretrained(tmp_path)
+    blocks = BlockSlice.load(open_checkpoint(str(tmp_path)), Span(0, 4))
+    monkeypatch.setattr(BlockSlice, "forward", forward)
+    measure_speed(blocks)
+    (room,) = {id(room): room for room in rooms}.values()
+    for tensors in (room.keys, room.values):
+        assert len(tensors) == 4 and len({tensor.data_ptr() for tensor in tensors}) == 1
