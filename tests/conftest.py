@@ -1,5 +1,6 @@
 """What all tests share: one thread a process, a home of their own, real servers, no leftovers."""
 
+import gc
 import os
 import signal
 import sys
@@ -8,12 +9,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +32,8 @@ from processes import (
     running_servers,
 )
 
+# Nothing of what the tests import is garbage: see `pytest_collection_finish`.
+gc.disable()
 # Before anything imports torch or looks for the user's folders.
 _RUN = uuid.uuid4().hex
 _HOME = tempfile.TemporaryDirectory(prefix="swarm-tests-")
@@ -57,6 +62,29 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("swarm")
+
+
+class FilesOfOneSwarm(LoadFileScheduling):
+    """A file's tests stay with one worker, and so do all files that share `three_servers`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _scope_of_file(self.config.rootpath / super()._split_scope(nodeid))
+
+
+@cache
+def _scope_of_file(path: Path) -> str:
+    return "three_servers" if "three_servers" in path.read_text("utf-8") else str(path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return FilesOfOneSwarm(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_finish() -> None:
+    # The collector need not go through a million objects of torch and transformers again and again.
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionstart() -> None:

@@ -3,6 +3,8 @@
 Each run also ends (no deadlock), with every session freed and every server's room as at the start.
 """
 
+from typing import Any
+
 import broken_hops
 import pytest
 from hypothesis import given, settings
@@ -47,67 +49,88 @@ def outcomes(worlds: list[World]) -> tuple[int, int, int]:
     )
 
 
-def test_delays_and_duplicates_change_nothing() -> None:
-    well, answers, _ = outcomes(run(range(300), faults=Faults(duplicates=0.1)))
-    assert well == 300
-    assert answers > 1500
+def many(seeds: int) -> Any:
+    """Runs a test on the first third of its seeds; in the matrix on the others, too."""
+    first = seeds // 3
+    return pytest.mark.parametrize(
+        "seeds",
+        [range(first), pytest.param(range(first, seeds), marks=pytest.mark.matrix)],
+        ids=lambda some: f"{some.start}-{some.stop}",
+    )
 
 
-def test_many_clients_share_few_servers_without_deadlock() -> None:
+@many(300)
+def test_delays_and_duplicates_change_nothing(seeds: range) -> None:
+    well, answers, _ = outcomes(run(seeds, faults=Faults(duplicates=0.1)))
+    assert well == len(seeds)
+    assert answers > 5 * len(seeds)
+
+
+@many(60)
+def test_many_clients_share_few_servers_without_deadlock(seeds: range) -> None:
     """Every server has room for two of five sessions that each want one to three servers."""
-    well, _, _ = outcomes(run(range(60), clients=5, servers=3, sessions_per_server=2, turns=4))
-    assert well == 300
+    well, _, _ = outcomes(run(seeds, clients=5, servers=3, sessions_per_server=2, turns=4))
+    assert well == 5 * len(seeds)
 
 
-def test_dropped_frames_are_repaired_or_end_in_a_typed_error() -> None:
-    worlds = run(range(300), faults=Faults(drops=0.01, duplicates=0.05))
+@many(300)
+def test_dropped_frames_are_repaired_or_end_in_a_typed_error(seeds: range) -> None:
+    worlds = run(seeds, faults=Faults(drops=0.01, duplicates=0.05))
     well, answers, _ = outcomes(worlds)
-    assert well > 200
-    assert answers > 1500
+    assert well > len(seeds) * 2 / 3
+    assert answers > 5 * len(seeds)
 
 
-def test_sessions_survive_lost_links_on_other_routes() -> None:
-    worlds = run(range(300), faults=Faults(cuts=0.003), can_reroute=True, servers=10)
+@many(300)
+def test_sessions_survive_lost_links_on_other_routes(seeds: range) -> None:
+    worlds = run(seeds, faults=Faults(cuts=0.003), can_reroute=True, servers=10)
     well, _, reroutes = outcomes(worlds)
-    assert well > 290
-    assert reroutes > 100
+    assert well > 0.96 * len(seeds)
+    assert reroutes > len(seeds) / 3
 
 
-def test_sessions_survive_killed_servers_on_other_routes() -> None:
+@many(300)
+def test_sessions_survive_killed_servers_on_other_routes(seeds: range) -> None:
     faults = Faults(kills=0.003, evictions=0.01)
-    worlds = run(range(300), faults=faults, can_reroute=True, servers=10)
+    worlds = run(seeds, faults=faults, can_reroute=True, servers=10)
     well, _, reroutes = outcomes(worlds)
-    assert well > 285
-    assert reroutes > 100
+    assert well > 0.95 * len(seeds)
+    assert reroutes > len(seeds) / 3
 
 
-def test_sessions_survive_frozen_servers_and_clients_that_ask_again() -> None:
+@many(300)
+def test_sessions_survive_frozen_servers_and_clients_that_ask_again(seeds: range) -> None:
     faults = Faults(freezes=0.0015, hedges=0.003, evictions=0.01)
-    worlds = run(range(300), faults=faults, can_reroute=True, servers=10)
+    worlds = run(seeds, faults=faults, can_reroute=True, servers=10)
     well, _, reroutes = outcomes(worlds)
-    assert well > 290
-    assert reroutes > 50
+    assert well > 0.96 * len(seeds)
+    assert reroutes > len(seeds) / 6
 
 
-def test_sessions_move_from_servers_that_leave() -> None:
+@many(300)
+def test_sessions_move_from_servers_that_leave(seeds: range) -> None:
     """With room elsewhere and time to move, every session goes on to its end."""
-    worlds = run(range(300), faults=Faults(drains=0.002), can_reroute=True, servers=10)
+    worlds = run(seeds, faults=Faults(drains=0.002), can_reroute=True, servers=10)
     well, _, reroutes = outcomes(worlds)
-    assert well > 290
-    assert reroutes > 50
+    assert well > 0.96 * len(seeds)
+    assert reroutes > len(seeds) / 6
 
 
-def test_without_another_route_a_killed_server_ends_sessions_with_a_typed_error() -> None:
-    worlds = run(range(200), faults=Faults(kills=0.003), clients=2)
+@many(200)
+def test_without_another_route_a_killed_server_ends_sessions_with_a_typed_error(
+    seeds: range,
+) -> None:
+    worlds = run(seeds, faults=Faults(kills=0.003), clients=2)
     well, _, _ = outcomes(worlds)
-    assert 0 < well < 400
+    assert 0 < well < 2 * len(seeds)
 
 
-def test_everything_at_once() -> None:
-    worlds = run(range(100), faults=EVERYTHING, can_reroute=True, servers=10, turns=12, clients=2)
+@many(300)
+def test_everything_at_once(seeds: range) -> None:
+    worlds = run(seeds, faults=EVERYTHING, can_reroute=True, servers=10, turns=12, clients=2)
     well, _, reroutes = outcomes(worlds)
-    assert well > 100
-    assert reroutes > 50
+    assert well > len(seeds)
+    assert reroutes > len(seeds) / 2
 
 
 @pytest.mark.matrix
@@ -127,7 +150,7 @@ def test_everything_at_once_on_many_seeds(can_reroute: bool, clients: int) -> No
 rates = st.sampled_from((0.0, 0.0, 0.003, 0.02))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 1 << 32),
     faults=st.builds(
