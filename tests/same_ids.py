@@ -22,3 +22,18 @@ def assert_same_ids(
         with torch.no_grad():
             best = plain(want[None, : different[0]]).logits[0, -1].topk(2).values
         assert best[0] - best[1] < TIE, f"different ids at {different[0]}"
+
+
+def assert_greedy_ids(plain: Any, prompt: torch.Tensor, got: torch.Tensor, tokens: int) -> None:
+    """`got` is `prompt` and what plain generates greedily after it, `tokens` of them or up to the
+    end of the text; ties as above. One pass over all of it, where `generate` takes one a token."""
+    length = prompt.shape[1]
+    assert torch.equal(got[:, :length], prompt)
+    new = got[0, length:]
+    ends = torch.tensor(plain.generation_config.eos_token_id).flatten()
+    assert len(new) == tokens or new[-1] in ends
+    with torch.no_grad():
+        best = plain(got).logits[0, length - 1 : -1].topk(2)
+    for place, (token, ids, values) in enumerate(zip(new, best.indices, best.values, strict=True)):
+        tie = values[0] - values[1] < TIE
+        assert token == ids[0] or (tie and token == ids[1]), f"another id at {place}"
