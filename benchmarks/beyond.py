@@ -9,9 +9,11 @@ machine in twenty announcing four times its speed. All policies see the same req
 liars. What is asked of ours: the most loaded of equal replicas carries at most 1.5 times their
 mean, every block is covered all the time, and mean and p99 are better than with every other policy.
 
-Equals are servers that would have served a session's hop equally well (`EqualShares`). `busiest
-kind` compares servers of one kind and span wherever they stand: with round trips that differ
-between every two peers, those near the clients and near each other are rightly asked more often.
+Three ways to say who is an equal. `busiest equal`: who would have served a session's hop as well to
+5 % (`EqualShares`); there are few. `busiest alike`: who has the same span and speed and relay, and
+is as far from the hops before and after to a quarter. `busiest kind`: servers of one kind and span
+wherever they stand; with round trips that differ between every two peers, those near the clients
+and near each other are rightly asked more often.
 """
 
 import time
@@ -57,6 +59,7 @@ def run(plan: Path, policy: str, requests: int, seed: int) -> dict[str, Any]:
         "moves": found["moves"],
         "hops": found["mean_hops"],
         "busiest equal": found["busiest_equal"],
+        "busiest alike": found["busiest_alike"],
         "busiest kind": found["busiest_replica"],
         "covered %": 100 * found["covered_share"],
         "left": found["leaves"],
@@ -116,9 +119,11 @@ def _mean(values: list[float | None]) -> float | None:
 
 def verdict(ours: dict[str, Any], others: list[dict[str, Any]]) -> str:
     """What is asked of ours, and what is so."""
-    busiest = ours["busiest equal"]
-    told = "too few sessions to tell" if busiest is None else f"{busiest:.2f} of their mean"
-    lines = [f"busiest of equal replicas: {told} (limit {MOST_HERDING})"]
+    lines = []
+    for name in ("busiest equal", "busiest alike", "busiest kind"):
+        busiest = ours[name]
+        told = "too few sessions to tell" if busiest is None else f"{busiest:.2f} of the mean"
+        lines.append(f"{name}: {told} (limit {MOST_HERDING})")
     lines.append(f"all blocks covered {ours['covered %']:.2f} % of the time")
     for name in ("mean s", "p99 s"):
         if others:

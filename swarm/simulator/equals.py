@@ -18,8 +18,35 @@ if TYPE_CHECKING:
 NEAR_EQUAL = 0.05
 """Of a token's time over the whole chain, divided among its hops: who costs no more than that
 beyond the best is an equal."""
+SAME_CLASS = 0.25
+"""Of a token's time at a hop with its ways: what is so near to the one that was taken is as far."""
 LEAST_SESSIONS = 20.0
 """Expected at a server before its ratio says something: with fewer, it is chance."""
+LEAST_ALIKE_SESSIONS = 40.0
+"""The same where many servers are compared: of forty, one has 1.4 times as many by chance."""
+
+
+class Shares:
+    """What each server got of what it shared with others, and what would have been even."""
+
+    def __init__(self) -> None:
+        self.taken: defaultdict[int, int] = defaultdict(int)
+        self.due: defaultdict[int, float] = defaultdict(float)
+
+    def add(self, taken: int, sharing: Sequence[int]) -> None:
+        """`taken` got what all of `sharing` (with it) could have had; one alone shares nothing."""
+        if len(sharing) < 2 or taken not in sharing:
+            return
+        self.taken[taken] += 1
+        for number in sharing:
+            self.due[number] += 1 / len(sharing)
+
+    def busiest(self, least: float) -> float | None:
+        """Of the servers with at least so many sessions due, the busiest over its even share."""
+        return max(
+            (self.taken[number] / due for number, due in self.due.items() if due >= least),
+            default=None,
+        )
 
 
 class EqualShares:
@@ -29,6 +56,10 @@ class EqualShares:
     speed, and with which a decoded token would take at most `NEAR_EQUAL` (of the chain, divided
     among its hops) longer than with the best of them, in an idle swarm. Each of them should get an
     equal share. Hops with one such server, and hops that went to another one, do not count.
+
+    That is what a router can know, and few servers are equals by it. By kind, the replicas of a
+    server are those with its span and speed, behind a relay or not as it is, that are as far from
+    the hop before and after (`SAME_CLASS`), whether they are the best or not.
     """
 
     def __init__(self, inventory: Inventory) -> None:
@@ -40,8 +71,9 @@ class EqualShares:
         self._block_s = (
             np.array([machine.speed.decode_s(1) for machine in inventory.machines]) - self._pass_s
         )
-        self._taken: defaultdict[int, int] = defaultdict(int)
-        self._expected: defaultdict[int, float] = defaultdict(float)
+        self._relayed = np.array([machine.relayed for machine in inventory.machines])
+        self._equals = Shares()
+        self._alike = Shares()
 
     def took(
         self,
@@ -71,27 +103,33 @@ class EqualShares:
             cost = costs[at][holders]
             limit = cost.min() + NEAR_EQUAL * whole_s / len(stages)
             equals = [number for number, own in zip(holders, cost, strict=True) if own <= limit]
-            taken = self._number[stages[at].server.peer]
-            if len(equals) < 2 or taken not in equals:
-                continue
-            self._taken[taken] += 1
-            for number in equals:
-                self._expected[number] += 1 / len(equals)
+            taken = stages[at].server
+            number = self._number[taken.peer]
+            self._equals.add(number, equals)
+            same = numbers[(start == taken.span.start) & (end == taken.span.end)]
+            own = costs[at][number]
+            alike = same[
+                (self._block_s[same] == self._block_s[number])
+                & (self._relayed[same] == self._relayed[number])
+                & (np.abs(costs[at][same] - own) <= SAME_CLASS * own)
+            ]
+            self._alike.add(number, [each for each in alike.tolist() if each not in others])
 
     def busiest(self) -> float | None:
         """The sessions of the server that got the most of what it shared with equals, over its
         equal share; None where nobody shared enough to tell."""
-        return max(
-            (taken / due for taken, due in self.shares().values() if due >= LEAST_SESSIONS),
-            default=None,
-        )
+        return self._equals.busiest(LEAST_SESSIONS)
+
+    def busiest_alike(self) -> float | None:
+        """The same among replicas of one kind that are equally far."""
+        return self._alike.busiest(LEAST_ALIKE_SESSIONS)
 
     def shares(self) -> dict[PeerId, tuple[int, float]]:
         """Of each server that was one of several equals: the sessions that it got of those, and
         its equal share."""
         return {
-            self._peers[number]: (self._taken[number], due)
-            for number, due in self._expected.items()
+            self._peers[number]: (self._equals.taken[number], due)
+            for number, due in self._equals.due.items()
         }
 
     def _costs(self, client: PeerId, stages: Sequence[Stage], at: int) -> Floats:

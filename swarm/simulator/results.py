@@ -61,6 +61,8 @@ class Result:
     uncovered_s: float
     busiest_equal: float | None
     """`EqualShares.busiest`."""
+    busiest_alike: float | None
+    """`EqualShares.busiest_alike`."""
     joins: int
     leaves: int
     faults: int
@@ -86,6 +88,7 @@ class Result:
             "moves": sum(one.moves for one in self.requests),
             "mean_hops": _mean([hops for one in self.requests for hops in one.hops]),
             "busiest_equal": self.busiest_equal,
+            "busiest_alike": self.busiest_alike,
             "busiest_replica": busiest_replica(self.servers),
             "covered_share": 1 - self.uncovered_s / self.simulated_s if self.simulated_s else 1.0,
             "joins": self.joins,

@@ -74,6 +74,7 @@ class Simulation:
             events=clock.events,
             uncovered_s=world.uncovered_s,
             busiest_equal=world.equal_shares.busiest(),
+            busiest_alike=world.equal_shares.busiest_alike(),
             joins=self.comings.joins,
             leaves=self.comings.leaves,
             faults=self.comings.faults,

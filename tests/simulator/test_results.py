@@ -35,7 +35,7 @@ def test_a_summary_counts_what_is_done_and_what_failed():
     done.outcome, done.hops = Outcome.DONE, [2]
     failed = Request(1, PeerId("c"), 1.0, 20, 3)
     failed.ended, failed.outcome, failed.failure = 5.0, Outcome.FAILED, "CacheFullError"
-    summary = Result("r", 0, (done, failed), (), 5.0, 9, 1.0, 1.2, 0, 0, 0).summary()
+    summary = Result("r", 0, (done, failed), (), 5.0, 9, 1.0, 1.2, 1.3, 0, 0, 0).summary()
     assert (summary["done"], summary["failed"]) == (1, 1)
     assert summary["failures"] == {"CacheFullError": 1}
     assert summary["ttft_s"]["mean"] == 1.0
