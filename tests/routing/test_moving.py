@@ -2,6 +2,7 @@
 
 from collections import Counter
 from random import Random
+from typing import Any
 
 import pytest
 from moving_world import RULES, MovingWorld
@@ -14,10 +15,16 @@ from swarm.routing.view import ServerView
 from swarm.spans import Span
 
 BLOCKS = 30
-MANY = [pytest.param(part, marks=pytest.mark.matrix) for part in range(1, 12)]
-SEEDS = 100
-"""Of each part."""
-FEWER = 80
+
+
+def parts(seeds: int, few: int) -> Any:
+    """Runs a test on `few` seeds; in the matrix on the rest of 12 parts of `seeds` each, too."""
+    more = [range(max(few, seeds * part), seeds * (part + 1)) for part in range(12)]
+    return pytest.mark.parametrize(
+        "seeds",
+        [range(few), *(pytest.param(part, marks=pytest.mark.matrix) for part in more if part)],
+        ids=lambda part: f"{part.start}-{part.stop}",
+    )
 
 
 def random_world(seed: int) -> MovingWorld:
@@ -42,9 +49,9 @@ def busiest(world: MovingWorld, since: float) -> int:
     )
 
 
-@pytest.mark.parametrize("part", [0, *MANY])
-def test_a_quiet_swarm_comes_to_rest_and_no_move_opens_a_gap(part: int) -> None:
-    for seed in range(part * SEEDS, (part + 1) * SEEDS):
+@parts(100, 25)
+def test_a_quiet_swarm_comes_to_rest_and_no_move_opens_a_gap(seeds: range) -> None:
+    for seed in seeds:
         world = random_world(seed)
         world.run(20 * RULES.check_s)
         quiet_since = world.now
@@ -56,10 +63,10 @@ def test_a_quiet_swarm_comes_to_rest_and_no_move_opens_a_gap(part: int) -> None:
         assert late.total() <= 1, (seed, late)
 
 
-@pytest.mark.parametrize("part", [0, *MANY])
-def test_when_one_is_killed_the_others_cover_what_they_can(part: int) -> None:
+@parts(100, 25)
+def test_when_one_is_killed_the_others_cover_what_they_can(seeds: range) -> None:
     mended = 0
-    for seed in range(part * SEEDS, (part + 1) * SEEDS):
+    for seed in seeds:
         world = random_world(seed)
         world.run(30 * RULES.check_s)
         whole = not world.missing()
@@ -75,13 +82,13 @@ def test_when_one_is_killed_the_others_cover_what_they_can(part: int) -> None:
         assert not (world.missing() and possible), (seed, world.missing())
         assert busiest(world, killed + 5 * RULES.check_s) <= 1, (seed, world.moves)
         mended += whole and gap and not world.missing()
-    assert mended > SEEDS / 50
+    assert mended > len(seeds) / 50
 
 
-@pytest.mark.parametrize("part", [0, *MANY])
-def test_who_cannot_load_other_blocks_tries_seldom_and_others_mend_without_it(part: int) -> None:
+@parts(80, 80)
+def test_who_cannot_load_other_blocks_tries_seldom_and_others_mend_without_it(seeds: range) -> None:
     mended = 0
-    for seed in range(part * FEWER, (part + 1) * FEWER):
+    for seed in seeds:
         world = random_world(seed)
         world.run(30 * RULES.check_s)
         unable, victim = world.rng.sample(sorted(world.servers), 2)
@@ -100,11 +107,11 @@ def test_who_cannot_load_other_blocks_tries_seldom_and_others_mend_without_it(pa
     assert mended > 0
 
 
-@pytest.mark.parametrize("part", [0, *MANY])
-def test_after_a_partition_servers_do_not_all_move_at_once(part: int) -> None:
+@parts(80, 20)
+def test_after_a_partition_servers_do_not_all_move_at_once(seeds: range) -> None:
     """Each side covers what it can by itself; then they meet, and what they have is enough."""
     moved = 0
-    for seed in range(part * FEWER, (part + 1) * FEWER):
+    for seed in seeds:
         world = random_world(seed)
         world.run(30 * RULES.check_s)
         peers = sorted(world.servers)
@@ -124,7 +131,7 @@ def test_after_a_partition_servers_do_not_all_move_at_once(part: int) -> None:
         possible = not world.missing() or fewest_moves(present, {o.peer for o in present}, BLOCKS)
         assert not (world.missing() and possible), (seed, world.missing())
         moved += any(cut <= when < healed for when, _ in world.moves)
-    assert moved > FEWER / 10
+    assert moved > len(seeds) / 10
 
 
 def test_what_others_mean_to_leave_is_no_gap_to_open_another_for() -> None:
