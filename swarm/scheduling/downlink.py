@@ -116,6 +116,10 @@ class Downlink:
         """What the line was found to bring, of anything but decode."""
         return self._meter.rate
 
+    def decode_is_active(self, now: float) -> bool:
+        """Whether decode comes in, from whomever."""
+        return now - self.decode_at <= ACTIVE_S
+
     def is_shared_with_decode(self, sender: DownlinkSender, now: float) -> bool:
         """Whether decode of others may stand behind what `sender` sends; of its own it knows."""
         several = len(self.senders) > 1 or self.decode_from is not sender

@@ -19,6 +19,7 @@ from swarm.scheduling.service_counters import Path, ServiceTree
 
 T = TypeVar("T")
 
+_CLASSES = tuple(ServiceClass)
 _PATIENT = (ServiceClass.REPAIR, ServiceClass.PREFILL, ServiceClass.BULK)
 """The classes that others go before, and that earn credit for it."""
 
@@ -179,7 +180,7 @@ class FairQueue(Generic[T]):
                     and (self._credit[later] >= self.quantum or self.overdue(later, now))
                 ):
                     return later
-        return ServiceClass(first)
+        return _CLASSES[first]
 
     def serve(self, entry: Entry[T], amount: float, now: float = 0.0) -> None:
         """The entry, the first of its session, receives `amount`."""

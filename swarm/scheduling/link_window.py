@@ -20,6 +20,9 @@ to two that are in flight beyond what fills the path, and one that the measured 
 contains; together about 20 ms."""
 IDLE_FRAGMENT_S = 0.02
 """The same while no decode is active."""
+IDLE_QUEUE_S = 0.01
+"""While no decode is active so much may wait in the path's queue, or four fragments where these are
+more: on a fast path they would be over before the next turn of a busy peer."""
 INITIAL_WINDOW_BYTES = 32 * 1024
 """Before anything is known."""
 DECODE_INITIAL_WINDOW_BYTES = 12 * 1024
@@ -135,7 +138,9 @@ class LinkWindow:
         path = int(self.rate_bytes_per_s * self.min_rtt_s)
         if self._startup:
             return max(initial, int(STARTUP_GAIN * path) + 2 * fragment)
-        return path + fragment if decode_active else 2 * path + 4 * fragment
+        if decode_active:
+            return path + fragment
+        return 2 * path + max(4 * fragment, int(self.rate_bytes_per_s * IDLE_QUEUE_S))
 
     def may_send(self, decode_active: bool) -> bool:
         """Whether a fragment of work that can wait may go out now, as far as the window goes."""

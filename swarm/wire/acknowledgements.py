@@ -6,12 +6,17 @@ from collections.abc import Callable
 ACK_DELAY_S = 0.05
 ACK_BYTES = 16 * 1024
 """So many bytes of decode steps are acknowledged at once, too."""
+SPACING_S = 0.001
+"""While no decode comes in, two acknowledgements are so far apart, or `SPACING_BYTES`: on a fast
+path one for each fragment costs nearly as much as the fragment, in both daemons, too."""
+SPACING_BYTES = 256 * 1024
 
 
 class Acknowledgements:
     """Decode steps are acknowledged by the next DATA frame, or after `ACK_DELAY_S`. All else is
-    acknowledged at once, once for all that a turn of the loop brings: the sender keeps only so
-    much in flight, and learns its rate from what comes back.
+    acknowledged at once, once for all that a turn of the loop brings, or that `SPACING_S` brings:
+    the sender keeps only so much in flight (beside decode less than it sends in that time), and
+    learns its rate from what comes back.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[], bool]) -> None:
@@ -26,14 +31,27 @@ class Acknowledgements:
         """The number of bytes is owed, which only an ACK frame says."""
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
+        """May be a timer."""
+        self._waits = False
+        """Whether it is."""
+        self._sent_at = 0.0
 
-    def owe(self, size: int, *, at_once: bool) -> None:
-        """So many bytes came."""
+    def owe(self, size: int, *, at_once: bool, hurry: bool) -> None:
+        """So many bytes came. `hurry`: without any spacing."""
         self._owed = True
         self._bytes += size
         if at_once or self._bytes >= ACK_BYTES:
             self._at_once = True
             if self._soon is None:
+                wait_s = self._sent_at + SPACING_S - self._loop.time()
+                self._waits = wait_s > 0 and not hurry and self._bytes < SPACING_BYTES
+                if self._waits:
+                    self._soon = self._loop.call_later(wait_s, self._now)
+                else:
+                    self._soon = self._loop.call_soon(self._now)
+            elif self._waits and (hurry or self._bytes >= SPACING_BYTES):
+                self._soon.cancel()
+                self._waits = False
                 self._soon = self._loop.call_soon(self._now)
         elif self._timer is None:
             self._timer = self._loop.call_later(ACK_DELAY_S, self._late)
@@ -73,3 +91,4 @@ class Acknowledgements:
     def _clear(self) -> None:
         self._owed = self._at_once = False
         self._bytes = 0
+        self._sent_at = self._loop.time()

@@ -114,49 +114,76 @@ class FrameReader:
     """Cuts a stream of bytes into frames; holds less than one frame beyond what it is fed."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
-        """The beginning of a frame that is not whole yet."""
-        self._needed = HEADER.size
-        """How many bytes the first unfinished frame takes, as far as that is known."""
+        self._begun = bytearray()
+        """Room for the frame that is not whole yet, or for its header while that is not."""
+        self._have = 0
+        """Bytes of it that have come."""
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """The frames that `data` completes; their bodies are views of `data` or of a copy.
+        """The frames that `data` completes; their bodies are views of `data`, or of memory that
+        nobody else has.
 
         Raises FramingError for bytes that are no frame; nothing may be fed after that.
         """
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._needed:
-                return []
-            data, self._rest = self._rest, bytearray()
         frames: list[Frame] = []
-        offset, available = 0, len(data)
-        self._needed = HEADER.size
-        view = memoryview(data)
+        view, offset = memoryview(data), 0
+        if self._have:
+            offset = self._complete(view, frames)
+            if self._have:
+                return frames
+        available, needed = len(view), HEADER.size
         while available - offset >= HEADER.size:
-            kind, service_class, flags, length, number, acknowledged, credit = HEADER.unpack_from(
-                data, offset
-            )
-            if length > MAX_FRAGMENT_BYTES:
-                raise FramingError(
-                    f"a frame with a body of {length} bytes; at most {MAX_FRAGMENT_BYTES} may be"
-                )
-            if kind not in _TYPES or service_class >= _NUM_CLASSES or flags > _ALL_FLAGS:
-                raise FramingError(f"no frame: type {kind}, class {service_class}, flags {flags}")
-            if length and kind in _PLAIN_TYPES:
-                raise FramingError(f"a {FrameType(kind).name} frame with a body of {length} bytes")
+            header, length = _header(view, offset)
             begin = offset + HEADER.size
             end = begin + length
             if end > available:
-                self._needed = HEADER.size + length
+                needed = HEADER.size + length
                 break
-            frames.append(
-                Frame(kind, service_class, flags, number, acknowledged, credit, view[begin:end])
-            )
+            frames.append(Frame(*header, view[begin:end]))
             offset = end
         if offset < available:
-            self._rest = bytearray(view[offset:])
+            self._begun = bytearray(needed)
+            self._have = available - offset
+            self._begun[: self._have] = view[offset:]
         return frames
+
+    def _complete(self, view: memoryview, frames: list[Frame]) -> int:
+        """Goes on with the frame that has begun; how many bytes of `view` it takes."""
+        taken = self._fill(view)
+        if self._have < HEADER.size:
+            return taken
+        header, length = _header(self._begun, 0)
+        if len(self._begun) < HEADER.size + length:
+            self._begun += bytes(length)
+            taken += self._fill(view[taken:])
+        if self._have == len(self._begun):
+            frames.append(Frame(*header, memoryview(self._begun)[HEADER.size :]))
+            self._begun, self._have = bytearray(), 0
+        return taken
+
+    def _fill(self, view: memoryview) -> int:
+        taken = min(len(view), len(self._begun) - self._have)
+        self._begun[self._have : self._have + taken] = view[:taken]
+        self._have += taken
+        return taken
+
+
+def _header(
+    data: bytearray | memoryview, offset: int
+) -> tuple[tuple[int, int, int, int, int, int], int]:
+    """The fields of a header that is whole, without the length, and the length of the body."""
+    kind, service_class, flags, length, number, acknowledged, credit = HEADER.unpack_from(
+        data, offset
+    )
+    if length > MAX_FRAGMENT_BYTES:
+        raise FramingError(
+            f"a frame with a body of {length} bytes; at most {MAX_FRAGMENT_BYTES} may be"
+        )
+    if kind not in _TYPES or service_class >= _NUM_CLASSES or flags > _ALL_FLAGS:
+        raise FramingError(f"no frame: type {kind}, class {service_class}, flags {flags}")
+    if length and kind in _PLAIN_TYPES:
+        raise FramingError(f"a {FrameType(kind).name} frame with a body of {length} bytes")
+    return (kind, service_class, flags, number, acknowledged, credit), length
 
 
 def pack_plain(kind: FrameType, number: int = 0) -> bytes:

@@ -28,7 +28,8 @@ makes a few, and never more, for it has no more messages unacknowledged."""
 NUMBER_WINDOW = 1 << 20
 """How far a number may be beyond the first that is missing."""
 
-_WHOLE = int(Flags.FIRST | Flags.LAST)
+_FIRST, _LAST = int(Flags.FIRST), int(Flags.LAST)
+_WHOLE = _FIRST | _LAST
 _CREDIT_MASK = (1 << 32) - 1
 
 
@@ -248,7 +249,7 @@ class Inbox:
             message = _decoded(body[PRELUDE.size : payload_begin], number)
             self.delivered.add(number)
             return message, memoryview(bytearray(body[payload_begin:]))
-        if frame.flags & Flags.FIRST:
+        if frame.flags & _FIRST:
             body = self._begin(frame)
         return self._continue(frame, body)
 
@@ -273,7 +274,7 @@ class Inbox:
         arriving = self._arriving.get(number)
         if arriving is None:
             raise FramingError(f"a fragment of message {number}, which has not begun")
-        ends = bool(frame.flags & Flags.LAST)
+        ends = bool(frame.flags & _LAST)
         if len(piece) > arriving.left or ends != (len(piece) == arriving.left):
             raise FramingError(f"message {number} is not as long as it said")
         if frame.service_class != arriving.service_class:

@@ -41,6 +41,7 @@ Long, because the sender lets more urgent ones overtake it."""
 FLUSH_BYTES = 256 * 1024
 """Most bytes written in one turn of the event loop."""
 
+_DATA, _ACK = int(FrameType.DATA), int(FrameType.ACK)
 _DECODE = int(ServiceClass.DECODE)
 _FLOW = (Step, Output)
 """Messages that the sessions themselves bound; all others are counted."""
@@ -313,7 +314,7 @@ class Link:
 
     def frame(self, frame: Frame) -> None:
         kind, now = frame.type, self._loop.time()
-        if kind == FrameType.DATA:
+        if kind == _DATA:
             arrived = self._inbox.data(frame)
             self._outbox.credit = frame.credit
             self._outbox.acknowledge(frame.acknowledged, (), now)
@@ -323,7 +324,8 @@ class Link:
                 self._inbox.limit(self._inflow.data_came(len(frame.body), rtt_s, now))
             elif frame.service_class == _DECODE:
                 self._inflow.decode_came(now)
-            self._acknowledgements.owe(len(frame.body), at_once=not urgent)
+            hurry = self._limits.downlink.decode_is_active(now)
+            self._acknowledgements.owe(len(frame.body), at_once=not urgent, hurry=hurry)
             if arrived is not None:
                 stray = self._deliver(*arrived)
                 if stray or not isinstance(arrived[0], _FLOW):
@@ -335,7 +337,7 @@ class Link:
                     self._small.count(self.connection, now)
             if self._outbox.waiting:
                 self.flush()
-        elif kind == FrameType.ACK:
+        elif kind == _ACK:
             ranges = unpack_ranges(frame.body, frame.acknowledged)
             self._outbox.credit = frame.credit
             self._outbox.acknowledge(frame.acknowledged, ranges, now)

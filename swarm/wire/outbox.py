@@ -203,34 +203,36 @@ class Outbox:
     ) -> bytes | None:
         """The next DATA frame with these fields and a body of at most `longest` bytes; None if
         nothing waits, or the peer must give credit or acknowledge first."""
+        window, active = self.window, self._activity.is_active(now)
+        fragment = self._queue.quantum = window.fragment_bytes(active)
         while True:
-            self._queue.quantum = self.window.fragment_bytes(self._activity.is_active(now))
             entry = self._queue.peek(now)
             if entry is None:
-                self.window.ran_dry()
+                window.ran_dry()
                 return None
             outgoing = entry.item
             if outgoing.sent or not outgoing.delivered:
                 break
             self._queue.finish(entry, now)
         service_class = outgoing.service_class
+        patient = service_class > _DECODE
         left = outgoing.size - outgoing.sent
         room = self._room(service_class)
-        length = min(left, longest, self._fragment_bytes(service_class, now))
-        if service_class > _DECODE and room + self.window.in_flight < self._window_bytes(now):
+        length = min(left, longest, fragment if patient else max(fragment, _DECODE_FRAGMENT_BYTES))
+        if patient and room + window.in_flight < window.window_bytes(active):
             # The peer grants less than the path would hold: somebody's decode comes to it.
-            length = min(length, self.window.fragment_bytes(True))
+            length = min(length, window.fragment_bytes(True))
         if length > room:
             # A small piece when nothing else moves, but no stream of them.
-            cut = service_class > _DECODE and 2 * room >= length
-            if room <= 0 or (self.window.in_flight and not cut):
+            cut = patient and 2 * room >= length
+            if room <= 0 or (window.in_flight and not cut):
                 return None
             length = room
-        crowded = service_class > _DECODE and self._queue.next_class(now, last=_DECODE) is not None
+        crowded = patient and self._queue.next_class(now, last=_DECODE) is not None
         if not self._may_send(service_class, now) and not (
             # Decode alone fills the path's queue, and waits for its share of it to be served: a
             # smaller window than decode's own would only leave the path empty.
-            crowded and self.window.may_send_decode()
+            crowded and window.may_send_decode()
         ):
             return None
         flags = 0
@@ -259,9 +261,6 @@ class Outbox:
         """The longest fragment of this class, now."""
         wanted = self.window.fragment_bytes(self._activity.is_active(now))
         return max(wanted, _DECODE_FRAGMENT_BYTES) if service_class <= _DECODE else wanted
-
-    def _window_bytes(self, now: float) -> int:
-        return self.window.window_bytes(self._activity.is_active(now))
 
     def _may_send(self, service_class: ServiceClass, now: float) -> bool:
         if service_class == _DECODE:
