@@ -269,9 +269,9 @@ def test_a_session_that_is_repaired_onto_a_server_that_leaves_goes_on(
 ) -> None:
     with LocalSwarm(folder, "0:15", "15:30", drain_timeout_s=20.0) as swarm:
         first, lost = swarm.servers
-        leaving, last = swarm.start("15:30"), swarm.start("15:30")
-        swarm.set_path(first, leaving, delay_s=0.03)
-        swarm.set_path(first, last, delay_s=0.1)
+        leaving = swarm.start("15:30")
+        # So slow that the generation is not through before the other has left.
+        swarm.set_path(first, leaving, delay_s=0.3)
         with (
             swarm.client(link_grace_s=0.5) as model,
             generating(model, expected) as count,
@@ -279,6 +279,7 @@ def test_a_session_that_is_repaired_onto_a_server_that_leaves_goes_on(
             swarm.wait_until(lambda: count() >= 1 and lost.status()["sessions"] == 1)
             swarm.kill(lost)
             swarm.wait_until(lambda: leaving.status()["sessions"] == 1)
+            last = swarm.start("15:30")
             swarm.stop(leaving)
             before = count()
             swarm.wait_until(lambda: count() >= before + 2)
