@@ -130,8 +130,8 @@ class Timing:
     """How long a new route is looked for."""
     retry_s: float = 1.0
     """Between two tries to find a route."""
-    chunk_tokens: int = 256
-    """Prompts travel in pieces of so many tokens."""
+    chunk_tokens: int | None = None
+    """Prompts travel in pieces of so many tokens; None: as clients cut them."""
     window: int = 8
     """Most pieces on their way at once."""
     pass_tokens: int = 512

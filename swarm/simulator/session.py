@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from swarm.errors import MissingBlocksError, SwarmError
 from swarm.routing.router import Route, RouteRequest
 from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.prefill_chunks import chunk_tokens
 from swarm.sessions.events import Event, Forward, Opened, Raise, Received, Tick
 from swarm.sessions.events import PeerLost as LostPeer
 from swarm.sessions.messages import MAX_STEP_TOKENS, Close, Grant, Message, Open, SignedGrant
@@ -201,10 +202,11 @@ class SimulatedSession:
     # ---- steps
 
     def _send_prompt(self) -> None:
-        timing = self._owner.timing
+        timing, prompt_tokens = self._owner.timing, self.request.prompt_tokens
+        most = timing.chunk_tokens or chunk_tokens(prompt_tokens, len(self._stages))
         while self._unsent and self._chunks_out < timing.window:
-            tokens = min(self._unsent, timing.chunk_tokens)
-            done = self.request.prompt_tokens - self._unsent
+            tokens = min(self._unsent, most)
+            done = prompt_tokens - self._unsent
             self._unsent -= tokens
             self._chunks_out += 1
             self._send(ServiceClass.PREFILL, tokens, done, self._stages)
