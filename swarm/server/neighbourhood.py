@@ -86,9 +86,10 @@ class Neighbourhood:
         One name with two contents is a mistake; two models in one swarm are none.
         """
         name = self._plan.checkpoint.name
-        ours = await self._directory.snapshot(self._plan.identity)
-        records = ours or await self._served()
-        check_versions(record.protocol for record in records)
+        records = await self._directory.snapshot(self._plan.identity) or await self._served()
+        # One of ours may have come between the two.
+        ours = [record for record in records if record.checkpoint == self._plan.identity]
+        check_versions(record.protocol for record in ours or records)
         if ours:
             return
         if any(record.model == short_name(name) for record in records):

@@ -28,13 +28,19 @@ class CountingDirectory(Directory):
         super().__init__(*args, **kwargs)
         self.looked_up = []
         self.lost = lost
+        self.then = None
+        """What happens just after the next look."""
 
     async def snapshot(self, checkpoint):
         self.looked_up.append(checkpoint)
         await asyncio.sleep(10)
         if checkpoint in self.lost:
             raise PeerTimeoutError("nobody answers")
-        return await super().snapshot(checkpoint)
+        found = await super().snapshot(checkpoint)
+        if self.then is not None:
+            then, self.then = self.then, None
+            await then
+        return found
 
 
 class Swarm:
@@ -97,6 +103,17 @@ def test_none_is_looked_at_where_ours_is_served():
         await swarm.announce(OURS, "model")
         await swarm.check()
         assert set(swarm.directory.looked_up) == {OURS}
+        assert not swarm.told
+
+    run(story())
+
+
+def test_a_server_of_ours_that_comes_meanwhile_is_one_of_ours():
+    async def story():
+        swarm = await crowded()
+        swarm.directory.then = swarm.announce(OURS, "model")
+        await swarm.check()
+        assert swarm.directory.looked_up.count(OURS) == 2
         assert not swarm.told
 
     run(story())
