@@ -254,11 +254,13 @@ class SimulatedServer:
         if any(self._queue.cost(each) for each in ServiceClass if each > ServiceClass.DECODE):
             return False
         waited_s = now - self._queue.since(ServiceClass.DECODE)
-        wait_s = self._gathering.wait_s(len(self._queue), waited_s, now)
-        if wait_s > 0 and now + wait_s != self._asked_again_at:
-            self._asked_again_at = now + wait_s
-            self._clock.after(wait_s, self._begin)
-        return wait_s > 0
+        until = now + self._gathering.wait_s(len(self._queue), waited_s, now)
+        if until <= now:  # also of a rest that is too small for the clock to tell
+            return False
+        if until != self._asked_again_at:
+            self._asked_again_at = until
+            self._clock.at(until, self._begin)
+        return True
 
     def _join(self, batch: list[Step], best: ServiceClass, last: ServiceClass, now: float) -> None:
         """As the engine does: the first step always, further ones within the budget of tokens."""

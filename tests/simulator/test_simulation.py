@@ -13,6 +13,8 @@ from swarm.routing.performance import ChainMode
 from swarm.routing.planned import route_costs
 from swarm.routing.policies import ROUTERS, router_named
 from swarm.routing.router import RouteRequest
+from swarm.scheduling.gathering import Gathering
+from swarm.simulator.directory import SimulatedDirectory
 from swarm.simulator.requests import Outcome
 from swarm.simulator.scenario import (
     Churn,
@@ -187,6 +189,23 @@ def test_servers_of_one_host_share_its_cores():
     )
     assert slow > 1.3 * quick
     assert same == pytest.approx(quick)
+
+
+def test_a_wait_that_is_too_small_for_the_clock_is_over(monkeypatch):
+    """What is left of a wait is a difference of floats; the clock stands still for so little."""
+    announced, announce_really = [], SimulatedDirectory.announce
+
+    def announce(directory, view):
+        announced.append(view)
+        assert len(announced) < 1000, "nothing goes on any more"
+        announce_really(directory, view)
+
+    monkeypatch.setattr(SimulatedDirectory, "announce", announce)
+    monkeypatch.setattr(Gathering, "wait_s", lambda *waits: 1e-18)
+    scenario = chain(TWO_HALVES, clients=2, traffic=traffic(4, at_once=True))
+    host = HostCores(1.0, tuple(map(PeerId, TWO_HALVES)))
+    result = simulate(replace(scenario, hosts=(host,)), "round-robin")
+    assert all(request.outcome is Outcome.DONE for request in result.requests)
 
 
 def test_news_travel_slowly():
