@@ -228,6 +228,7 @@ def test_passing_trouble_is_waited_out(hub: StandIn, plain: PreTrainedModel, fau
 
 
 def test_a_client_sees_what_it_fetches(hub: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    huggingface_hub.utils.enable_progress_bars()  # whatever was imported and run before
     load_shell(open_checkpoint(REPOSITORY), torch.float32, lambda _: nn.Identity())
     assert f"Fetching parts of {REPOSITORY}: 100%" in capsys.readouterr().err
     load_shell(open_checkpoint(REPOSITORY), torch.float32, lambda _: nn.Identity())
