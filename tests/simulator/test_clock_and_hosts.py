@@ -1,9 +1,18 @@
 """Virtual time, and cores that passes share."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from scenarios import chain, traffic
+
+from swarm.scheduling.gathering import Gathering
 from swarm.simulator.clock import Clock
+from swarm.simulator.directory import SimulatedDirectory
 from swarm.simulator.host import SharedCores
+from swarm.simulator.requests import Outcome
+from swarm.simulator.scenario import HostCores
+from swarm.simulator.simulation import simulate
+from swarm.spans import PeerId
 
 
 def test_events_run_in_the_order_of_their_times_and_of_their_making():
@@ -49,3 +58,21 @@ def test_passes_share_the_cores_of_their_host(cores, starts, ends):
         clock.at(start, host.start, work_s, done)
     clock.run(lambda: False)
     assert [ended[number] for number in range(len(starts))] == pytest.approx(ends)
+
+
+def test_a_wait_that_is_too_small_for_the_clock_is_over(monkeypatch):
+    """What is left of a wait is a difference of floats; the clock stands still for so little."""
+    announced, announce_really = [], SimulatedDirectory.announce
+
+    def announce(directory, view):
+        announced.append(view)
+        assert len(announced) < 1000, "nothing goes on any more"
+        announce_really(directory, view)
+
+    monkeypatch.setattr(SimulatedDirectory, "announce", announce)
+    monkeypatch.setattr(Gathering, "wait_s", lambda *waits: 1e-18)
+    halves = {"server-a": (0, 4), "server-b": (4, 8)}
+    scenario = chain(halves, clients=2, traffic=traffic(4, at_once=True))
+    host = HostCores(1.0, tuple(map(PeerId, halves)))
+    result = simulate(replace(scenario, hosts=(host,)), "round-robin")
+    assert all(request.outcome is Outcome.DONE for request in result.requests)

@@ -13,8 +13,7 @@ from swarm.routing.performance import ChainMode
 from swarm.routing.planned import route_costs
 from swarm.routing.policies import ROUTERS, router_named
 from swarm.routing.router import RouteRequest
-from swarm.scheduling.gathering import Gathering
-from swarm.simulator.directory import SimulatedDirectory
+from swarm.scheduling.prefill_chunks import chunk_tokens
 from swarm.simulator.requests import Outcome
 from swarm.simulator.scenario import (
     Churn,
@@ -61,6 +60,17 @@ def test_an_idle_swarm_takes_what_the_cost_model_says(mode, bytes_per_s):
     assert request.tpot_s == pytest.approx(route.tpot_s)
     # Opening: one round trip, since every hop is as far away.
     assert request.opened - request.arrived == pytest.approx(0.02)
+
+
+def test_prompts_are_cut_as_clients_cut_them():
+    def first_token(timing):
+        scenario = chain(TWO_HALVES, timing=timing, traffic=traffic(prompt_tokens=200))
+        return simulate(scenario, "parallax").requests[0].first
+
+    pieces = chunk_tokens(200, len(TWO_HALVES))
+    assert pieces < 200
+    assert first_token(Timing()) == first_token(Timing(chunk_tokens=pieces))
+    assert first_token(Timing()) < first_token(Timing(chunk_tokens=200))
 
 
 def test_a_prompt_in_pieces_keeps_all_stages_busy():
@@ -189,23 +199,6 @@ def test_servers_of_one_host_share_its_cores():
     )
     assert slow > 1.3 * quick
     assert same == pytest.approx(quick)
-
-
-def test_a_wait_that_is_too_small_for_the_clock_is_over(monkeypatch):
-    """What is left of a wait is a difference of floats; the clock stands still for so little."""
-    announced, announce_really = [], SimulatedDirectory.announce
-
-    def announce(directory, view):
-        announced.append(view)
-        assert len(announced) < 1000, "nothing goes on any more"
-        announce_really(directory, view)
-
-    monkeypatch.setattr(SimulatedDirectory, "announce", announce)
-    monkeypatch.setattr(Gathering, "wait_s", lambda *waits: 1e-18)
-    scenario = chain(TWO_HALVES, clients=2, traffic=traffic(4, at_once=True))
-    host = HostCores(1.0, tuple(map(PeerId, TWO_HALVES)))
-    result = simulate(replace(scenario, hosts=(host,)), "round-robin")
-    assert all(request.outcome is Outcome.DONE for request in result.requests)
 
 
 def test_news_travel_slowly():
