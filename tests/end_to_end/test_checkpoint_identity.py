@@ -8,7 +8,6 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_pairs import greedy, joined_by, plain_model, save_tiny, some_ids
@@ -27,17 +26,13 @@ def generates_as(remote: Any, folder: Path) -> bool:
 def test_a_folder_a_sharded_copy_and_a_hub_name_meet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hub_stand_in import REPOSITORY, running_hub
+    from hub_stand_in import REPOSITORY, running_hub, turn_to
 
     save_tiny("llama", tmp_path / "original")
     save_tiny("llama", tmp_path / "elsewhere" / "copy", max_shard_size="30KB")
     assert len(list((tmp_path / "elsewhere" / "copy").glob("*.safetensors"))) > 1
     with running_hub(tmp_path / "original") as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        turn_to(hub, tmp_path / "hub", monkeypatch)
         with LocalSwarm(tmp_path / "original", "0:2") as swarm:
             swarm.start("2:3", model=REPOSITORY)
             swarm.start("3:4", model=str(tmp_path / "elsewhere" / "copy"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import platformdirs
 import pytest
-from hub_stand_in import StandIn, running_hub
+from hub_stand_in import StandIn, running_hub, turn_to
 from huggingface_hub import constants
 from tiny_models import SIZES, save_tiny
 from transformers import PreTrainedModel
@@ -33,11 +33,7 @@ def hub(
     monkeypatch.setattr(remote_file, "MOST_FAILURES", 1)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with running_hub(tmp_path / "files") as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        turn_to(hub, tmp_path / "hub", monkeypatch)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         yield hub
         huggingface_hub.close_session()

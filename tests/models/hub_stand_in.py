@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "org/tiny"
 
@@ -215,3 +218,12 @@ def _digest(file: Path) -> str:
 @cache
 def _digest_at(file: Path, _time_ns: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def turn_to(hub: StandIn, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of this process fetch from `hub` into `cache`, as if it were the real one."""
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
