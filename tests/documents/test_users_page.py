@@ -4,14 +4,14 @@ docs/reference.md where they are run."""
 import builtins
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
+from document_pages import text_of
 
 from swarm import errors
 from swarm.client.settings import ClientSettings
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "users.md").read_text()
+PAGE = text_of("docs/users.md")
 
 
 def test_every_setting_of_a_client_is_there_with_its_default() -> None:
