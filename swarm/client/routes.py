@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from swarm.errors import MissingBlocksError
+from swarm.errors import SwarmError
 from swarm.routing.coordinates import Coordinate, Vivaldi
 from swarm.routing.network import KnownNetwork
 from swarm.routing.router import (
@@ -99,6 +99,9 @@ class ClientRouter:
         from swarm.dht.distances import next_hops_s
 
         known = {record.peer: record for record in records}
+        for peer in self._records.keys() - known.keys():
+            self._rates.pop(peer, None)
+            self._vivaldi.forget(peer)
         for peer, record in known.items():
             before = self._records.get(peer)
             if before is None or before.sequence != record.sequence:
@@ -165,7 +168,8 @@ class ClientRouter:
         `rtt_s`: measured round trips from this client; `tokens_needed`: rows x length of the
         session; `avoid`: servers that just failed; `leaving`: a session that is to be routed anew.
 
-        Raises MissingBlocksError when no chain covers all blocks, with the missing runs.
+        Raises MissingBlocksError when no chain covers all blocks, with the missing runs, and
+        SwarmError when every one has more hops than a session takes.
         """
         seen = self._seen(view, leaving)
         network = self._network(rtt_s)
@@ -173,7 +177,7 @@ class ClientRouter:
         for servers in self._preferred(seen.servers):
             try:
                 return self._router.route(replace(seen, servers=servers), network, request).hops
-            except MissingBlocksError:
+            except SwarmError:  # no chain, or only longer ones than a session takes
                 pass
         route: Route = self._router.route(seen, network, request)
         return route.hops

@@ -116,9 +116,9 @@ class _MatrixLinks:
 class KnownNetwork:
     """What one peer knows: what it measured, what others announce, coordinates; else a guess.
 
-    A delay is, in this order: half a round trip that was measured between the two (by either);
-    by both coordinates; the larger of both delays to the peer that knows (less than their
-    difference it cannot be).
+    A delay is, in this order: half a round trip that was measured between the two (by either, the
+    larger one if both tell); by both coordinates; the larger of both delays to the peer that knows
+    (less than their difference it cannot be).
     """
 
     def __init__(
@@ -135,7 +135,11 @@ class KnownNetwork:
         others; `bytes_per_s`: of the access of each peer."""
         self.me = me
         self._rtt_s = rtt_s
-        self._pairs_s = {_pair(*pair): rtt / 2 for pair, rtt in (next_hops_s or {}).items()}
+        self._pairs_s: dict[tuple[PeerId, PeerId], float] = {}
+        for pair, rtt in (next_hops_s or {}).items():
+            key = _pair(*pair)
+            # Who says that it is nearer than the other one measured wins nothing by it.
+            self._pairs_s[key] = max(self._pairs_s.get(key, 0.0), rtt / 2)
         self._coordinates = coordinates or {}
         self._bytes_per_s = bytes_per_s or {}
         self._default_s = default_rtt_s / 2

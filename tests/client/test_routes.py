@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -22,10 +23,10 @@ from swarm.client.routes import ClientRouter
 from swarm.client.swarm import Swarm
 from swarm.dht.distances import pack_next_hops
 from swarm.dht.records import ServerRecord
-from swarm.errors import MissingBlocksError
+from swarm.errors import MissingBlocksError, SwarmError
 from swarm.routing.coordinates import Coordinate
 from swarm.routing.view import Numerics, ServerState, SwarmView
-from swarm.sessions.messages import Hop
+from swarm.sessions.messages import MAX_HOPS, Hop
 from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.identity import Identity
 
@@ -176,6 +177,25 @@ def test_quantised_weights_are_the_last_resort() -> None:
     fast = record("a", decode_ms_per_block=0.01, numerics=quantised)
     assert World(fast, record("b", decode_ms_per_block=50.0)).route() == ["b"]
     assert World(fast).route() == ["a"]
+
+
+def test_who_is_preferred_is_not_when_its_chains_are_too_long() -> None:
+    blocks = MAX_HOPS + 1
+    short = record("a", num_blocks=blocks, span=Span(0, blocks)).view()
+    many = [
+        replace(short, peer=PeerId(f"p{number}"), span=Span(number, number + 1))
+        for number in range(blocks)
+    ]
+    world = World()
+    for unwanted in (
+        replace(short, numerics=Numerics("float32", "int8")),
+        replace(short, moving_to=Span(0, 1)),
+    ):
+        view = SwarmView(CHECKPOINT, blocks, (*many, unwanted))
+        (hop,) = world.router.route(view, rtt_s={}, tokens_needed=100)
+        assert hop.peer == PEERS["a"]
+    with pytest.raises(SwarmError, match=str(MAX_HOPS)):
+        world.router.route(SwarmView(CHECKPOINT, blocks, tuple(many)), rtt_s={}, tokens_needed=9)
 
 
 def test_what_nobody_serves_is_named() -> None:

@@ -33,6 +33,10 @@ def test_what_is_measured_comes_before_what_is_guessed() -> None:
     assert network.one_way_s(A, B) == network.one_way_s(B, A) == 0.25
     assert network.one_way_s(A, C) == 0.15  # no coordinate: the larger of both delays to me
     assert network.one_way_s(A, A) == 0.0
+    # who tells the other's measurement smaller is not believed
+    both = KnownNetwork(ME, {}, next_hops_s={(A, B): 0.001, (B, A): 0.4, (C, A): 0.2})
+    assert both.one_way_s(A, B) == both.one_way_s(B, A) == 0.2
+    assert both.one_way_s(A, C) == 0.1
     unmeasured = KnownNetwork(ME, {}, coordinates=places)
     assert unmeasured.one_way_s(A, B) == pytest.approx((0.05 + 0.03) / 2)
     # by my own coordinate, when I have one
