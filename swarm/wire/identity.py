@@ -67,13 +67,15 @@ class Identity:
         file cannot be read or written, or is no identity.
         """
         if not path.exists():
-            cls.create().save(path, replace=False)
+            cls.create().save(path, replace=False, durable=True)
         return cls.load(path)
 
-    def save(self, path: Path, *, replace: bool = True) -> None:
+    def save(self, path: Path, *, replace: bool = True, durable: bool = False) -> None:
         """Writes the key file with mode 0600; never leaves a partly written one.
 
-        Without `replace` a file that exists is left as it is. Raises UsageError.
+        Without `replace` a file that exists is left as it is. With `durable` the file is on the
+        disk before it has its name, and the name before this returns: a peer that others know would
+        otherwise be another one, or none, after a power failure. Raises UsageError.
         """
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
@@ -82,10 +84,15 @@ class Identity:
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(self._file_bytes())
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
                 if replace:
                     temporary.replace(path)
                 elif not path.exists():
                     _link_unless_there(temporary, path)
+                if durable:
+                    _sync_folder(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
@@ -137,6 +144,15 @@ def public_key(peer_id: str) -> bytes | None:
 def is_peer_id(text: str) -> bool:
     """Whether `text` is the peer id of an Ed25519 identity."""
     return public_key(text) is not None
+
+
+def _sync_folder(folder: Path) -> None:
+    """The names in it are on the disk afterwards."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _link_unless_there(source: Path, target: Path) -> None:

@@ -76,6 +76,26 @@ def test_the_file_keeps_the_identity_and_is_private(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["identity"]
 
 
+def test_the_file_is_on_the_disk_before_it_has_its_name_and_the_name_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, sync = tmp_path / "identity", [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        what = Path(f"/proc/self/fd/{descriptor}").resolve()
+        synced.append((what == tmp_path, path.exists(), os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Identity.load_or_create(path)
+    (file, folder) = synced
+    assert file == (False, False, 68)
+    assert folder[:2] == (True, True)
+    synced.clear()
+    Identity.load_or_create(path)
+    assert not synced
+
+
 def test_programs_that_start_at_once_get_one_identity(tmp_path: Path) -> None:
     path = tmp_path / "identity"
     with ThreadPoolExecutor(8) as pool:
