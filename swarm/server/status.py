@@ -4,8 +4,10 @@ import asyncio
 import importlib.metadata
 import json
 import os
+import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 LAG_INTERVAL_S = 0.5
@@ -45,8 +47,10 @@ class StatusCache:
         return made[2]
 
 
+@cache
 def program_version() -> str:
-    """Of this package; `source` when it is run without being installed."""
+    """Of this package; `source` when it is run without being installed. Read once: later there may
+    be no file descriptor left for it."""
     try:
         return importlib.metadata.version("swarm")
     except importlib.metadata.PackageNotFoundError:
@@ -54,8 +58,14 @@ def program_version() -> str:
 
 
 def open_file_count() -> int:
-    """File descriptors of this process, its sockets included."""
-    return len(os.listdir("/proc/self/fd")) - 1 if os.path.isdir("/proc/self/fd") else 0
+    """File descriptors of this process, its sockets included; 0 where nobody can tell."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1
+    except FileNotFoundError:
+        return 0
+    except OSError:
+        # None is left for the question itself: strangers' streams take them.
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def process_fields(streams: int, lag: LoopLag) -> Mapping[str, Any]:
