@@ -3,8 +3,9 @@
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from swarm.client.runtime import Runtime, runtime
 from swarm.client.settings import ClientSettings
@@ -98,7 +99,7 @@ class Membership:
             if entry is None:
                 peers, settings = self._key
                 loop = runtime()
-                swarm = loop.run(Swarm.join(peers, settings))
+                swarm = loop.run(Swarm.join(peers, settings), discard=_close_in_task)
                 loop.close_at_exit(swarm, swarm.close)
                 entry = _joined[self._key] = _Joined(loop, swarm, 0)
             entry.users += 1
@@ -122,6 +123,15 @@ _leaving: set["asyncio.Task[None]"] = set()
 
 
 def _leave_in_task(member: Membership) -> None:
-    task = asyncio.get_running_loop().create_task(member.leave_when_free())
+    _in_task(member.leave_when_free())
+
+
+def _close_in_task(swarm: Swarm) -> None:
+    _in_task(close_quietly(swarm))
+
+
+def _in_task(leaving: Coroutine[Any, Any, None]) -> None:
+    """For what nobody waits for."""
+    task = asyncio.get_running_loop().create_task(leaving)
     _leaving.add(task)
     task.add_done_callback(_leaving.discard)

@@ -12,6 +12,7 @@ from swarm.client.chain import Chain, OnPrefill
 from swarm.client.generation import Remote, attach
 from swarm.client.membership import Membership
 from swarm.client.opening import open_session
+from swarm.client.remote_session import RemoteSession
 from swarm.client.settings import ClientSettings
 from swarm.client.swarm_blocks import SwarmBlocks
 from swarm.client.target import Target
@@ -89,7 +90,8 @@ def _connect(
 
     def open_chain(rows: int, length: int, least: int) -> Chain:
         runtime, swarm = membership.get()
-        return runtime.run(open_session(runtime, swarm, target, rows, length, least, on_prefill))
+        opening = open_session(runtime, swarm, target, rows, length, least, on_prefill)
+        return runtime.run(opening, discard=RemoteSession.close)
 
     remote = Remote(
         open_chain,

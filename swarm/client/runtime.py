@@ -4,12 +4,13 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import inspect
 import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from swarm.errors import SwarmError
 
@@ -19,6 +20,34 @@ T = TypeVar("T")
 
 EXIT_DEADLINE_S = 5.0
 """How long the end of the program waits for goodbyes."""
+
+
+class _Waited(Generic[T]):
+    """Work of the loop that a thread waits for. Its result may be there when the thread is
+    interrupted, or come although the work was cancelled."""
+
+    def __init__(self, work: Coroutine[Any, Any, T], discard: Callable[[T], object] | None) -> None:
+        self.forsaken = False
+        """Nobody waits any more; set by the thread, before it asks for `give_back`."""
+        self._work = work
+        self._discard = discard
+        self._results: list[T] = []
+
+    async def run(self) -> T:
+        result = await self._work
+        self._results.append(result)
+        if self.forsaken:
+            self.give_back()
+        return result
+
+    def give_back(self) -> None:
+        """In the loop, after it was cancelled."""
+        if inspect.getcoroutinestate(self._work) == inspect.CORO_CREATED:
+            self._work.close()  # it had not begun
+        results, self._results = self._results, []
+        for result in results:
+            if self._discard is not None:
+                self._discard(result)
 
 
 class Runtime:
@@ -34,21 +63,32 @@ class Runtime:
         self._thread = threading.Thread(target=self._serve, name="swarm client", daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
-        """Wait for `work` in the loop. Interrupted or too late, the work is cancelled.
+    def run(
+        self,
+        work: Coroutine[Any, Any, T],
+        timeout_s: float | None = None,
+        *,
+        discard: Callable[[T], object] | None = None,
+    ) -> T:
+        """Wait for `work` in the loop. Interrupted or too late, the work is cancelled; `discard` is
+        then called in the loop with what it made all the same, for nobody else knows it.
 
         Raises TimeoutError, and SwarmError when called from the loop's own thread.
         """
         if threading.current_thread() is self._thread:
             work.close()
             raise SwarmError("the swarm's own event loop cannot wait for itself")
-        future = Context().run(asyncio.run_coroutine_threadsafe, work, self._loop)
+        waited = _Waited(work, discard)
+        future = Context().run(asyncio.run_coroutine_threadsafe, waited.run(), self._loop)
         try:
             return future.result(timeout_s)
         except concurrent.futures.CancelledError as error:
             raise SwarmError("the swarm was closed meanwhile") from error
-        finally:
+        except BaseException:
             future.cancel()
+            waited.forsaken = True
+            self.call_soon(waited.give_back)
+            raise
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Run `callback` in the loop; never waits, also from a finalizer in any thread."""

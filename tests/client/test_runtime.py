@@ -1,13 +1,15 @@
 """The background loop: from any thread, inside another loop, from finalizers, after a fork."""
 
 import asyncio
+import contextlib
 import gc
 import os
+import queue
 import subprocess
 import sys
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pytest
 
@@ -67,12 +69,72 @@ def test_too_late_is_cancelled(loop):
     assert cancelled.wait(10)
 
 
-def test_the_loop_does_not_wait_for_itself(loop):
-    async def nested():
-        return loop.run(double(1))
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Whoever waits for the loop is interrupted when what it waits for is there."""
 
+    def result(future, timeout=None):
+        done, _ = wait([future], 30)
+        assert done
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", result)
+    yield
+    monkeypatch.undo()
+
+
+def test_what_nobody_waits_for_any_more_is_given_back(loop, interrupted):
+    given_back = queue.SimpleQueue()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(double(21), discard=given_back.put)
+    assert given_back.get(timeout=10) == 42
+
+
+def test_work_that_is_cancelled_before_it_begins_says_nothing(loop, recwarn):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        begun.set()
+        go_on.wait(10)
+
+    loop.call_soon(hold)
+    assert begun.wait(10)
+    with pytest.raises(TimeoutError):
+        loop.run(double(21), 0.01)
+    go_on.set()
+    assert loop.run(double(1)) == 2
+    gc.collect()
+    assert not recwarn.list
+
+
+def test_what_was_made_although_it_was_cancelled_is_given_back(loop):
+    given_back = queue.SimpleQueue()
+
+    async def stubborn():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        return "made"
+
+    with pytest.raises(TimeoutError):
+        loop.run(stubborn(), 0.05, discard=given_back.put)
+    assert given_back.get(timeout=10) == "made"
+
+
+def test_what_somebody_takes_is_not_given_back(loop):
+    given_back = []
+    assert loop.run(double(1), discard=given_back.append) == 2
     with pytest.raises(SwarmError, match="itself"):
-        loop.run(nested())
+        loop.run(nested_in(loop), discard=given_back.append)
+    assert given_back == []
+
+
+async def nested_in(loop):
+    return loop.run(double(1))
+
+
+def test_the_loop_does_not_wait_for_itself(loop):
+    with pytest.raises(SwarmError, match="itself"):
+        loop.run(nested_in(loop))
 
 
 def test_a_finalizer_in_the_loops_own_thread(loop):
