@@ -23,6 +23,8 @@ class _Request:
     def __init__(self, hidden: torch.Tensor) -> None:
         self.hidden = hidden
         self.logits: torch.Tensor | None = None
+        self.computes = False
+        """Nobody else does, so it computes for all that wait."""
         self.turn = threading.Event()
         """Set when there is an answer, or when this caller is to compute for all that wait."""
 
@@ -49,32 +51,34 @@ class SharedHead:
         if self._pid != os.getpid():  # a fork: the threads that called are not here
             self._begin()
         request = _Request(hidden)
-        with self._lock:
-            self._waiting.append(request)
-            computes, self._busy = not self._busy, True
         try:
-            if not computes:
+            with self._lock:
+                self._waiting.append(request)
+                request.computes, self._busy = not self._busy, True
+            if not request.computes:
                 request.turn.wait()
             if request.logits is None:
                 self._compute_for_all(request)
         except BaseException:
-            # Interrupted while it waited: nobody may wait for it.
+            # Interrupted, wherever that was: nobody may wait for it.
             self._leave(request)
             raise
         return self._forward(hidden) if request.logits is None else request.logits
 
     def _compute_for_all(self, mine: _Request) -> None:
-        with self._lock:
-            if mine not in self._waiting:  # it was part of a call that failed
-                return
-            batch, self._waiting = self._waiting, []
+        batch: list[_Request] = []
         try:
+            with self._lock:
+                if mine not in self._waiting:  # it was part of a call that failed
+                    return
+                batch, self._waiting = self._waiting, []
             self._compute(batch)
         finally:
-            with self._lock:
-                self._pass_on()
-            for request in batch:
-                request.turn.set()
+            if batch:
+                with self._lock:
+                    self._pass_on()
+                for request in batch:
+                    request.turn.set()
 
     def _compute(self, batch: list[_Request]) -> None:
         if len(batch) == 1:
@@ -95,7 +99,7 @@ class SharedHead:
         with self._lock:
             if request in self._waiting:
                 self._waiting.remove(request)
-                if request.turn.is_set():
+                if request.computes or request.turn.is_set():
                     self._pass_on()
 
     def _pass_on(self) -> None:

@@ -140,3 +140,33 @@ def test_whoever_leaves_while_waiting_holds_nobody_up() -> None:
             thread.join(PATIENCE_S)
     assert len(answers) == 2
     assert not head._busy and not head._waiting
+
+
+class InterruptingLock:
+    """Whoever lets go of it for the n-th time is interrupted in that moment."""
+
+    def __init__(self, times: int) -> None:
+        self._lock, self._left = threading.Lock(), times
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+        self._left -= 1
+        if not self._left:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_whoever_is_interrupted_between_two_lines_holds_nobody_up(times: int) -> None:
+    head, answers = SharedHead(Gate()), []
+    head._lock = InterruptingLock(times)  # type: ignore[assignment]
+    with pytest.raises(Interrupted):
+        head(torch.randn(1, 1, 8))
+    another = threading.Thread(target=lambda: answers.append(head(torch.randn(1, 1, 8))))
+    another.daemon = True
+    another.start()
+    another.join(PATIENCE_S)
+    assert len(answers) == 1
+    assert not head._busy and not head._waiting
