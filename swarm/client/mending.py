@@ -179,8 +179,9 @@ class Mending:
         used = [by_peer[PeerId(hops[index].peer)] for index in fresh]
         left_s = max(0.1, self._ends - self._swarm.time)
         failed = await self._swarm.connect_all(used, min(CONNECT_S, left_s))
-        for peer, error in failed.items():
+        for peer in failed:
             self._swarm.troubles.failed(peer, self._swarm.time)
+        for error in failed.values():
             raise error
         return await self._open(hops, fresh)
 

@@ -163,3 +163,19 @@ def test_the_only_server_is_tried_again_and_again_until_it_is_back() -> None:
         assert (await asyncio.wait_for(task, 3))[0].hops[0].peer == only.peer
 
     asyncio.run(run())
+
+
+def test_all_that_cannot_be_reached_are_left_out_at_once() -> None:
+    """Else each costs a try of its own, of two seconds."""
+
+    async def run() -> None:
+        gone = [Server("0:2", "down"), Server("2:4", "down")]
+        move = Move(Server("0:4", "down"), *gone)
+        move.urgent = True
+        _, task = move.begin()
+        out = move.swarm.troubles.left_out
+        await until(lambda: {one.peer for one in gone} <= out(move.swarm.time))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
