@@ -155,6 +155,20 @@ class RemoteCache(Cache):  # type: ignore[misc]
         if self._inputs is not None:
             self._inputs.rewind(columns)
 
+    def begin_anew(self) -> None:
+        """For a call that brings all ids: if the servers have ended the session since its last
+        step, nothing is held any more, and the next step opens another one."""
+        if self._closed is None and self._chain is not None and self._chain.is_over:
+            self._chain = None
+            self._columns, self._rows = Columns(), 0
+            self._held = self._slots = ()
+            self._parents = None
+
+    def leave_one(self, input_ids: torch.Tensor) -> None:
+        """For a call that brings all ids: if all are held, the last is computed again."""
+        if self._columns.holds(input_ids):
+            self.rewind(input_ids.shape[1] - 1)
+
     def align(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         """Keep what `input_ids` [rows, columns] begins with, for a call that gives all ids.
 
@@ -225,15 +239,19 @@ class RemoteCache(Cache):  # type: ignore[misc]
         packing = Packing.of(rows, columns, valid)
         self._start(rows, packing)
         starts = self._slots
-        if not any(packing.counts):
-            answers = hidden.new_zeros((0, hidden.shape[-1]))
-        else:
-            answers = self._run(packing, hidden, position_ids, keep)
-            self._held = tuple(s + c for s, c in zip(starts, packing.counts, strict=True))
-            self._slots, self._parents = self._held, None
-        self._columns.append(packing, valid, input_ids)
-        if self._inputs is not None:
-            self._inputs.append(hidden, position_ids)
+        try:
+            if not any(packing.counts):
+                answers = hidden.new_zeros((0, hidden.shape[-1]))
+            else:
+                answers = self._run(packing, hidden, position_ids, keep)
+                self._held = tuple(s + c for s, c in zip(starts, packing.counts, strict=True))
+                self._slots, self._parents = self._held, None
+            self._columns.append(packing, valid, input_ids)
+            if self._inputs is not None:
+                self._inputs.append(hidden, position_ids)
+        except BaseException as error:
+            self._end(error)
+            raise
         return packing.scatter(answers.to(hidden.device), keep)
 
     def close(self, reason: str = "closed") -> None:
@@ -321,8 +339,13 @@ class RemoteCache(Cache):  # type: ignore[misc]
                 self._slots = wanted
             self._parents, self._held = None, self._slots
         except BaseException as error:
-            self.close(f"{type(error).__name__}: {error}".removesuffix(": "))
+            self._end(error)
             raise
+
+    def _end(self, error: BaseException) -> None:
+        """Also interrupted: what the servers hold is not known any more, or not what we believe.
+        They are freed at once."""
+        self.close(f"{type(error).__name__}: {error}".removesuffix(": "))
 
     def _run(
         self, packing: Packing, hidden: torch.Tensor, position_ids: torch.Tensor, keep: int
@@ -337,12 +360,7 @@ class RemoteCache(Cache):  # type: ignore[misc]
             keep=keep,
             operation=self._operation(),
         )
-        try:
-            return self._chain.step(step)
-        except BaseException as error:
-            # What the servers hold is not known any more; they are freed at once.
-            self.close(f"{type(error).__name__}: {error}".removesuffix(": "))
-            raise
+        return self._chain.step(step)
 
     def _operation(self) -> RowOperation | None:
         forked = self._parents is not None

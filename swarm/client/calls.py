@@ -29,6 +29,8 @@ class Generation:
 
     model: object
     cache: "RemoteCache | None" = None
+    skip: int = 0
+    """How many of the columns that the next pass is given the cache holds already."""
 
 
 current_call: ContextVar[Call | None] = ContextVar("swarm_call", default=None)

@@ -38,6 +38,11 @@ class Chain(Protocol):
         """Slots that each row has."""
         ...
 
+    @property
+    def is_over(self) -> bool:
+        """It has ended, also if nobody has asked it for a step since; every step would fail."""
+        ...
+
     def step(self, step: ChainStep) -> torch.Tensor:
         """The outputs of the last block, in the dtype of `step.hidden`, on the CPU."""
         ...

@@ -70,6 +70,18 @@ class Columns:
         self.count = kept.columns
         return kept
 
+    def holds(self, input_ids: torch.Tensor) -> bool:
+        """Whether all of these are held. Raises NotServedError if as many others are."""
+        columns = input_ids.shape[1]
+        if self._ids is None or self.count < columns:
+            return False
+        if not torch.equal(self._ids[:, :columns], input_ids.detach().cpu()):
+            raise NotServedError(
+                f"past_key_values holds {self.count} columns, but not these {columns} ids; give "
+                "all ids, or only the new ones with the attention_mask of all columns"
+            )
+        return True
+
     def new_of(self, mask: torch.Tensor, new_columns: int, copies: int) -> torch.Tensor:
         """The new columns of an attention mask, as bool `[rows, new columns]`.
 

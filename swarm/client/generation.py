@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from swarm.client.cache import RemoteCache
 from swarm.client.calls import Call, Generation, current_call, current_generation
@@ -69,15 +69,28 @@ class RemoteModel(Refusals):
         Raises NotServedError for what the swarm does not serve, MissingBlocksError,
         CacheFullError, SessionLostError and PeerError for what goes wrong out there.
         """
+        if session is not None and not session.belongs_to(self):
+            raise NotServedError("this session is another model's; open one with model.session()")
         session = session or active_session(self)
-        if session is None or kwargs.get("past_key_values") is not None:
+        given = kwargs.get("past_key_values")
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if kwargs.get("inputs_embeds") is not None:
+            ids = None
+        mask = kwargs.get("attention_mask")
+        # With a longer mask, only the new ids are given.
+        all_ids = ids if mask is None or mask.shape == getattr(ids, "shape", None) else None
+        if session is None or given is not None:
+            if isinstance(given, RemoteCache) and all_ids is not None:
+                with given.lock:
+                    given.leave_one(all_ids)
             return self._generate(Generation(self), inputs, *args, **kwargs)
         with session.cache.lock:
-            ids = inputs if inputs is not None else kwargs.get("input_ids")
-            if ids is None or kwargs.get("inputs_embeds") is not None:
+            if ids is None:
+                session.cache.begin_anew()
                 session.cache.rewind(0)
-            else:
-                self._align(session.cache, ids, kwargs.get("attention_mask"))
+            elif all_ids is not None:
+                session.cache.begin_anew()
+                session.cache.align(all_ids, mask)
             kwargs["past_key_values"] = session.cache
             return self._generate(Generation(self, session.cache), inputs, *args, **kwargs)
 
@@ -111,6 +124,11 @@ class RemoteModel(Refusals):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get("past_key_values") or self._generation_cache()
+        generation = current_generation.get()
+        if generation is not None and generation.skip:
+            ids = args[0] if args else kwargs["input_ids"]
+            kwargs["next_sequence_length"] = ids.shape[1] - generation.skip
+            generation.skip = 0
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         for name in _NOT_FOR_BLOCKS:
             inputs.pop(name, None)
@@ -119,6 +137,18 @@ class RemoteModel(Refusals):
             cache.reset()
             inputs["past_key_values"] = cache
         return inputs
+
+    @wraps(GenerationMixin._assisted_decoding)
+    def _assisted_decoding(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """transformers feeds all ids to its first pass, also those that the cache holds."""
+        generation, cache = current_generation.get(), kwargs.get("past_key_values")
+        mask = kwargs.get("attention_mask")
+        known = getattr(kwargs["generation_config"], "_mask_length", None)
+        columns = known if mask is None else mask.shape[1]
+        # With a mask that is longer, only what is new is given, as in transformers' own prefill.
+        if generation is not None and cache is not None and columns == input_ids.shape[1]:
+            generation.skip = cache.get_seq_length()
+        return super()._assisted_decoding(input_ids, *args, **kwargs)  # type: ignore[misc]
 
     def _prepare_cache_for_generation(
         self,
@@ -133,11 +163,11 @@ class RemoteModel(Refusals):
                 f"cache_implementation={generation_config.cache_implementation!r}: the swarm's "
                 "cache lies on the servers; leave it out"
             )
-        if getattr(generation_config, "assistant_early_exit", None):
-            raise NotServedError(
-                "assistant_early_exit needs layers here; use an assistant_model or "
-                "prompt_lookup_num_tokens"
-            )
+        for name in _NEEDS_LAYERS:
+            if getattr(generation_config, name, None):
+                raise NotServedError(
+                    f"{name} needs layers here; use an assistant_model or prompt_lookup_num_tokens"
+                )
         mask = model_kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
             raise NotServedError(
@@ -153,6 +183,8 @@ class RemoteModel(Refusals):
             given._is_user_defined = True
             given.expect_copies(copies)
             given.expect_candidates(candidates)
+            # A checkpoint's own config may say no; then each pass would get all ids once more.
+            generation_config.use_cache = True
             return
         length = max(1, max_cache_length) + candidates
         if generation_config.is_assistant:
@@ -201,11 +233,6 @@ class RemoteModel(Refusals):
                 if getattr(result, "past_key_values", None) is not own:
                     own.close("generate() has ended")
         return result
-
-    def _align(self, cache: RemoteCache, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Roll back what the ids do not share, unless only new ids with a longer mask are given."""
-        if mask is None or tuple(mask.shape) == tuple(ids.shape):
-            cache.align(ids, mask)
 
     def _cache_for(
         self, kwargs: dict[str, Any], rows: int, columns: int, use_cache: bool
@@ -267,6 +294,9 @@ class RemoteModel(Refusals):
 _NOT_FOR_BLOCKS = ("tokenizer", "assistant_tokenizer")
 """What transformers' `generate()` needs for stop strings and assistants, and passes on as if the
 model took it."""
+
+_NEEDS_LAYERS = ("assistant_early_exit", "use_mtp")
+"""Ways of guessing tokens that run some of the model's own layers."""
 
 _UNSERVED = {
     "output_attentions": "attentions",

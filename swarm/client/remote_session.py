@@ -107,6 +107,10 @@ class RemoteSession:
     def length(self) -> int:
         return self._length
 
+    @property
+    def is_over(self) -> bool:
+        return self._closed
+
     def step(self, step: ChainStep) -> torch.Tensor:
         """Raises SessionError, MissingBlocksError and PeerError; the session is over then."""
         if self._pid != os.getpid():
@@ -374,6 +378,8 @@ class RemoteSession:
     # ---- the end
 
     def _fail(self, error: Exception) -> None:
+        if isinstance(error, SwarmError) and not self._closed:
+            self._client.error = error  # for who asks later
         call, self._call = self._call, None
         if call is not None and not call.done.done():
             call.done.set_exception(error)
@@ -389,8 +395,5 @@ class RemoteSession:
         self._swarm.detach(self._session)
         call, self._call = self._call, None
         if call is not None and not call.done.done():
-            call.done.set_exception(
-                SessionClosedError(
-                    f"session {self._session.hex()[:8]}: {reason}", session=self._session
-                )
-            )
+            text = f"session {self._session.hex()[:8]}: {reason}"
+            call.done.set_exception(SessionClosedError(text, session=self._session))

@@ -308,15 +308,17 @@ class Swarm:
         """Raises UnreachablePeerError or LinkFullError."""
         self._links.send(peer, message, payload, service_class, session, self.identity.peer_id)
 
-    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
+    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> bool:
+        """True: nobody waits for it."""
         if isinstance(message, StatusReply):
             asked, answer = self._requests.get(message.request, (None, None))
             if answer is not None and asked == peer and not answer.done():
                 answer.set_result(message)
-            return
+            return False
         listener = self._listeners.get(getattr(message, "session", b""))
         if listener is not None:
             listener.received(peer, message, payload)
+        return listener is None
 
     def on_link_lost(self, peer: PeerId, reason: str) -> None:
         for listener in list(self._listeners.values()):

@@ -74,6 +74,10 @@ class LocalChain:
         self.state = object()
         self.rows = None
 
+    @property
+    def is_over(self):
+        return id(self.state) not in self.servers.open
+
     def step(self, step: ChainStep):
         if id(self.state) not in self.servers.open:
             raise SessionClosedError("closed")

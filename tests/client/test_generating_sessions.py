@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from stand_in import IDS, PADDED
+from stand_in import IDS, PADDED, as_remote, tiny_llama
 
-from swarm.errors import SessionClosedError, SessionFullError
+from swarm.errors import NotServedError, SessionClosedError, SessionFullError
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -28,6 +28,31 @@ def test_two_calls_in_a_session(plain, remote, beams):
         assert len(servers.opened) == 1
         assert session.route == model.route != ()
     assert servers.reserved == 0
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"prompt_lookup_num_tokens": 4}, {"assistant_model": True}, {"use_cache": False}],
+    ids=["lookup", "assistant", "no cache"],
+)
+def test_a_second_call_computes_only_what_is_new_however_it_generates(plain, remote, how):
+    """transformers feeds all ids once more, to the first pass with guesses, and to all passes
+    where a checkpoint's config says that it has no cache."""
+    model, servers = remote
+    if how.get("assistant_model"):
+        how = {"assistant_model": tiny_llama(1)}
+    options = {"max_new_tokens": 10, "do_sample": False}
+    first = plain.generate(IDS, **options)
+    more = torch.cat([first, torch.tensor([[20, 30, 40]])], dim=1)
+    with model.session(max_length=60) as session:
+        assert torch.equal(model.generate(IDS, **options, **how), first)
+        held, before = session.position, len(servers.steps)
+        assert torch.equal(model.generate(more, **options, **how), plain.generate(more, **options))
+        assert servers.steps[before].starts == (held,)
+        assert held >= IDS.shape[1]
+    output = model.generate(IDS, **options, return_dict_in_generate=True)
+    got = model.generate(more, past_key_values=output.past_key_values, **options, **how)
+    assert torch.equal(got, plain.generate(more, **options))
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}])
@@ -92,6 +117,30 @@ def test_a_session_for_another_thread(plain, remote):
         model.generate(first, session=session, **options)
 
 
+def test_a_session_of_another_model(plain, remote):
+    model, servers = remote
+    other, _ = as_remote(plain)
+    with other.session(max_length=40) as session, pytest.raises(NotServedError, match="another"):
+        model.generate(IDS, session=session, max_new_tokens=2)
+    assert not servers.opened
+
+
+def test_a_session_that_has_ended_while_nobody_used_it_is_begun_anew(plain, remote):
+    """The next `generate()` brings all ids; to a `forward()` with new tokens it is over."""
+    model, servers = remote
+    options = {"max_new_tokens": 5, "do_sample": False}
+    with model.session(max_length=40) as session:
+        first = model.generate(IDS, **options)
+        servers.open.clear()
+        assert torch.equal(model.generate(first, **options), plain.generate(first, **options))
+        assert len(servers.opened) == 2
+        held, mask = session.position, torch.ones((1, 30), dtype=torch.long)
+        servers.open.clear()
+        with pytest.raises(SessionClosedError):
+            model.generate(first[:, -1:], attention_mask=mask[:, : held + 1], **options)
+    assert len(servers.opened) == 2
+
+
 def test_too_many_rows_for_a_session(remote):
     model, _ = remote
     with model.session(max_length=40):
@@ -133,6 +182,37 @@ def test_an_error_frees_the_servers(remote):
         model.generate(IDS, max_new_tokens=5, stopping_criteria=[broken])
     assert len(servers.opened) == 1
     assert servers.reserved == 0
+
+
+def test_a_session_that_was_interrupted_between_two_lines_is_over(remote, monkeypatch):
+    """The servers hold tokens of which we do not know: none may follow them."""
+    model, servers = remote
+    options = {"max_new_tokens": 5, "do_sample": False}
+
+    def interrupted(*args):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with model.session(max_length=40):
+        first = model.generate(IDS, **options)
+        monkeypatch.setattr("swarm.client.columns.Columns.append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(first, **options)
+        assert servers.reserved == 0
+        with pytest.raises(SessionClosedError, match="KeyboardInterrupt"):
+            model.generate(first, **options)
+
+
+def test_a_returned_cache_that_holds_all_ids(plain, remote):
+    """As `model(ids).past_key_values`: transformers has nothing left to compute then."""
+    model, servers = remote
+    options = {"max_new_tokens": 5, "do_sample": False}
+    cache = model(IDS).past_key_values
+    got = model.generate(IDS, past_key_values=cache, **options)
+    assert torch.equal(got, plain.generate(IDS, **options))
+    assert [step.counts for step in servers.steps] == [(9,)] + [(1,)] * 5
+    with pytest.raises(NotServedError, match="not these 9 ids"):
+        model.generate(IDS + 1, past_key_values=cache, **options)
 
 
 def test_a_returned_cache_is_kept_as_long_as_it_is_used(plain, remote):

@@ -15,6 +15,7 @@ from swarm.client.pieces import cut
 from swarm.client.session_call import SessionCall
 from swarm.client.settings import ClientSettings
 from swarm.client.swarm import Swarm
+from swarm.errors import MissingBlocksError
 from swarm.sessions.messages import Grant, Held, Hop, Output, StatusReply, StatusRequest
 from swarm.wire.entrance import MemoryMember
 from swarm.wire.identity import Identity
@@ -27,8 +28,8 @@ def mistaken(*args, **kwargs):
     raise ZeroDivisionError("a mistake of our own")
 
 
-def waiting_call(session) -> SessionCall:
-    """A step that was sent and not answered."""
+def sent_call(session) -> SessionCall:
+    """A step that was sent."""
     hidden = torch.zeros(1, TARGET.hidden_size)
     step = ChainStep(
         hidden=hidden, starts=(0,), counts=(1,), position_ids=[0], keep=1, operation=None
@@ -36,6 +37,12 @@ def waiting_call(session) -> SessionCall:
     (piece,) = cut(step.counts, step.keep, 512)
     call = SessionCall([piece], None)
     session._add(call, encode_piece(piece, step, torch.float32))
+    return call
+
+
+def waiting_call(session) -> SessionCall:
+    """A step that was sent and not answered."""
+    call = sent_call(session)
     assert not call.done.done()
     return call
 
@@ -53,6 +60,24 @@ def test_who_waits_for_an_answer_is_told_at_once(monkeypatch):
             call.done.result(0)
         assert swarm.listeners == {}
         assert [server.kinds[-1] for server in servers] == ["Close"] * 2
+
+    asyncio.run(story())
+
+
+def test_who_asks_later_is_told_why_the_session_is_over():
+    async def story():
+        servers = [Server("0:2"), Server("2:4")]
+        session = await open_session(NoRuntime(), FakeSwarm(*servers), TARGET, 1, 10)
+        session._lost.add(servers[1].peer)
+
+        async def in_vain():
+            raise MissingBlocksError("nobody took over", ("2:4",))
+
+        await session._run_mending(SimpleNamespace(run=in_vain))
+        assert session.is_over
+        call = sent_call(session)
+        with pytest.raises(MissingBlocksError, match="nobody took over"):
+            call.done.result(0)
 
     asyncio.run(story())
 
@@ -148,6 +173,21 @@ def test_all_sessions_hear_of_a_lost_peer_and_of_the_end_although_one_fails():
         await swarm.close()
         assert told == [network.peer_id] * 2
         assert network.is_closed
+
+    run(story())
+
+
+def test_outputs_of_sessions_that_nobody_has_are_counted():
+    """Who sends too many of them is read more slowly."""
+
+    async def story():
+        network = MemoryMember(MemoryNetworkHub(), Identity.create(), listens=False)
+        swarm = Swarm(network, ClientSettings())
+        answer = Output(b"1" * 16, 0, 0, (0,), (1,), (), 0.0, 0.0)
+        assert swarm.on_message(Identity.create().peer_id, answer, memoryview(b""))
+        swarm.attach(answer.session, Listener([]))
+        assert not swarm.on_message(Identity.create().peer_id, answer, memoryview(b""))
+        await swarm.close()
 
     run(story())
 

@@ -33,6 +33,7 @@ def test_forward_refuses(remote, options, named):
         {"cache_implementation": "static"},
         {"cache_implementation": "quantized"},
         {"assistant_early_exit": 1},
+        {"use_mtp": True},
         {"output_attentions": True, "return_dict_in_generate": True},
         {"past_key_values": DynamicCache()},
     ],
