@@ -208,7 +208,9 @@ class Reception:
     def lost(self, client: PeerId) -> list[Guest]:
         """Takes everybody out of the line who came with `client`; who is let in because of it."""
         gone = [session for session, guest in self._line.items() if guest.client == client]
-        return [guest for session in gone for guest in self.leave(session)]
+        held = [guest for session in gone for guest in self.leave(session)]
+        # One of its own may have been let in when the one before it left.
+        return [guest for guest in held if guest.client != client]
 
     def tick(self, now: float) -> tuple[list[Guest], list[tuple[PeerId, Refused]]]:
         """Those let in, and the refusals of those who have waited in vain."""

@@ -172,11 +172,12 @@ class Service:
         return False
 
     def on_link_lost(self, peer: PeerId, reason: str) -> None:
-        """The link's own grace time is over: sessions of this client end now."""
+        """The link's own grace time is over: sessions of this client end now, those first that wait
+        in line, else they would be given the room of the others."""
+        self._let_in(self._reception.lost(peer))
         for hop in list(self._sessions.values()):
             self._handle(hop, PeerLost(peer, reason))
             self._handle(hop, Tick())
-        self._let_in(self._reception.lost(peer))
 
     def _on_session_message(
         self,

@@ -8,6 +8,7 @@ from raw_client import RawClient
 from service_world import CAPACITY, PAGE, ToyServer, World, in_world, opened, session_of, tokens
 
 from swarm.server.reception import Quotas
+from swarm.sessions.admission import MAX_OVERTAKES
 from swarm.sessions.hop import LEASE_S
 from swarm.sessions.messages import (
     Close,
@@ -181,5 +182,39 @@ def test_who_leaves_the_line_is_forgotten(
         await ending(w, server, client, grant)
         assert server.service.waiting_count == 0
         await host.links.close()
+
+    in_world(story)
+
+
+async def _overtaken_until_nobody_may_pass(
+    server: ToyServer, waits: RawClient, passes: RawClient
+) -> None:
+    """`waits` wants the whole cache, and whoever comes after it has to wait as well."""
+    large = waits.grant([server], length=CAPACITY)
+    await waits.send(server, Open(waits.sign(large), 0, wait_s=60))
+    await asyncio.sleep(0.1)
+    for _ in range(MAX_OVERTAKES):
+        small = await passes.open([server])
+        await passes.send(server, Close(small.session))
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_nothing_is_given_to_a_client_that_is_gone(overtaken: bool) -> None:
+    """Its places in line end before its sessions do, and before each other."""
+
+    async def story(w: World) -> None:
+        server, client, other = await w.server(), await w.client(), await w.client()
+        own = CAPACITY - 2 * PAGE
+        await (other if overtaken else client).open([server], length=own)
+        if overtaken:
+            await _overtaken_until_nobody_may_pass(server, client, await w.client())
+        wanted = client.grant([server], length=PAGE if overtaken else own)
+        await client.send(server, Open(client.sign(wanted), 0, wait_s=60))
+        await asyncio.sleep(0.1)
+        assert server.service.waiting_count == 1 + overtaken
+        await client.links.close()
+        await asyncio.sleep(0.1)
+        assert server.service.session_count == len(server.engine.rooms) == overtaken
+        assert server.admission.free_tokens == CAPACITY - own * overtaken
 
     in_world(story)
