@@ -1,5 +1,6 @@
 """What a peer has pushed over one boundary of the chain, kept so that it can be pushed again."""
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,9 +55,10 @@ class Backup:
     def kept(self) -> bool:
         return self._rows is not None
 
-    def evict(self) -> None:
-        self._rows = None
-        self._size_bytes = 0
+    def evict(self) -> bool:
+        """Whether it was kept until now."""
+        kept, self._rows, self._size_bytes = self.kept, None, 0
+        return kept
 
     def size_bytes(self) -> int:
         """Bytes of all payloads of which some token is still needed; known without counting."""
@@ -102,17 +104,17 @@ class Backup:
                 self._truncate(row, keep)
 
     def begins(self, held: tuple[int, ...]) -> tuple[int, ...] | None:
-        """From which slot on each row is whole up to `held`; None: nothing is kept."""
+        """From which slot on each row is whole up to `held`; None: nothing is kept.
+
+        A row has no holes: what is appended goes on where it ends, and it is cut from its end. So
+        its length costs nothing here, whoever asks how often."""
         if self._rows is None:
             return None
-        begins = []
-        for row, reached in zip(self._rows or [[] for _ in held], held, strict=True):
-            for segment in reversed(row):
-                if segment.start + segment.count != reached:
-                    break
-                reached = segment.start
-            begins.append(reached)
-        return tuple(begins)
+        rows = self._rows or [[] for _ in held]
+        return tuple(
+            row[0].start if row and row[-1].start + row[-1].count == reached else reached
+            for row, reached in zip(rows, held, strict=True)
+        )
 
     def read(
         self, starts: tuple[int, ...], counts: tuple[int, ...]
@@ -154,4 +156,11 @@ class Backup:
 
 
 def _cut(row: list[_Segment], low: int, high: int) -> list[_Segment]:
-    return [part for segment in row if (part := segment.between(low, high)) is not None]
+    """Found by halving: a row may have a segment for each of its tokens."""
+    parts: list[_Segment] = []
+    index = max(0, bisect_right(row, low, key=lambda segment: segment.start) - 1)
+    while index < len(row) and row[index].start < high:
+        if (part := row[index].between(low, high)) is not None:
+            parts.append(part)
+        index += 1
+    return parts

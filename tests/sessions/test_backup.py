@@ -1,6 +1,7 @@
 """What is kept of a boundary equals what was pushed over it, whatever happens to the rows."""
 
 import tracemalloc
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +75,23 @@ def test_a_backup_that_began_late_says_from_where() -> None:
     backup.append((5,), (3,), (5, 6, 7), [5, 6, 7], 3)
     assert backup.begins((8,)) == (5,)
     assert backup.begins((9,)) == (9,)
+
+
+class Unwalked(list[Any]):
+    """Segments that nobody may look through: there may be very many, and what asks is small."""
+
+    __iter__ = __reversed__ = None  # type: ignore[assignment]
+
+
+def test_nobody_walks_all_segments_to_find_some_or_where_they_begin() -> None:
+    backup = Backup(keep=True)
+    for slot in range(9):
+        backup.append((slot,), (1,), (slot,), [slot], 1)
+    assert backup._rows is not None
+    backup._rows = [Unwalked(row) for row in backup._rows]
+    assert backup.begins((9,)) == (0,)
+    found = backup.read((4,), (2,))
+    assert found is not None and found[0] == (4, 5)
 
 
 def test_shared_payloads_are_counted_once_and_until_the_last_row_lets_go() -> None:
