@@ -8,6 +8,13 @@ import typer
 
 from swarm.errors import UsageError
 
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(
+        help="A folder, a GGUF file or a Hugging Face name. Default: SmolLM2-135M-Instruct.",
+        show_default=False,
+    ),
+]
 Peers: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -70,8 +77,9 @@ def repeat_address_options(arguments: Sequence[str]) -> list[str]:
     option: str | None = None
     awaiting_first = False
     for argument in arguments:
-        if argument in ADDRESS_OPTIONS:
-            option, awaiting_first = argument, True
+        name, equals, _ = argument.partition("=")
+        if name in ADDRESS_OPTIONS:
+            option, awaiting_first = name, not equals
         elif awaiting_first:
             awaiting_first = False
         elif option is not None and argument.startswith(_ADDRESS_STARTS):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from swarm.cli.arguments import Version, repeat_address_options, split_addresses
+from swarm.cli.arguments import Model, Version, repeat_address_options, split_addresses
 from swarm.cli.errors import EXIT_FAILED, run, run_program
 from swarm.cli.interrupts import end_on_sigterm
 from swarm.errors import UsageError
@@ -17,13 +17,6 @@ app = typer.Typer(
     help="Use a swarm: generate text, chat, or see who serves what.",
 )
 
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        help="A folder, a GGUF file or a Hugging Face name. Default: SmolLM2-135M-Instruct.",
-        show_default=False,
-    ),
-]
 Peers = Annotated[
     list[str],
     typer.Option(

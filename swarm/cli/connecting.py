@@ -9,12 +9,13 @@ from swarm.cli.importing import importing
 from swarm.cli.logs import log_to_stderr
 from swarm.cli.terminal import say, take_any_text
 from swarm.errors import UsageError
+from swarm.sessions.grants import ACTIVATION_DTYPES
 from swarm.wire.addresses import split_peer
 
 if TYPE_CHECKING:
     from swarm.models.checkpoint import Checkpoint
 
-DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+DTYPE_NAMES = ("auto", *ACTIVATION_DTYPES)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ from typing import Any, Protocol
 
 import typer
 
+from swarm.cli.terminal import table_console
 from swarm.printable import printable
-
-TABLE_COLUMNS = 120
-"""Of a table that goes into a file or another program."""
 
 
 class Event(Protocol):
@@ -80,9 +78,6 @@ class EventPrinter:
 
 
 def _print_table(fields: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
     from swarm.cli.server_table import report_table
 
-    width = None if sys.stdout.isatty() else TABLE_COLUMNS
-    Console(width=width, highlight=False).print(report_table(fields))
+    table_console().print(report_table(fields))

@@ -131,8 +131,8 @@ def place(
     _run(command)
 
 
-@app.command("simulate")
-def simulate_command(
+@app.command()
+def simulate(
     inventory: InventoryFile = None,
     placement: Annotated[str, typer.Option(help="As of `place`.")] = "best",
     router: Annotated[
@@ -151,13 +151,8 @@ def simulate_command(
 
     def command() -> None:
         from swarm.cli.plan_inventory import read_plan
-        from swarm.cli.plan_simulating import (
-            Options,
-            result_fields,
-            result_lines,
-            result_table,
-            run_policies,
-        )
+        from swarm.cli.plan_results import result_fields, result_lines, result_table
+        from swarm.cli.plan_simulating import Options, run_policies
         from swarm.simulator.results import Result
 
         end_on_sigterm()
@@ -168,9 +163,9 @@ def simulate_command(
         if as_json:
             typer.echo(json.dumps(result_fields(policy, result), indent=1))
             return
-        from swarm.cli.plan_picture import console
+        from swarm.cli.terminal import table_console
 
-        console().print(result_table(policy, result))
+        table_console().print(result_table(policy, result))
         for line in result_lines(result):
             typer.echo(line)
 
@@ -201,15 +196,13 @@ def compare(
 
     def command() -> None:
         from swarm.cli.plan_inventory import read_plan
-        from swarm.cli.plan_simulating import (
-            POLICIES,
-            Options,
+        from swarm.cli.plan_results import (
             comparison_table,
             result_fields,
-            run_policies,
             text_plot,
             write_plot,
         )
+        from swarm.cli.plan_simulating import POLICIES, Options, run_policies
 
         end_on_sigterm()
         file = read_plan(_given(inventory))
@@ -221,9 +214,9 @@ def compare(
             fields = [result_fields(name, result) for name, result in found.items()]
             typer.echo(json.dumps({"policies": fields}, indent=1))
             return
-        from swarm.cli.plan_picture import console
+        from swarm.cli.terminal import table_console
 
-        console().print(comparison_table(found))
+        table_console().print(comparison_table(found))
         if plot is None:
             typer.echo(text_plot(found))
 
@@ -249,6 +242,7 @@ def _run(command: Callable[[], None]) -> None:
         try:
             command()
         except UsageError as error:
+            # Of PlanMistakesError, whose module is slow to import: other commands do without it.
             lines = getattr(error, "lines", ())
             if not lines:
                 raise

@@ -1,31 +1,25 @@
 """Plans on the terminal: a table of figures, and bars that show who hosts what."""
 
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from swarm.cli.plan_placing import Plan, machine_rows
+from swarm.cli.terminal import table_console
 from swarm.routing.layout import Layout
 from swarm.spans import Span
 
-WIDTH = 120
-"""Of what goes into a file or another program."""
-BAR_CELLS = 60
+BAR_CELLS = 40
+"""Characters that stand for all blocks of a model."""
 MOST_ROWS = 60
-
-
-def console() -> Console:
-    """For tables on standard output."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+"""Machines that the picture shows; `--json` has all."""
 
 
 def bar(span: Span | None, num_blocks: int, cells: int = BAR_CELLS) -> str:
-    """A line of `cells` characters; those that hold a block of the span are full."""
-    cells = min(cells, num_blocks) if num_blocks < cells else cells
+    """At most `cells` characters; those that hold a block of the span are full."""
+    cells = min(cells, num_blocks)
     if span is None:
         return "·" * cells
     first = span.start * cells // num_blocks
@@ -44,7 +38,7 @@ def hosts_line(layout: Layout, cells: int = BAR_CELLS) -> str:
 
 def print_plan(plan: Plan) -> None:
     """Figures first, then the picture."""
-    out = console()
+    out = table_console()
     out.print(_figures(plan))
     out.print(_picture(plan))
     for line in _remarks(plan):
@@ -106,7 +100,6 @@ def _picture(plan: Plan) -> Table:
         table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
     for heading in ("ms/block", "weights GB", "of GB", "cache tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
-    cells = min(BAR_CELLS, plan.layout.num_blocks, 40)
     rows = machine_rows(plan)
     for row in rows[:MOST_ROWS]:
         span = None if row["blocks"] is None else Span.parse(row["blocks"])
@@ -114,14 +107,14 @@ def _picture(plan: Plan) -> Table:
         table.add_row(
             Text(_short(row["machine"]) + (" (relayed)" if row["relayed"] else "")),
             row["blocks"] or "none",
-            bar(span, plan.layout.num_blocks, cells),
+            bar(span, plan.layout.num_blocks),
             f"{row['decode_ms_per_block']:.2f}",
             f"{row['weights_gb']:.1f}",
             f"{row['memory_gb']:.1f}",
             "" if tokens is None else f"{tokens:,}",
         )
     table.add_section()
-    table.add_row("hosts", "", hosts_line(plan.layout, cells), "", "", "", "")
+    table.add_row("hosts", "", hosts_line(plan.layout), "", "", "", "")
     return table
 
 

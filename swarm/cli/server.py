@@ -9,6 +9,7 @@ import typer
 from swarm.cli.arguments import (
     Announce,
     Listen,
+    Model,
     Peers,
     Version,
     repeat_address_options,
@@ -40,18 +41,12 @@ WATCH_LINES_S = 60.0
 
 @app.command(epilog=_EXIT_CODES)
 def server(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A folder, a GGUF file or a Hugging Face name. Default: SmolLM2-135M-Instruct.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     blocks: Annotated[
         str | None,
         typer.Option(
-            help="Blocks to host, such as 0:20 (end exclusive). Default: all that fit in memory,"
-            " else the least covered run.",
+            help="Blocks to host, such as 0:20 (end exclusive). Default: as many as fit in memory,"
+            " where the swarm needs them most.",
             metavar="START:END",
             show_default=False,
             rich_help_panel=_MODEL,
@@ -79,8 +74,8 @@ def server(
     quantization: Annotated[
         str,
         typer.Option(
-            help="none, int8 (torchao) or nf4 (bitsandbytes): weights in fewer bits, at other"
-            " results. Announced; needs the extra `quantization`.",
+            help="none, int8 (torchao) or nf4 (bitsandbytes): weights in fewer bits, and somewhat"
+            " other results. Announced; needs the extra `quantization`.",
             rich_help_panel=_MODEL,
         ),
     ] = "none",
@@ -117,7 +112,7 @@ def server(
     threads: Annotated[
         int | None,
         typer.Option(
-            help="CPU threads to compute with. Default: one a core.",
+            help="CPU threads to compute with. Default: OMP_NUM_THREADS, else one a core.",
             show_default=False,
             rich_help_panel=_MEMORY,
         ),
@@ -174,8 +169,8 @@ def server(
     move_check: Annotated[
         float,
         typer.Option(
-            help="Without --blocks: seconds, about, between two looks whether others need this"
-            " server more; it then moves to other blocks. 0: it never moves.",
+            help="Without --blocks: about how many seconds pass between two looks whether other"
+            " blocks need this server more; then it moves there. 0: it never moves.",
             metavar="SECONDS",
             rich_help_panel=_MODEL,
         ),

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from swarm.cli.logs import log_to_stderr
+from swarm.cli.terminal import table_console
 from swarm.client.membership import Membership
 from swarm.client.settings import ClientSettings
 from swarm.client.status import best_status
@@ -45,7 +45,7 @@ async def _find(swarm: "Swarm", model: str | None, timeout_s: float) -> dict[str
 
 
 async def _of_name(models: "Sequence[ModelEntry]", model: str | None) -> "Sequence[ModelEntry]":
-    """The models that `--model` may mean: all without it. CheckpointError if none is served."""
+    """The models that MODEL may mean: all without it. CheckpointError if none of them is served."""
     entries = [one for one in models if model is None or one.model == model]
     if entries or model is None or not models:
         return entries
@@ -67,11 +67,10 @@ def _identity(model: str) -> str | None:
 
 
 def _print_table(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = table_console()
     if found["model"] is None:
         console.print("no server is online in this swarm")
         return

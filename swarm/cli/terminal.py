@@ -1,11 +1,17 @@
-"""What the client's commands write: answers to standard output, all else to standard error."""
+"""What commands write: answers and tables to standard output, all else to standard error."""
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from swarm.errors import UsageError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TABLE_COLUMNS = 120
+"""Of a table that goes into a file or another program."""
 _HARMLESS = "\n\t"
 
 
@@ -21,6 +27,13 @@ def write(text: str) -> None:
 def say(text: str) -> None:
     """One line to standard error."""
     typer.echo(text, err=True)
+
+
+def table_console() -> "Console":
+    """For tables on standard output: as wide as the terminal, or `TABLE_COLUMNS`."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else TABLE_COLUMNS, highlight=False)
 
 
 def say_prefill(done: int, total: int) -> None:

@@ -5,15 +5,8 @@ import json
 import pytest
 
 from swarm.cli.plan_inventory import PlanMistakesError, read_plan
-from swarm.cli.plan_simulating import (
-    POLICIES,
-    Options,
-    comparison_table,
-    ranked,
-    result_fields,
-    run_policies,
-    text_plot,
-)
+from swarm.cli.plan_results import comparison_table, ranked, result_fields, text_plot
+from swarm.cli.plan_simulating import POLICIES, Options, run_policies
 from swarm.errors import MemoryShortError, UsageError
 from swarm.routing.policies import PLACEMENTS, ROUTERS
 from swarm.simulator.scenario import FaultKind
