@@ -25,7 +25,7 @@ from swarm.client.runtime import runtime
 from swarm.client.settings import ClientSettings
 from swarm.errors import UsageError
 from swarm.server.config import ServerConfig, make_config
-from swarm.server.lifecycle import ServerEvent
+from swarm.server.events import ServerEvent
 from swarm.server.server import Server
 from swarm.spans import PeerId
 from swarm.wire.memory import MemoryNetworkHub
@@ -212,11 +212,12 @@ class LocalSwarm:
         return self.run(call())
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-        """Asks in the loop, again and again. TimeoutError, with all statuses, if it never is."""
+        """Waits until `condition()`, asked in that loop, is true. TimeoutError, with what the
+        servers say of themselves, after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while not self.call(condition):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"it did not come to that: {self.statuses()}")
+                raise TimeoutError(f"not within {timeout_s:g} s; the servers: {self.statuses()}")
             time.sleep(0.02)
 
     def wait_until_free(self, timeout_s: float = 60.0) -> None:
@@ -225,7 +226,9 @@ class LocalSwarm:
 
     def _in_memory(self) -> MemoryNetworkHub:
         if self._hub is None:
-            raise UsageError("the real network cannot be set; leave out loopback=True")
+            raise UsageError(
+                "only the network in memory has delays and faults to set; leave out loopback=True"
+            )
         return self._hub
 
 

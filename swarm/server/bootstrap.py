@@ -6,8 +6,8 @@ import contextlib
 from swarm.dht.node import DhtNode
 from swarm.server import telling
 from swarm.server.config import Listening
+from swarm.server.events import EventSink, ServerEvent, log_event
 from swarm.server.identity_claim import claim_identity
-from swarm.server.lifecycle import EventSink, ServerEvent, log_event
 from swarm.server.reachability import check_announced, join_addresses
 from swarm.wire.libp2p import Libp2pNetwork
 

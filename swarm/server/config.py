@@ -99,7 +99,7 @@ class ServerConfig(Listening):
     """Peer ids, and networks such as `192.168.1.0/24`, that are served as groups of their own; all
     others together then get 20 to 50 % while these want service, too. Empty: all are alike."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of the computation; None: one for each physical core."""
+    """CPU threads to compute with; None: as OMP_NUM_THREADS says, else one for each core."""
     name: str = ""
     """A name that people see in `swarm-client status`: at most 60 bytes, printable, one line."""
     stats_s: Annotated[float, Field(gt=0)] | None = None

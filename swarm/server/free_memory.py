@@ -16,10 +16,9 @@ _UNLIMITED = 1 << 60
 class FreeMemory:
     """What can still be taken, and where."""
 
-    count: int
-    """Bytes."""
+    size_bytes: int
     where: str
-    """`on this machine`, `in this container`, `on cuda:0`."""
+    """In words, to stand behind `free`: `on this machine`, `on cuda:0`."""
 
 
 def free_memory(device: str) -> FreeMemory:
@@ -32,7 +31,7 @@ def free_memory(device: str) -> FreeMemory:
         return FreeMemory(int(free), f"on {device}")
     machine = FreeMemory(int(psutil.virtual_memory().available), "on this machine")
     container = cgroup_free_bytes(_CGROUP_ROOT, _OWN_CGROUP)
-    if container is None or container >= machine.count:
+    if container is None or container >= machine.size_bytes:
         return machine
     return FreeMemory(container, "under the memory limit of this container or service")
 

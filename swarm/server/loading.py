@@ -13,7 +13,7 @@ END_TIMEOUT_S = 5.0
 
 
 class LoadingStoppedError(Exception):
-    """Raised inside the thread, by `Progress`, when nobody waits for its result any more."""
+    """Raised inside the thread, by `check`, when nobody waits for its result any more."""
 
 
 async def in_own_thread(work: Callable[[Callable[[], None]], Result]) -> Result:

@@ -30,7 +30,7 @@ class Budget:
     @property
     def usable_bytes(self) -> int:
         """For blocks and cache together."""
-        usable = max(0, self.free.count - RESERVE_BYTES)
+        usable = max(0, self.free.size_bytes - RESERVE_BYTES)
         return usable if self.lent_bytes is None else min(usable, self.lent_bytes)
 
     @property
@@ -38,11 +38,11 @@ class Budget:
         """`the 8.0 GB that are free on this machine`, or `the 4.0 GB of --max-memory`."""
         if self.lent_bytes is not None and self.lent_bytes == self.usable_bytes:
             return f"the {in_words(self.lent_bytes)} of --max-memory"
-        return f"the {in_words(self.free.count)} that are free {self.free.where}"
+        return f"the {in_words(self.free.size_bytes)} that are free {self.free.where}"
 
     def without(self, taken_bytes: int) -> "Budget":
         """What is left of it when so much has been taken, or will be."""
-        free = FreeMemory(max(0, self.free.count - taken_bytes), self.free.where)
+        free = FreeMemory(max(0, self.free.size_bytes - taken_bytes), self.free.where)
         lent = None if self.lent_bytes is None else max(0, self.lent_bytes - taken_bytes)
         return Budget(free, lent)
 
@@ -106,7 +106,7 @@ class MemoryNeeds:
 
     def default_cache_tokens(self, span: Span, left: Budget) -> int:
         """A share of what is left beside the weights: at most 65,536 tokens, a multiple of 256."""
-        free = max(0, left.free.count - RESERVE_BYTES)
+        free = max(0, left.free.size_bytes - RESERVE_BYTES)
         room = free * CACHE_SHARE
         if left.lent_bytes is not None:
             room = min(left.lent_bytes, free * LENT_CACHE_SHARE)

@@ -11,8 +11,8 @@ from swarm.errors import CheckpointError, PeerError, SwarmError
 from swarm.printable import printable
 from swarm.routing.view import SwarmView
 from swarm.server.distances import Distances
+from swarm.server.events import EventSink, ServerEvent
 from swarm.server.hosted import Plan
-from swarm.server.lifecycle import EventSink, ServerEvent
 from swarm.server.promises import Promises
 from swarm.server.telling import counted
 from swarm.spans import PeerId, Span
@@ -20,7 +20,7 @@ from swarm.wire.versions import check_versions
 
 logger = logging.getLogger("swarm.server")
 
-MOST_NAME_BYTES = 80
+MOST_MODEL_NAME_BYTES = 80
 MOST_MODELS = 16
 """Of a swarm, that a server looks at before it joins with another one."""
 LOOK_ROUND_S = 20.0
@@ -32,7 +32,7 @@ DOUBT_S = 1.0
 def short_name(name: str) -> str:
     """How a model is called in the directory: at most 80 bytes."""
     short = printable(name.rstrip("/").rpartition("/")[2])
-    return short.encode()[:MOST_NAME_BYTES].decode(errors="ignore") or "model"
+    return short.encode()[:MOST_MODEL_NAME_BYTES].decode(errors="ignore") or "model"
 
 
 class Neighbourhood:

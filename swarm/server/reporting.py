@@ -23,7 +23,7 @@ from swarm.wire.links import Links
 
 
 @dataclass(frozen=True)
-class Serving:
+class OnlineParts:
     """The parts of a server that is online."""
 
     peer: PeerId
@@ -40,8 +40,8 @@ class Serving:
 class Reporter:
     """Reads the parts of a server; `sample`, called every `SAMPLE_S`, makes rates of counters."""
 
-    def __init__(self, serving: Serving, lag: LoopLag) -> None:
-        self._serving = serving
+    def __init__(self, parts: OnlineParts, lag: LoopLag) -> None:
+        self._parts = parts
         self._lag = lag
         self._rates = Rates()
         self._began = time.monotonic()
@@ -49,9 +49,9 @@ class Reporter:
 
     def measured(self) -> dict[str, Any]:
         """Speed and load: the part of the status that is also in the directory's record."""
-        engine, service = self._serving.engine.stats(), self._serving.service
+        engine, service = self._parts.engine.stats(), self._parts.service
         return {
-            "decode_ms_per_block": round(1e3 * engine.decode_s / len(self._serving.span), 4),
+            "decode_ms_per_block": round(1e3 * engine.decode_s / len(self._parts.span), 4),
             "prefill_tokens_per_s": round(engine.prefill_tokens_per_s, 1),
             "cache_tokens_free": service.admission.free_tokens,
             "cache_tokens_total": service.admission.capacity_tokens,
@@ -62,22 +62,22 @@ class Reporter:
 
     def status(self, state: ServerState) -> dict[str, Any]:
         """For whoever asks: nothing of it says who our peers are."""
-        serving, rates = self._serving, self._rates
-        engine = serving.engine.stats()
+        parts, rates = self._parts, self._rates
+        engine = parts.engine.stats()
         return {
-            "peer": serving.peer,
-            "name": serving.config.name,
-            "model": serving.plan.checkpoint.name,
-            "blocks": str(serving.span),
-            "blocks_total": serving.plan.checkpoint.num_blocks,
-            "dtype": serving.plan.numerics.dtype,
-            "quantization": serving.plan.quantization,
-            "device": str(serving.plan.device),
+            "peer": parts.peer,
+            "name": parts.config.name,
+            "model": parts.plan.checkpoint.name,
+            "blocks": str(parts.span),
+            "blocks_total": parts.plan.checkpoint.num_blocks,
+            "dtype": parts.plan.numerics.dtype,
+            "quantization": parts.plan.quantization,
+            "device": str(parts.plan.device),
             "state": str(state),
             "uptime_s": round(time.monotonic() - self._began, 1),
-            "sessions_in_line": serving.service.waiting_count,
-            "backup_bytes": serving.service.backups.total_bytes,
-            "backup_evictions": serving.service.backups.evictions,
+            "sessions_in_line": parts.service.waiting_count,
+            "backup_bytes": parts.service.backups.total_bytes,
+            "backup_evictions": parts.service.backups.evictions,
             "version": program_version(),
             **self.measured(),
             "decode_tokens": engine.decode_tokens,
@@ -87,14 +87,14 @@ class Reporter:
             "decode_share": round(engine.decode_share, 4),
             "recent_decode_tokens_per_s": round(rates.per_s("decode_tokens"), 2),
             "recent_prefill_tokens_per_s": round(rates.per_s("prefill_tokens"), 2),
-            "max_upload_mbit": serving.config.max_upload_mbit,
-            **process_fields(len(serving.links.peers()), self._lag),
+            "max_upload_mbit": parts.config.max_upload_mbit,
+            **process_fields(len(parts.links.peers()), self._lag),
         }
 
     def report(self, state: ServerState) -> dict[str, Any]:
         """For the server's operator: the status, all counters since the start, and the peers."""
-        serving, rates = self._serving, self._rates
-        engine = serving.engine.stats()
+        parts, rates = self._parts, self._rates
+        engine = parts.engine.stats()
         peers = sorted(self._peers(), key=lambda one: (-one["sent"] - one["received"], one["peer"]))
         return {
             **self.status(state),
@@ -106,9 +106,9 @@ class Reporter:
             "busy_share": round(min(1.0, rates.per_s("busy_s")), 3),
             "waiting_jobs": engine.waiting_jobs,
             "waiting_tokens": engine.waiting_tokens,
-            "accepted_streams": serving.links.accepted_streams,
-            "bytes_read": serving.plan.checkpoint.bytes_read,
-            "cache_token_bytes": serving.hosted.blocks.bytes_per_token,
+            "accepted_streams": parts.links.accepted_streams,
+            "bytes_read": parts.plan.checkpoint.bytes_read,
+            "cache_token_bytes": parts.hosted.blocks.bytes_per_token,
             "up_bytes_per_s": sum(one["up_bytes_per_s"] for one in peers),
             "down_bytes_per_s": sum(one["down_bytes_per_s"] for one in peers),
             "peers": peers,
@@ -116,7 +116,7 @@ class Reporter:
 
     def sample(self) -> None:
         """Reads the counters."""
-        engine = self._serving.engine.stats()
+        engine = self._parts.engine.stats()
         counters: dict[Hashable, float] = {
             "decode_tokens": engine.decode_tokens,
             "prefill_tokens": engine.prefill_tokens,
@@ -129,7 +129,7 @@ class Reporter:
 
     def _linked(self) -> Iterator[tuple[PeerId, LinkStats]]:
         """Each peer whose link is up, and how its link is."""
-        links = self._serving.links
+        links = self._parts.links
         for peer in links.peers():
             link = links.stats(peer)
             if link is not None:
@@ -137,7 +137,7 @@ class Reporter:
 
     def round_trips_s(self) -> dict[PeerId, float]:
         """Of the links that are up, to servers."""
-        links = self._serving.links
+        links = self._parts.links
         return {
             peer: link.rtt_s
             for peer, link in self._linked()
@@ -145,11 +145,11 @@ class Reporter:
         }
 
     def _peers(self) -> list[dict[str, Any]]:
-        names = self._serving.neighbourhood.names
+        names = self._parts.neighbourhood.names
         return [
             {
                 "peer": peer,
-                "kind": "client" if self._serving.links.is_client(peer) else "server",
+                "kind": "client" if self._parts.links.is_client(peer) else "server",
                 "name": names.get(peer, ""),
                 "up_bytes_per_s": round(self._rates.per_s((peer, "sent"))),
                 "down_bytes_per_s": round(self._rates.per_s((peer, "received"))),

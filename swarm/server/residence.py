@@ -12,9 +12,9 @@ from swarm.errors import SwarmError
 from swarm.routing.view import ServerState
 from swarm.server import telling
 from swarm.server.choosing import agree_on_span
+from swarm.server.events import EventSink
 from swarm.server.hosted import Hosted
 from swarm.server.hosting import check_memory
-from swarm.server.lifecycle import EventSink
 from swarm.server.loading import in_own_thread
 from swarm.server.memory import Budget
 from swarm.server.rates import SAMPLE_S

@@ -18,11 +18,11 @@ from swarm.routing.view import ServerState
 from swarm.server import telling
 from swarm.server.config import ServerConfig
 from swarm.server.distances import Distances
+from swarm.server.events import EventSink, ServerEvent, log_event
 from swarm.server.free_memory import free_memory
 from swarm.server.hosted import Plan, make_plan
 from swarm.server.hosting import check_memory
 from swarm.server.identity_claim import claim_identity
-from swarm.server.lifecycle import EventSink, ServerEvent, log_event
 from swarm.server.loading import in_own_thread
 from swarm.server.memory import Budget
 from swarm.server.mobility import Mobility, rules_for

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from swarm.server import telling
 from swarm.server.config import ServerConfig
+from swarm.server.events import EventSink
 from swarm.server.hosted import Hosted, Plan, load
-from swarm.server.lifecycle import EventSink
 from swarm.server.loading import ProgressSteps, in_own_thread
 from swarm.spans import Span
 

@@ -16,7 +16,7 @@ from swarm.server.engine_jobs import EngineResult
 from swarm.server.hosted import Hosted, Plan
 from swarm.server.neighbourhood import Neighbourhood
 from swarm.server.reception import Quotas
-from swarm.server.reporting import Reporter, Serving
+from swarm.server.reporting import OnlineParts, Reporter
 from swarm.server.service import Hosting, Service
 from swarm.server.status import LoopLag
 from swarm.sessions.admission import Admission, headroom_tokens
@@ -82,7 +82,7 @@ class Stay:
             upload = UploadLimit(limit * 1e6 / 8, loop)
         self.links = Links(place.network, self.service, upload=upload, groups=groups)
         self.reporter = Reporter(
-            Serving(
+            OnlineParts(
                 place.network.peer_id,
                 config,
                 place.plan,

@@ -6,8 +6,8 @@ from typing import Any
 from swarm.routing.view import ServerState
 from swarm.server.backup_memory import backup_bytes
 from swarm.server.config import Listening, ServerConfig
+from swarm.server.events import ServerEvent
 from swarm.server.hosted import Hosted, Plan
-from swarm.server.lifecycle import ServerEvent
 from swarm.server.memory import Budget, cache_tokens
 from swarm.server.reachability import forwarding_advice, reach_of
 from swarm.server.sizes import in_words, mbit
@@ -20,6 +20,7 @@ def counted(count: int, what: str) -> str:
 
 
 def sibling_event(others: int, path: str) -> ServerEvent:
+    """`others` servers run here with the usual keys, so this one has a key of its own."""
     text = f"{counted(others, 'other server')} of yours here; this one uses the identity {path}"
     return ServerEvent("notice", text, {"identity": path})
 
@@ -51,21 +52,21 @@ def memory_event(plan: Plan, span: Span, asked: ServerConfig, budget: Budget) ->
     tokens, _ = cache_tokens(asked.cache_tokens, needs, span, budget.without(weights))
     cache = needs.cache(span, tokens)
     backups = backup_bytes(asked.backup_memory, cache)
-    left = max(0, free.count - weights - cache - backups)
+    left = max(0, free.size_bytes - weights - cache - backups)
     why = f"of {len(needs.block_bytes)} as many as fit"
     if asked.blocks is not None:
         why = "as asked"
     elif len(span) == len(needs.block_bytes):
         why = "the whole model"
     text = (
-        f"memory: {in_words(free.count)} are free {free.where}"
+        f"memory: {in_words(free.size_bytes)} are free {free.where}"
         + (f", {in_words(lent)} are lent (--max-memory)" if lent is not None else "")
         + f"; a block takes {in_words(max(needs.block_bytes))}, blocks {span} ({why})"
         f" {in_words(weights)}, the cache {in_words(cache)} for {tokens:,} tokens, copies for"
         f" repairs up to {in_words(backups)}; {in_words(left)} are left for the system"
     )
     fields = {
-        "free_bytes": free.count,
+        "free_bytes": free.size_bytes,
         "free_where": free.where,
         "lent_bytes": lent,
         "block_bytes": max(needs.block_bytes),
@@ -85,10 +86,12 @@ def commit_event(plan: Plan) -> ServerEvent:
 
 
 def fetching_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent:
+    """`done` of `total` bytes have come from the hub."""
     return _loading_event(plan, span, done, total, "fetching", f" of {in_words(total)}")
 
 
 def progress_event(plan: Plan, span: Span, done: int, total: int) -> ServerEvent:
+    """`done` of `total` tensors are loaded."""
     return _loading_event(plan, span, done, total, "loading")
 
 

@@ -14,7 +14,7 @@ from swarm.cli.logs import log_to_stderr
 from swarm.cli.server_table import MOST_PEERS, duration, report_table
 from swarm.cli.watching import WatchScreen
 from swarm.printable import printable
-from swarm.server.lifecycle import ServerEvent
+from swarm.server.events import ServerEvent
 from swarm.server.rates import Rates
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]boo[/nothing]\n\u202egnp.exe"

@@ -11,7 +11,7 @@ from tiny_pairs import SIZES, plain_model, save_tiny, some_ids
 
 from swarm.errors import MissingBlocksError
 from swarm.models.quantization import LIBRARIES
-from swarm.server.lifecycle import ServerEvent
+from swarm.server.events import ServerEvent
 from swarm.testing import LocalSwarm
 
 pytestmark = pytest.mark.skipif(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_pairs import greedy, plain_model, some_ids
 
-from swarm.server.lifecycle import ServerEvent
+from swarm.server.events import ServerEvent
 from swarm.server.server import Server
 from swarm.testing import LocalSwarm
 from swarm.wire.upload_limit import BURST_S

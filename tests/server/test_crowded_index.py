@@ -10,7 +10,7 @@ from swarm.dht.memory import MemoryDirectoryNode
 from swarm.dht.records import ServerRecord
 from swarm.errors import CheckpointError, PeerTimeoutError, ProtocolVersionError
 from swarm.routing.view import Numerics, ServerState
-from swarm.server.lifecycle import ServerEvent
+from swarm.server.events import ServerEvent
 from swarm.server.neighbourhood import MOST_MODELS, Neighbourhood
 from swarm.spans import Span
 from swarm.wire.entrance import MemoryMember

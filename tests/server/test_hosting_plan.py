@@ -108,7 +108,7 @@ def test_blocks_and_default_cache_stay_within_what_is_lent(gigabytes: float) -> 
 def test_free_memory_is_less_than_the_machine_has() -> None:
     import psutil
 
-    assert 0 < free_memory("cpu").count <= psutil.virtual_memory().total
+    assert 0 < free_memory("cpu").size_bytes <= psutil.virtual_memory().total
 
 
 def write(folder: Path, **files: int | str) -> None:

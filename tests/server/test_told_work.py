@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from swarm.server.lifecycle import ServerEvent
+from swarm.server.events import ServerEvent
 from swarm.testing import LocalSwarm
 
 PROMPT_TOKENS, NEW_TOKENS = 40, 6

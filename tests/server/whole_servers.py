@@ -15,7 +15,7 @@ from tiny_models import save_tiny
 
 from swarm.models.checkpoint import open_checkpoint
 from swarm.server.config import ServerConfig, make_config
-from swarm.server.lifecycle import ServerEvent
+from swarm.server.events import ServerEvent
 from swarm.server.server import Server
 from swarm.spans import PeerId, Span
 from swarm.wire.identity import Identity

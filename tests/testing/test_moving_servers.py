@@ -19,9 +19,9 @@ from swarm.client import improving
 from swarm.errors import CheckpointError
 from swarm.models.checkpoint import open_checkpoint
 from swarm.server import hosted, residence
+from swarm.server.events import ServerEvent
 from swarm.server.hosted import Hosted, Plan
 from swarm.server.hosting import memory_needs
-from swarm.server.lifecycle import ServerEvent
 from swarm.server.server import Server
 from swarm.server.speed import Speed
 from swarm.spans import Span, missing_spans
