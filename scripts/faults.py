@@ -74,7 +74,7 @@ def inflict(server: ServerProgram, fault: Fault) -> None:
         case Fault.KILL_DAEMON:
             daemon.send_signal(signal.SIGKILL)
         case _:
-            raise ValueError(f"{fault} is a server's own; start it with faulty_server.py")
+            raise ValueError(f"{fault} is not done from outside; see `Fault`")
 
 
 def inflict_between(swarm: "LocalSwarm", one: "Server", other: "Server", fault: Fault) -> None:

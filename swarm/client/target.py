@@ -1,4 +1,4 @@
-"""What a session is for."""
+"""The model that sessions run, as routes and grants need it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

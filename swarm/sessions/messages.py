@@ -94,6 +94,8 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SignedGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A grant as it travels: its bytes, and its client's signature."""
+
     grant: Annotated[bytes, Meta(max_length=16384)]
     """A `Grant` in msgpack: the very bytes that were signed."""
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
@@ -119,12 +121,16 @@ class Open(_Message, frozen=True, tag="open"):
 
 
 class Held(_Message, frozen=True, tag="held"):
+    """Hop to client: the session has its room here, until the lease or a `Commit`."""
+
     session: SessionBytes
     route: Count
     attempt: Count = 0
 
 
 class Refused(_Message, frozen=True, tag="refused"):
+    """Hop to client: it does not take the session. `free_tokens`: of its cache, now."""
+
     session: SessionBytes
     route: Count
     why: RefuseKind
@@ -281,10 +287,14 @@ class Replay(_Message, frozen=True, tag="replay"):
 
 
 class StatusRequest(_Message, frozen=True, tag="status_request"):
+    """Anybody to a server: how is it? `request`: comes back in the answer."""
+
     request: Count
 
 
 class StatusReply(_Message, frozen=True, tag="status_reply"):
+    """The answer to a `StatusRequest`."""
+
     request: Count
     status: Annotated[bytes, Meta(max_length=65536)]
     """JSON; the fields of `swarm-client status --json`'s `servers`."""
@@ -313,6 +323,7 @@ _GRANT_DECODER = msgspec.msgpack.Decoder(Grant)
 
 
 def encode(message: Message | Grant) -> bytes:
+    """The msgpack bytes, as they are sent or signed."""
     return _ENCODER.encode(message)
 
 

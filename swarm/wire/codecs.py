@@ -9,13 +9,10 @@ from math import prod
 import torch
 
 from swarm.errors import StepRejectedError
+from swarm.sessions.grants import ACTIVATION_DTYPES
 from swarm.sessions.messages import TensorSpec
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ACTIVATION_DTYPES}
 """The activations' types, by their names on the wire."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

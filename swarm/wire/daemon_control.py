@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 STREAM_PROTOCOL = "/swarm/link/1"
 
 
-class RefusedError(Exception):
+class DaemonRefusedError(Exception):
     """The daemon did not do it; the text is its reason. Never leaves the network."""
 
 
@@ -51,18 +51,18 @@ class DaemonControl:
             await self._order(
                 p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_HANDLER, streamHandler=handler)
             )
-        except RefusedError as error:
+        except DaemonRefusedError as error:
             raise DaemonError(f"our libp2p daemon takes no streams: {error}") from error
 
     async def check(self) -> None:
         """Returns when the daemon has answered a question; it may say no."""
         from hivemind.proto import p2pd_pb2
 
-        with contextlib.suppress(RefusedError):
+        with contextlib.suppress(DaemonRefusedError):
             await self._order(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
 
     async def open_stream(self, peer: PeerId, timeout_s: float) -> DaemonStream:
-        """A new stream to `peer`. Raises RefusedError when it cannot be reached."""
+        """A new stream to `peer`. Raises DaemonRefusedError when it cannot be reached."""
         from hivemind.p2p import PeerID
         from hivemind.proto import p2pd_pb2
 
@@ -80,7 +80,7 @@ class DaemonControl:
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
         """Makes sure of a connection, at once if there is one; libp2p remembers the addresses.
 
-        Raises RefusedError when the peer is at none of them.
+        Raises DaemonRefusedError when the peer is at none of them.
         """
         from hivemind.p2p import PeerID
         from hivemind.proto import p2pd_pb2
@@ -91,7 +91,7 @@ class DaemonControl:
             timeout=_whole_seconds(timeout_s),
         )
         if not wanted.addrs:
-            raise RefusedError(f"{', '.join(addresses)} cannot be dialled")
+            raise DaemonRefusedError(f"{', '.join(addresses)} cannot be dialled")
         await self._order(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=wanted))
 
     async def flush(self) -> bool:
@@ -160,7 +160,7 @@ class DaemonControl:
                 raise ConnectionResetError("the libp2p daemon closed its socket")
             response = p2pd_pb2.Response.FromString(prelude)
             if response.type == p2pd_pb2.Response.ERROR:
-                raise RefusedError(response.error.msg)
+                raise DaemonRefusedError(response.error.msg)
             return stream, response
         except BaseException:
             stream.abort()

@@ -52,6 +52,8 @@ _HELLO = Struct("<QQQI")
 
 
 class FrameType(IntEnum):
+    """The first byte of a frame."""
+
     HELLO = 1
     DATA = 2
     ACK = 3

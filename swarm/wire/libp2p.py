@@ -10,7 +10,7 @@ from swarm.printable import printable
 from swarm.spans import PeerId
 from swarm.wire.addresses import check_address, is_relayed, split_peer, with_fixed_port
 from swarm.wire.daemon import Daemon, DaemonConfig, start_daemon
-from swarm.wire.daemon_control import DaemonControl, RefusedError
+from swarm.wire.daemon_control import DaemonControl, DaemonRefusedError
 from swarm.wire.identity import Identity, is_peer_id
 from swarm.wire.network import ByteStream
 
@@ -133,7 +133,7 @@ class Libp2pNetwork:
                         return await self._running().open_stream(peer, timeout_s)
                     except OSError:
                         await asyncio.sleep(DAEMON_RETRY_S)  # until the watcher has noticed, too
-                    except RefusedError as error:
+                    except DaemonRefusedError as error:
                         failed = self._unreachable(peer, str(error))
                         if _BACKOFF not in str(error):
                             raise failed from error
@@ -352,7 +352,7 @@ class Libp2pNetwork:
             return False
         try:
             await self._running().connect(peer, direct, min(timeout_s, CONNECT_TIMEOUT_S))
-        except RefusedError as error:
+        except DaemonRefusedError as error:
             logger.info("%s is not at %s: %s", peer, ", ".join(direct), error)
             return False
         return True
