@@ -131,9 +131,14 @@ class ResultFile:
         return frozenset(index for index, one in self._results.items() if one.error is None)
 
     def add(self, result: Result) -> None:
+        """UsageError where it cannot be written (a full disk)."""
+        left = memoryview(_line(result))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise _unwritable(self._path, error) from None
         self._results[result.index] = result
-        self._file.write(_line(result))
-        self._file.flush()
 
     def finish(self) -> None:
         """In the order of the prompts, and closed."""
@@ -190,7 +195,7 @@ class ResultFile:
 
     def _open(self) -> Any:
         try:
-            return open(self._path, "ab")
+            return open(self._path, "ab", buffering=0)
         except OSError as error:
             raise _unwritable(self._path, error) from None
 

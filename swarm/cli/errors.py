@@ -1,5 +1,6 @@
 """How a command ends: one clear line and an exit code, never a traceback."""
 
+import errno
 import os
 import sys
 import threading
@@ -26,7 +27,11 @@ def one_line(error: BaseException | str) -> str:
 
 def exit_code(error: BaseException) -> int:
     """2 for what the caller can mend, 1 for everything else."""
-    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    return EXIT_USAGE if isinstance(error, UsageError) or _no_space(error) else EXIT_FAILED
+
+
+def _no_space(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def explain(error: BaseException) -> str:
@@ -35,6 +40,9 @@ def explain(error: BaseException) -> str:
         return one_line(error)
     if isinstance(error, MemoryError):
         return "out of memory; host fewer --blocks or ask for fewer --cache-tokens"
+    if isinstance(error, OSError) and _no_space(error):
+        where = error.filename or "what this writes"
+        return f"no space is left for {where}; free some, or write elsewhere"
     return (
         f"unexpected {type(error).__name__}: {one_line(error)}"
         f" (run again with {DEBUG_VARIABLE}=1 to see where)"
@@ -43,6 +51,10 @@ def explain(error: BaseException) -> str:
 
 def fail(error: BaseException, report: Callable[[str], None] | None = None) -> NoReturn:
     """Says what went wrong, by `report` or on standard error, and ends the program."""
+    raise SystemExit(_tell(error, report))
+
+
+def _tell(error: BaseException, report: Callable[[str], None] | None = None) -> int:
     if os.environ.get(DEBUG_VARIABLE) == "1":
         import traceback
 
@@ -51,7 +63,7 @@ def fail(error: BaseException, report: Callable[[str], None] | None = None) -> N
         sys.stderr.write(f"error: {explain(error)}\n")
     else:
         report(explain(error))
-    raise SystemExit(exit_code(error))
+    return exit_code(error)
 
 
 def run(
@@ -66,7 +78,6 @@ def run(
         raise SystemExit(interrupted) from None
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_FAILED) from None
     except Exception as error:
         fail(error, report)
@@ -74,18 +85,29 @@ def run(
 
 def run_program(app: Callable[..., Any], program: str, arguments: Sequence[str]) -> NoReturn:
     """Runs a typer program to its exit; a mistake in its options becomes one line, too."""
+    _open_closed_streams()
     try:
         code = app(args=list(arguments), prog_name=program, standalone_mode=False) or EXIT_OK
     except SystemExit as end:
         code = end.code
+    except BrokenPipeError:
+        code = EXIT_FAILED
     except Exception as error:
         # typer carries click's classes inside and does not export them.
         explain_usage = getattr(error, "format_message", None)
         if explain_usage is None:
-            raise
-        sys.stderr.write(f"error: {one_line(explain_usage())} (see {program} --help)\n")
-        code = EXIT_USAGE
+            code = _tell(error)
+        else:
+            sys.stderr.write(f"error: {one_line(explain_usage())} (see {program} --help)\n")
+            code = EXIT_USAGE
     _leave(code if isinstance(code, int) else EXIT_FAILED)
+
+
+def _open_closed_streams() -> None:
+    """Who was started with a closed standard stream (`>&-`) gets one that leads nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the program
 
 
 def _leave(code: int) -> NoReturn:
@@ -95,8 +117,13 @@ def _leave(code: int) -> NoReturn:
     if client is not None:
         # Closes sessions and ends the daemon, which nothing below does.
         client.stop_runtime()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # What is left cannot be written, and the interpreter's end shall not try it again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or EXIT_FAILED
     if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):
         os._exit(code)
     raise SystemExit(code)
