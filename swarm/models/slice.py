@@ -76,6 +76,8 @@ class BlockSlice:
         self._bar = bar_for(products_dtype(model))
         self._whole = model
         self._attention = str(model.config._attn_implementation)
+        self._plain_attention = "eager" if self._attention == ATTENTION_NAME else self._attention
+        """What passes are compared with."""
         self._looks_far = _looks_at_longest_position(model.config)
         self._named = inspect.signature(model.forward).parameters.keys()
         self._rotary = RotaryState(model)
@@ -344,11 +346,11 @@ class BlockSlice:
     def reference(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """What the model's own plain attention, without a cache, makes of all the tokens of one
         session: `[tokens, hidden_size]` at `[tokens]` positions."""
-        if self._attention == "eager":
+        if self._attention == self._plain_attention:
             return self._run(hidden, position_ids)
         # Masks are made by the part's own config, attention looks at that of the whole slice.
         for model in (self._whole, self.model):
-            model.set_attn_implementation("eager")
+            model.set_attn_implementation(self._plain_attention)
         try:
             return self._run(hidden, position_ids)
         finally:

@@ -50,7 +50,7 @@ def load_model(
     model_class = _base_class(config)
     options = loading_options(quantization, dtype)
 
-    def load(attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def load(attention: str | None) -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
             None,
             config=sliced_config(config, span),
@@ -70,8 +70,9 @@ def load_model(
             except KeyError as error:
                 if error.args != (ATTENTION_NAME,):
                     raise
-                # It chooses classes of its own by this name, before any tensor is read.
-                model, report = load("eager")
+                # It chooses classes of its own by this name, before any tensor is read. None: what
+                # transformers takes by itself, which need not be the same (Falcon with ALiBi).
+                model, report = load(None)
         except (RuntimeError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"blocks {span} cannot be loaded as {model_class.__name__}: {error}"
