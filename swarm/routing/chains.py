@@ -3,17 +3,19 @@ does to requests. Sun, He, Hou, arXiv 2604.14993."""
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swarm.errors import UsageError
-from swarm.routing.hop_graph import HopCosts, HopLevels, cheapest_hops
+from swarm.routing.hop_graph import HopCosts, HopLevels, OpenHops
 from swarm.routing.layer_graph import Chain
 
 
 def allocate_greedily(
-    costs: HopCosts, free: Sequence[int], needed: Sequence[Sequence[int]]
+    costs: HopCosts,
+    free: Sequence[int],
+    needed: Sequence[Sequence[int]] | NDArray[np.int64],
 ) -> list[tuple[Chain, int]]:
     """GCA: again and again the cheapest chain, with as many sessions as its caches still take.
 
@@ -23,25 +25,22 @@ def allocate_greedily(
     room = np.array(free, dtype=np.float64)
     want = np.array(needed, dtype=np.float64)
     chains: list[tuple[Chain, int]] = []
-    levels = HopLevels.of(costs)
-    while True:
-        closed = np.where(want <= room[:, None], 0.0, np.inf)
-        found = cheapest_hops(
-            replace(costs, wait_s=closed), add_waits=False, most_wait_s=0.0, levels=levels
-        )
-        if found is None:
-            return chains
-        uses = [
-            (part.server, want[part.server, part.end - part.start]) for part in found.chain.parts
-        ]
+    hops = OpenHops(costs)
+    fits = want <= room[:, None]
+    for server in np.flatnonzero(~fits.all(axis=1)).tolist():
+        hops.close(server, fits[server])
+    while (chain := hops.cheapest()) is not None:
+        uses = [(part.server, want[part.server, part.end - part.start]) for part in chain.parts]
         capacity = min(
             (int(room[server] / use + 1e-9) for server, use in uses if use > 0), default=1 << 20
         )
+        chains.append((chain, capacity))
+        if capacity == 1 << 20:
+            break
         for server, use in uses:
             room[server] -= capacity * use
-        chains.append((found.chain, capacity))
-        if capacity == 1 << 20:
-            return chains
+            hops.close(server, want[server] <= room[server])
+    return chains
 
 
 def disjoint_chains(costs: HopCosts) -> list[Chain]:
@@ -51,19 +50,23 @@ def disjoint_chains(costs: HopCosts) -> list[Chain]:
     them), then whatever chains the servers that are left still make.
     """
     used = np.arange(costs.wait_s.shape[1])
-    whole = np.where(used[None, :] < (costs.end - costs.start)[:, None], np.inf, 0.0)
+    whole = used >= (costs.end - costs.start)[:, None]
+    nothing = np.zeros(len(used), dtype=np.bool_)
     levels = HopLevels.of(costs)
     taken: list[int] = []
     chains: list[Chain] = []
-    for closed in (whole, np.zeros_like(whole)):
-        closed[taken] = np.inf
-        while True:
-            found = cheapest_hops(replace(costs, wait_s=closed), most_wait_s=0.0, levels=levels)
-            if found is None:
-                break
-            chains.append(found.chain)
-            taken += [part.server for part in found.chain.parts]
-            closed[taken] = np.inf
+    for fits in (whole, None):
+        hops = OpenHops(costs, levels)
+        if fits is not None:
+            for server, fitting in enumerate(fits):
+                hops.close(server, fitting)
+        for server in taken:
+            hops.close(server, nothing)
+        while (chain := hops.cheapest()) is not None:
+            chains.append(chain)
+            for part in chain.parts:
+                taken.append(part.server)
+                hops.close(part.server, nothing)
     return chains
 
 

@@ -172,6 +172,80 @@ def cheapest_hops(
     )
 
 
+class OpenHops:
+    """The same graph searched again and again, while hops are closed: `cheapest_hops` without any
+    waits. What lies before the first level that has changed is not computed anew."""
+
+    def __init__(self, costs: HopCosts, levels: HopLevels | None = None) -> None:
+        """`levels`: `HopLevels.of(costs)`, if it is there."""
+        self._costs = costs
+        self._levels = levels or HopLevels.of(costs)
+        order, ends = self._levels.order, self._levels.ends
+        self._direct_s = [level.direct_s.copy() for level in self._levels.levels]
+        self._arcs_s = [np.array(level.arc_s.T, order="C") for level in self._levels.levels]
+        """`[k, p]`: the least of each row is found faster than that of each column."""
+        self._fixed_s = [costs.fixed_s[level.servers] for level in self._levels.levels]
+        self._places = {
+            server: (number, row)
+            for number, level in enumerate(self._levels.levels)
+            for row, server in enumerate(level.servers.tolist())
+        }
+        self._total = np.full(len(order), np.inf)
+        self._source = np.full(len(order), _SOURCE, dtype=np.intp)
+        self._last = np.flatnonzero(ends == costs.num_blocks)
+        self._leave_s = costs.leave_s[order[self._last]]
+        self._rows = np.arange(len(order))
+        self._stale = 0
+        """The first level that is to be computed."""
+
+    def close(self, server: int, fits: NDArray[np.bool_]) -> None:
+        """From now on a hop of `b` blocks at `server` is not taken unless `fits[b]`. Nothing is
+        opened again."""
+        if server not in self._places:
+            return
+        number, row = self._places[server]
+        level = self._levels.levels[number]
+        changed = False
+        if not fits[self._levels.ends[level.first]]:
+            changed = bool(self._direct_s[number][row] < np.inf)
+            self._direct_s[number][row] = np.inf
+        if len(level.used):
+            arcs = self._arcs_s[number][row]
+            closing = ~fits[level.used[:, 0]] & (arcs < np.inf)
+            if closing.any():
+                arcs[closing] = np.inf
+                changed = True
+        if changed:
+            self._stale = min(self._stale, number)
+
+    def cheapest(self) -> Chain | None:
+        """None if there is none left."""
+        levels, total = self._levels.levels, self._total
+        for number in range(self._stale, len(levels)):
+            level = levels[number]
+            best = self._direct_s[number].copy()
+            at = np.full(len(best), _SOURCE, dtype=np.intp)
+            if len(level.used):
+                found = self._arcs_s[number] + total[level.low : level.first]
+                nearest = found.argmin(axis=1)
+                least = found[self._rows[: len(best)], nearest]
+                passed = ~(best < least)
+                best[passed] = least[passed]
+                at[passed] = level.low + nearest[passed]
+            beyond = level.first + len(best)
+            total[level.first : beyond] = best + self._fixed_s[number]
+            self._source[level.first : beyond] = at
+        self._stale = len(levels)
+        closing_s = total[self._last] + self._leave_s
+        if not len(closing_s) or not np.isfinite(least_s := float(closing_s.min())):
+            return None
+        position = int(self._last[closing_s.argmin()])
+        found_hops = _chain(
+            self._costs, self._levels.order, self._source, position, least_s, add_waits=False
+        )
+        return found_hops.chain
+
+
 def _chain(
     costs: HopCosts,
     order: Indices,
@@ -196,7 +270,7 @@ def _chain(
 def waits(
     free: Sequence[int],
     releases: Sequence[Sequence[tuple[float, int]]],
-    needed: Sequence[Sequence[int]],
+    needed: Sequence[Sequence[int]] | NDArray[np.int64],
 ) -> Floats:
     """`[n, most blocks + 1]`: how long a session waits for room for so many blocks.
 
@@ -205,6 +279,8 @@ def waits(
     """
     table = np.zeros((len(free), max((len(row) for row in needed), default=1)))
     for server, (room, coming, wanted) in enumerate(zip(free, releases, needed, strict=True)):
+        if len(wanted) == table.shape[1] and wanted[-1] <= room:
+            continue  # more blocks want no less: there is room for all of them
         ordered = sorted(coming)
         times = np.array([0.0, *(after for after, _ in ordered), np.inf])
         rooms = room + np.cumsum([0, *(tokens for _, tokens in ordered)])

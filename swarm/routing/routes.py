@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from swarm.errors import SwarmError
 from swarm.routing.layer_graph import Chain
 from swarm.routing.network import Network
 from swarm.routing.router import Route, RouteCosts, RouteRequest, cost_of
-from swarm.routing.view import ServerView, SwarmView
+from swarm.routing.view import CacheUnit, ServerView, SwarmView
 from swarm.sessions.messages import MAX_HOPS, Hop
 
 
@@ -33,12 +36,10 @@ def route_over(
     return Route(hops, wait_s, cost.ttft_s, cost.tpot_s)
 
 
-def cache_needs(view: SwarmView, request: RouteRequest) -> list[list[int]]:
-    """For each server, what a session reserves there for each number of blocks that it uses."""
-    return [
-        [
-            view.cache_needed(server, request.cache_tokens, used) if used else 0
-            for used in range(view.num_blocks + 1)
-        ]
-        for server in view.servers
-    ]
+def cache_needs(view: SwarmView, request: RouteRequest) -> NDArray[np.int64]:
+    """`[servers, num_blocks + 1]`: what a session reserves at each for each number of blocks that
+    it uses."""
+    used = np.arange(view.num_blocks + 1, dtype=np.int64)
+    by_block = view.cache_unit is CacheUnit.BLOCK
+    needed = request.cache_tokens * (used if by_block else np.minimum(used, 1))
+    return np.broadcast_to(needed, (len(view.servers), len(used)))

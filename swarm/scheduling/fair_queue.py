@@ -116,6 +116,12 @@ class FairQueue(Generic[T]):
         """The cost of everything that waits in this class."""
         return self._costs[service_class]
 
+    @property
+    def patient_cost(self) -> int:
+        """The cost of everything that waits behind decode."""
+        costs = self._costs
+        return sum([costs[each] for each in _PATIENT])
+
     def credit(self, service_class: ServiceClass) -> float:
         """What the class has earned and not yet received, in the unit of `serve`."""
         return self._credit[service_class]
@@ -157,7 +163,7 @@ class FairQueue(Generic[T]):
         chosen = self.next_class(now, best, last)
         if chosen is None:
             return None
-        return self._lines[self._trees[chosen].least()[-1]].entries[0]
+        return self._lines[self._trees[chosen].least_leaf()].entries[0]
 
     def next_class(
         self,

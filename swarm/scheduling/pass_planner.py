@@ -73,6 +73,7 @@ class PassPlanner(Generic[WorkT]):
         self._costs = costs
         self._max_tokens = max_tokens
         self._least_tokens = min(MIN_CHUNK_TOKENS, max_tokens)
+        self._least_size = tokens_after(0, self._least_tokens)
         self._pass_budget_s = pass_budget_s
         self._idle_pass_budget_s = idle_pass_budget_s
         self._decode = DecodeActivity()
@@ -85,29 +86,32 @@ class PassPlanner(Generic[WorkT]):
         `most_steps`: of decode, if nothing else waits: a pass that prompts make long takes all.
         """
         shares: list[Share[WorkT]] = []
-        self._queue.quantum = self._costs.marginal_s(tokens_after(0, self._least_tokens))
-        if any(self._queue.cost(each) for each in _OTHERS):
+        self._queue.quantum = self._costs.marginal_s(self._least_size)
+        if self._queue.patient_cost:
             most_steps = None
         size = self._take_decode(shares, now, most_steps)
-        size += self._take_others(shares, size, now)
+        spent_s = self._costs.fixed_s + self._costs.marginal_s(size)
+        if size.tokens:
+            self._decode_s = spent_s
+        if self._queue.peek(now, ServiceClass.REPAIR) is not None:
+            size += self._take_others(shares, size, spent_s, now)
         self._queue.release(now)
         return Plan(tuple(shares), size)
 
     def _take_decode(
         self, shares: list[Share[WorkT]], now: float, most_steps: int | None
     ) -> PassSize:
-        queue, size = self._queue, PassSize()
-        taken: list[tuple[Entry[WorkT], float]] = []
+        queue, size, taken = self._queue, _EMPTY, 0
         while (entry := queue.peek(now, ServiceClass.CONTROL, ServiceClass.DECODE)) is not None:
             work = entry.item
             if size.tokens and size.tokens + work.left > self._max_tokens:
                 break
-            if len(taken) == most_steps:
+            if taken == most_steps:
                 break
+            taken += 1
             added = tokens_after(work.held, work.left)
-            size += added
-            taken.append((entry, self._costs.marginal_s(added)))
-            queue.serve(entry, taken[-1][1], now)
+            size = size + added if size.tokens else added
+            queue.serve(entry, self._costs.marginal_s(added), now)
             shares.append(Share(entry, work.left, last=True))
             queue.hold(entry)
             queue.finish(entry, now)
@@ -116,9 +120,11 @@ class PassPlanner(Generic[WorkT]):
             queue.earn(ServiceClass.DECODE, self._costs.fixed_s)
         return size
 
-    def _take_others(self, shares: list[Share[WorkT]], before: PassSize, now: float) -> PassSize:
-        queue, costs, size = self._queue, self._costs, PassSize()
-        left_s = self._allowed_s(before, now)
+    def _take_others(
+        self, shares: list[Share[WorkT]], before: PassSize, spent_s: float, now: float
+    ) -> PassSize:
+        queue, costs, size = self._queue, self._costs, _EMPTY
+        left_s = self._allowed_s(spent_s, now)
         while (entry := queue.peek(now, ServiceClass.REPAIR)) is not None:
             work = entry.item
             room = min(costs.tokens_within(left_s, work.held), self._max_tokens - size.tokens)
@@ -138,11 +144,8 @@ class PassPlanner(Generic[WorkT]):
                 queue.finish(entry, now)
         return size
 
-    def _allowed_s(self, decode: PassSize, now: float) -> float:
-        """How long the pass may be for work that is not decode."""
-        spent_s = self._costs.fixed_s + self._costs.marginal_s(decode)
-        if decode.tokens:
-            self._decode_s = spent_s
+    def _allowed_s(self, spent_s: float, now: float) -> float:
+        """How long the pass may be for work that is not decode, which takes `spent_s`."""
         budget_s = self._idle_pass_budget_s
         if self._decode.is_active(now):
             least_s = self._pass_budget_s
@@ -155,6 +158,7 @@ class PassPlanner(Generic[WorkT]):
         return not decode.tokens or self._queue.overdue(entry.service_class, now)
 
 
+_EMPTY = PassSize()
 _OTHERS: Iterable[ServiceClass] = (
     ServiceClass.REPAIR,
     ServiceClass.PREFILL,

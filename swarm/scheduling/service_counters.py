@@ -61,6 +61,22 @@ class _Node:
     def __lt__(self, other: "_Node") -> bool:
         return self.order < other.order
 
+    def child(self, key: Hashable) -> "_Node":
+        """The child of that name; a new one if there is none."""
+        found = self.children.get(key)
+        if found is None:
+            found = self.children[key] = _Node(key)
+        return found
+
+    def lowest(self) -> float:
+        """The lowest counter of those that wait, or of the last who did."""
+        if not self.busy:
+            self.heap.clear()  # all that is left there is stale
+            return self.floor
+        first = self.least()
+        assert first is not None
+        return first.counter
+
     def least(self) -> "_Node | None":
         """The waiting child with the lowest counter, of equals the one that changed first."""
         heap = self.heap
@@ -95,14 +111,16 @@ class ServiceTree:
 
     def activate(self, path: Path) -> None:
         """The leaf begins to wait; it did not."""
-        nodes = self._walk(path)
         parent = self._root
-        for node in nodes:
+        parent.active += 1
+        for key in path:
+            node = parent.child(key)
             if not node.active:
-                first = parent.least()
-                lowest = parent.floor if first is None else first.counter
-                slack = parent.largest if node.served else 0.0
-                node.counter = max(node.counter, lowest - slack)
+                lowest = parent.lowest()
+                if node.served:
+                    lowest -= parent.largest
+                if node.counter < lowest:
+                    node.counter = lowest
                 node.active = 1
                 parent.busy += 1
                 self._changes += 1
@@ -110,19 +128,21 @@ class ServiceTree:
             else:
                 node.active += 1
             parent = node
-        self._root.active += 1
 
     def deactivate(self, path: Path) -> None:
         """The leaf no longer waits; it did."""
         parent = self._root
-        for node in self._walk(path):
+        parent.active -= 1
+        for key in path:
+            node = parent.child(key)
             node.active -= 1
             if not node.active:
                 parent.busy -= 1
-                parent.floor = max(parent.floor, node.counter)
-                self._forget_idle(parent)
+                if parent.floor < node.counter:
+                    parent.floor = node.counter
+                if len(parent.children) > 2 * _KEPT:
+                    self._forget_idle(parent)
             parent = node
-        self._root.active -= 1
 
     def least(self) -> Path:
         """The leaf whose turn it is. Raises IndexError when none waits."""
@@ -134,14 +154,25 @@ class ServiceTree:
             raise IndexError("nobody waits")
         return tuple(path)
 
+    def least_leaf(self) -> Hashable:
+        """The last step of that path. Raises IndexError when none waits."""
+        node = self._root
+        while (child := node.least()) is not None:
+            node = child
+        if node is self._root:
+            raise IndexError("nobody waits")
+        return node.key
+
     def charge(self, path: Path, amount: float) -> None:
         """The leaf has been served, in any unit that is always the same."""
         parent = self._root
         price = amount * self._price(path[0]) if STRANGERS in parent.children else amount
-        for node in self._walk(path):
+        for key in path:
+            node = parent.child(key)
             node.counter += price
             node.served = True
-            parent.largest = max(parent.largest, price)
+            if parent.largest < price:
+                parent.largest = price
             if node.active:
                 self._changes += 1
                 parent.place(node, self._changes)
@@ -156,21 +187,11 @@ class ServiceTree:
         share = min(max(share, self._floor), self._cap)
         return 0.5 / (share if kind == STRANGERS else 1.0 - share)
 
-    def _walk(self, path: Path) -> list[_Node]:
-        nodes, node = [], self._root
-        for key in path:
-            child = node.children.get(key)
-            if child is None:
-                child = node.children[key] = _Node(key)
-            nodes.append(child)
-            node = child
-        return nodes
-
     def _forget_idle(self, parent: _Node) -> None:
         """Keeps memory bounded: an idle counter at or below the lowest waiting one says nothing,
         for its owner would be lifted anyway; beyond that the lowest are forgiven."""
         children = parent.children
-        if len(children) <= 2 * _KEPT or len(children) % _KEPT:
+        if len(children) % _KEPT:
             return
         idle = sorted(
             (child for child in children.values() if not child.active),

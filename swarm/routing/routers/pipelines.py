@@ -26,13 +26,15 @@ class _PipelineRouter(Trusting):
         self._costs = costs
         self._index = ServerIndex(costs)
         self._signature: _Signature | None = None
+        self._view: SwarmView | None = None
+        """Of which the signature is."""
         self._chains: list[tuple[Chain, int]] = []
         """With their capacities."""
         self._running: dict[SessionId, tuple[PeerId, ...]] = {}
 
     def route(self, view: SwarmView, network: Network, request: RouteRequest) -> Route | None:
         """The next chain; None: all are full. Raises MissingBlocksError."""
-        signature = _signature(view, request)
+        signature = self._signature_of(view, request)
         if signature != self._signature:
             found = self._index.candidates(view, network, request, cache_penalties=False)
             chains = [
@@ -49,12 +51,19 @@ class _PipelineRouter(Trusting):
             short = [one for one in chains if len(one[0].parts) <= MAX_HOPS]
             self._chains = short or chains
             self._signature = signature
+        self._view = view
         if not self._chains:
             raise no_route(view, request)
         chain = self._next(view)
         if chain is None:
             return None
         return route_over(chain, view.servers, network, request, self._costs)
+
+    def _signature_of(self, view: SwarmView, request: RouteRequest) -> _Signature:
+        """What chains depend on; of servers it is read once for each view."""
+        known = self._signature
+        servers = known[-1] if known is not None and view is self._view else _servers(view)
+        return request.cache_tokens, request.avoid, servers
 
     def _cut(
         self, view: SwarmView, request: RouteRequest, costs: HopCosts
@@ -113,8 +122,8 @@ class RoundRobinRouter(_PipelineRouter):
         return chain
 
 
-def _signature(view: SwarmView, request: RouteRequest) -> _Signature:
+def _servers(view: SwarmView) -> tuple[object, ...]:
     def part(server: ServerView) -> tuple[object, ...]:
         return server.peer, server.span, server.state, server.cache_tokens_total
 
-    return request.cache_tokens, request.avoid, tuple(part(server) for server in view.servers)
+    return tuple(part(server) for server in view.servers)
