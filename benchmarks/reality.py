@@ -3,12 +3,15 @@
     python benchmarks/reality.py --parameters FILE --results FILE
 
 Calibration starts one server alone, with one session, for a model of 2 and of 8 blocks of the same
-shape (`two_servers.py`'s llama-small), and times the client's own part of a token in this process.
-From these: seconds of a block and of a block's prompt token, and what a hop costs beside. They are
-written to the file of `--parameters`; if it is there already, it is taken as it is. Then for each
-of three swarms of two, three and four real servers, and 1, 3 and 6 clients that begin together,
-each a process with one thread on this machine's cores: first what the simulator says for the same
-scenario, made from that file alone, then what is measured. What further rows add to a pass cannot
+shape (`two_servers.py`'s llama-small). First short and longer prompts with one token out, so that
+nobody decodes and each prompt is one pass; then decoding. From the times come the seconds of a
+block, of a block's pass over a prompt and of each of its tokens, and what is left beside; from this
+process's own processor time, how much of that is the client's, for a request and for a token. The
+rest is the hop's. They are written to the file of `--parameters`; if it is there already, it is
+taken as it is. Then for each of three swarms of two, three and four real servers, and 1, 3 and 6
+clients that begin together, each a process with one thread on this machine's cores: first what the
+simulator says for the same scenario, made from that file alone, then what is measured. Both begin
+together `_TURNS` times, after one time that does not count. What further rows add to a pass cannot
 be seen with one session; it is `ROW_SHARE`, as for every router. Each of the nine cells is kept in
 the file of `--results` (JSON lines) as soon as it is measured, and is not measured again.
 """
@@ -24,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Report, arguments, generate, median, random_prompt, swarm_model
+from common import Generation, Report, arguments, generate, median, random_prompt, swarm_model
 from processes import Program, running_servers
 from two_servers import VOCABULARY
 
@@ -40,24 +43,45 @@ from swarm.spans import PeerId, Span
 BLOCKS, HIDDEN = 8, 1024
 SWARMS = (("0:4", "4:8"), ("0:3", "3:6", "6:8"), ("0:2", "2:4", "4:6", "6:8"))
 SESSIONS = (1, 3, 6)
-PROMPT_TOKENS, LONG_PROMPT, NEW_TOKENS = 64, 256, 32
-_TURNS = 5
+PROMPT_TOKENS, NEW_TOKENS = 64, 32
+ALONE_PROMPTS = (32, 96)
+"""The longer one is a single pass of an idle server, which takes half a second at most."""
+_TURNS, _TURNS_ALONE = 5, 9
 Times = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """All that the simulator is told; seconds."""
+    """All that the simulator is told; times in seconds."""
 
     block_s: float
+    """Of a pass over one decode row."""
     prompt_token_s: float
     """Of one block."""
     hop_s: float
-    """Of a decoded token beside its blocks: pass, codecs, frames, daemons, there and back."""
+    """Of a step at a hop beside its blocks and the client: pass, codecs, frames, daemons."""
     prompt_hop_s: float
-    """Of a prompt beside its tokens and the opening of the session."""
+    """Of a session at a hop beside its steps: opening it."""
     client_s: float
+    """Of the client, for a token."""
     cores: float
+    prompt_block_s: float = 0.0
+    """Of one block in a pass over a prompt, beside its tokens."""
+    request_s: float = 0.0
+    """Of the client, for a request beside its tokens."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One server, one session; medians, seconds."""
+
+    first_s: dict[int, float]
+    """To the first token, by tokens of the prompt."""
+    first_client_s: float
+    """Processor time of the client until then, for the shortest prompt."""
+    token_s: float
+    token_client_s: float
+    """Processor time of the client for a token."""
 
 
 def write_model(folder: Path, blocks: int) -> str:
@@ -78,72 +102,76 @@ def write_model(folder: Path, blocks: int) -> str:
     return str(folder)
 
 
-def alone(folder: str, blocks: int) -> tuple[float, float, float]:
-    """One server, one session: seconds of a token, and to the first one of both prompts."""
-    with running_servers([f"0:{blocks}"], model=folder) as servers:
-        model = swarm_model(folder, servers[0].address())
-        try:
-            generate(model, random_prompt(PROMPT_TOKENS, 0, VOCABULARY), NEW_TOKENS)
-            runs = [
-                generate(model, random_prompt(PROMPT_TOKENS, turn, VOCABULARY), NEW_TOKENS)
-                for turn in range(_TURNS)
-            ]
-            long = [
-                generate(model, random_prompt(LONG_PROMPT, turn, VOCABULARY), 2)
-                for turn in range(_TURNS)
-            ]
-        finally:
-            model.close()
-    return (
-        median([run.ms_per_token / 1e3 for run in runs]),
-        median([run.ttft_s for run in runs]),
-        median([run.ttft_s for run in long]),
+def timed(model: Any, tokens: int, turn: int, new_tokens: int) -> tuple[Generation, float]:
+    """One generation, and the processor time of this process, which is the client's."""
+    began_s = time.process_time()
+    done = generate(model, random_prompt(tokens, turn, VOCABULARY), new_tokens)
+    return done, time.process_time() - began_s
+
+
+def alone(blocks: int) -> Alone:
+    """Prompts before any decoding: later the server keeps its passes short for who decodes."""
+    with ExitStack() as stack:
+        path = stack.enter_context(tempfile.TemporaryDirectory(prefix="llama-small-"))
+        folder = write_model(Path(path), blocks)
+        (server,) = stack.enter_context(running_servers([f"0:{blocks}"], model=folder))
+        model = swarm_model(folder, server.address())
+        stack.callback(model.close)
+        for tokens in ALONE_PROMPTS:
+            timed(model, tokens, 0, 1)
+        first = {
+            tokens: [timed(model, tokens, turn, 1) for turn in range(_TURNS_ALONE)]
+            for tokens in ALONE_PROMPTS
+        }
+        short = ALONE_PROMPTS[0]
+        timed(model, short, 0, NEW_TOKENS)
+        decoding = [timed(model, short, turn, NEW_TOKENS) for turn in range(_TURNS_ALONE)]
+    first_client_s = median([client for _, client in first[short]])
+    return Alone(
+        {tokens: median([done.ttft_s for done, _ in runs]) for tokens, runs in first.items()},
+        first_client_s,
+        median([done.ms_per_token / 1e3 for done, _ in decoding]),
+        (median([client for _, client in decoding]) - first_client_s) / (NEW_TOKENS - 1),
     )
-
-
-def client_s(folder: str) -> float:
-    """Norm and head of one row, by a client whose only server is idle."""
-    with running_servers(["0:2"], model=folder) as servers:
-        model = swarm_model(folder, servers[0].address())
-        try:
-            import torch
-
-            row = torch.randn(1, 1, HIDDEN)
-            times = []
-            with torch.inference_mode():
-                for _ in range(50):
-                    began = time.perf_counter()
-                    model.lm_head(model.model.norm(row)).argmax()
-                    times.append(time.perf_counter() - began)
-            return median(times)
-        finally:
-            model.close()
 
 
 def calibrate() -> Parameters:
-    with tempfile.TemporaryDirectory(prefix="llama-small-") as small:
-        folder = write_model(Path(small), 2)
-        head_s = client_s(folder)
-        two = alone(folder, 2)
-    with tempfile.TemporaryDirectory(prefix="llama-small-") as whole:
-        eight = alone(write_model(Path(whole), BLOCKS), BLOCKS)
-    block_s = (eight[0] - two[0]) / (BLOCKS - 2)
-    token_s = ((eight[2] - eight[1]) - (two[2] - two[1])) / (
-        (LONG_PROMPT - PROMPT_TOKENS) * (BLOCKS - 2)
-    )
-    fixed = eight[1] - head_s - PROMPT_TOKENS * BLOCKS * token_s
+    """From what two servers take alone; nothing is less than zero."""
+    return solved(2, alone(2), BLOCKS, alone(BLOCKS), float(os.cpu_count() or 1))
+
+
+def solved(few: int, small: Alone, many: int, large: Alone, cores: float) -> Parameters:
+    """A token of `n` blocks takes `client + hop + n * block`, the first one of a prompt of `t`
+    tokens `request + opening + hop + n * (prompt_block + t * prompt_token) + client`."""
+    short, long = ALONE_PROMPTS
+    per_block = {
+        tokens: max(0.0, large.first_s[tokens] - small.first_s[tokens]) / (many - few)
+        for tokens in ALONE_PROMPTS
+    }
+    block_s = max(0.0, large.token_s - small.token_s) / (many - few)
+    prompt_token_s = max(0.0, per_block[long] - per_block[short]) / (long - short)
+    prompt_block_s = max(0.0, per_block[short] - short * prompt_token_s)
+    beside_s = max(0.0, small.token_s - few * block_s)
+    client_s = min(beside_s, (small.token_client_s + large.token_client_s) / 2)
+    hop_s = beside_s - client_s
+    first_s = small.first_s[short] - few * (prompt_block_s + short * prompt_token_s)
+    opening_s = max(0.0, first_s - beside_s)
+    first_client_s = (small.first_client_s + large.first_client_s) / 2
+    request_s = min(opening_s, max(0.0, first_client_s - client_s))
     return Parameters(
         block_s=block_s,
-        prompt_token_s=token_s,
-        hop_s=max(0.0, eight[0] - head_s - BLOCKS * block_s),
-        prompt_hop_s=max(0.0, fixed),
-        client_s=head_s,
-        cores=float(os.cpu_count() or 1),
+        prompt_token_s=prompt_token_s,
+        hop_s=hop_s,
+        prompt_hop_s=opening_s - request_s,
+        client_s=client_s,
+        cores=cores,
+        prompt_block_s=prompt_block_s,
+        request_s=request_s,
     )
 
 
 def predicted(known: Parameters, spans: tuple[str, ...], sessions: int) -> Times:
-    """Mean time to first token and per output token."""
+    """Mean time to first token and per output token, of all turns but the first."""
     machines, layout = [], {}
     for number, text in enumerate(spans):
         peer = PeerId(f"server-{number}")
@@ -152,6 +180,7 @@ def predicted(known: Parameters, spans: tuple[str, ...], sessions: int) -> Times
             0.0,
             known.block_s,
             extra_row_s=ROW_SHARE * known.block_s,
+            prefill_block_s=known.prompt_block_s,
             prefill_token_s=known.prompt_token_s,
         )
         machines.append(Machine(peer, 1e12, speed))
@@ -160,19 +189,25 @@ def predicted(known: Parameters, spans: tuple[str, ...], sessions: int) -> Times
     peers = [*layout, *clients]
     network = MatrixNetwork(peers, np.zeros((len(peers), len(peers))))
     model = HostedModel("llama-small", BLOCKS, 1.0, 1.0, 4.0 * HIDDEN)
-    overhead = HopOverhead(known.hop_s, known.prompt_hop_s / len(spans))
+    overhead = HopOverhead(known.hop_s, known.hop_s)
     inventory = Inventory(model, tuple(machines), clients, network, overhead=overhead)
-    traffic = Traffic(1.0, sessions, PROMPT_TOKENS, NEW_TOKENS, at_once=True)
+    requests = sessions * (1 + _TURNS)
+    traffic = Traffic(1.0, requests, PROMPT_TOKENS, NEW_TOKENS, at_once=True, together=True)
     scenario = Scenario(
         inventory,
         Layout(BLOCKS, layout),
         traffic,
         timing=Timing(announce_s=1.0, view_age_s=1.0),
         hosts=(HostCores(known.cores, tuple(peers)),),
+        client_request_s=known.request_s,
+        hop_open_s=known.prompt_hop_s,
         client_token_s=known.client_s,
     )
-    found = simulate(scenario, "two-choices").summary()
-    return found["ttft_s"]["mean"], found["tpot_s"]["mean"]
+    counted = simulate(scenario, "two-choices").requests[sessions:]
+    return (
+        float(np.mean([one.ttft_s for one in counted])),
+        float(np.mean([one.tpot_s for one in counted])),
+    )
 
 
 class Clients:

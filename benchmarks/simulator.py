@@ -14,6 +14,7 @@ from swarm.routing.inventory import HostedModel, Inventory, Machine
 from swarm.routing.layout import Layout
 from swarm.routing.network import MatrixNetwork
 from swarm.routing.performance import ServerSpeed
+from swarm.routing.policies import ROUTERS
 from swarm.simulator.scenario import Churn, Scenario, Timing, Traffic
 from swarm.simulator.simulation import simulate
 from swarm.spans import PeerId, Span
@@ -22,7 +23,6 @@ BLOCKS = 80
 BAR_REQUESTS_PER_MIN = 5000.0
 CASES = ((8, 4, 4, 5.0), (40, 10, 4, 20.0), (200, 50, 4, 50.0), (64, 10, 8, 20.0))
 """Servers, clients, hops, requests a second."""
-ROUTERS = ("two-choices", "petals", "jffc")
 
 
 def scenario(servers: int, clients: int, hops: int, rate_per_s: float, requests: int) -> Scenario:
@@ -55,12 +55,16 @@ def scenario(servers: int, clients: int, hops: int, rate_per_s: float, requests:
 def main() -> None:
     options = arguments(__doc__, repetitions=3)
     options.add_argument("--requests", type=int, default=500, help="of each run")
+    options.add_argument("--router", action="append", choices=ROUTERS, help="all by default")
+    options.add_argument("--servers", type=int, action="append", help="cases; all by default")
     chosen = options.parse_args()
     report = Report("simulator: what it costs", as_json=chosen.json)
     rows = []
     for servers, clients, hops, rate_per_s in CASES:
+        if chosen.servers and servers not in chosen.servers:
+            continue
         case = scenario(servers, clients, hops, rate_per_s, chosen.requests)
-        for router in ROUTERS:
+        for router in chosen.router or ROUTERS:
             seconds = []
             for _ in range(chosen.repetitions):
                 began = time.process_time()

@@ -119,7 +119,14 @@ class PlanFile(Part):
             Churn(part.median_stay_s, part.away_s, part.crash_share, part.load_s_per_block),
             Timing(announce_s=part.announce_s, view_age_s=part.view_age_s),
             tuple(
-                Fault(one.kind, PeerId(one.machine), one.at_s, one.lasts_s, one.factor)
+                Fault(
+                    one.kind,
+                    PeerId(one.machine),
+                    one.at_s,
+                    one.lasts_s,
+                    one.factor,
+                    None if one.other is None else PeerId(one.other),
+                )
                 for one in part.faults
             ),
             self.host_cores(),

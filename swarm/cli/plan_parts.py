@@ -230,6 +230,8 @@ class FaultPart(Part):
     at_s: Amount
     lasts_s: Amount = 0.0
     factor: Annotated[float, BeforeValidator(_number), Field(ge=1, allow_inf_nan=False)] = 4.0
+    other: Name | None = None
+    """Of a link's fault: the machine at its other end."""
 
 
 class SimulationPart(Part):

@@ -1,6 +1,7 @@
 """A client on the virtual clock: what it believes of the swarm, and its router."""
 
-from collections import deque
+from bisect import insort
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,26 @@ class SimulatedClient:
         self._rng = rng
         self._view: SwarmView = world.directory.snapshot()
         self._troubles = Troubles()
-        self._line: deque[SimulatedSession] = deque()
-        """Those for which a router that queues had no chain free."""
+        self._line: list[SimulatedSession] = []
+        """Those for which a router that queues had no chain free, in the order of their coming."""
         world.clock.after(rng.random() * self.timing.view_age_s, self._look_up)
 
     def begin(self, request: Request) -> None:
         """A request has arrived."""
         session = SimulatedSession(self, request, SessionId(self._rng.randbytes(16)))
         self.world.sessions[session.id] = session
-        session.find_route()
+        work_s = self.world.scenario.client_request_s
+        if work_s:
+            self.world.cores_of(self.peer).start(work_s, partial(self._ask, session))
+        else:
+            self._ask(session)
+
+    def _ask(self, session: SimulatedSession) -> None:
+        """For a route; nobody overtakes those in line."""
+        if self._line:
+            self.wait_in_line(session)
+        else:
+            session.find_route()
 
     def route(self, session: SimulatedSession, question: RouteRequest) -> Route | None:
         """The router's answer; from then on the session counts as running over it.
@@ -68,7 +80,7 @@ class SimulatedClient:
         """It does not run over its route any more; those in line ask again."""
         self._router.closed(session.id)
         if self._line:
-            self.world.clock.after(0.0, self._line.popleft().find_route)
+            self.world.clock.after(0.0, self._line.pop(0).find_route)
 
     def ended(self, session: SimulatedSession) -> None:
         """Its request has."""
@@ -78,16 +90,24 @@ class SimulatedClient:
 
     def wait_in_line(self, session: SimulatedSession) -> None:
         """Until another session of this client has closed."""
-        self._line.append(session)
+        insort(self._line, session, key=lambda one: one.request.number)
 
     def failed(self, peer: PeerId) -> None:
         """A server is left out for a while."""
         self._troubles.failed(peer, self.world.clock.now)
 
+    def served(self, peer: PeerId) -> None:
+        """A session has opened at a server: what it failed before is forgiven."""
+        self._troubles.served(peer)
+
     def left_out(self) -> set[PeerId]:
         """The servers that failed lately."""
         return self._troubles.left_out(self.world.clock.now)
 
-    def _look_up(self) -> None:
+    def look_up(self) -> None:
+        """The servers anew."""
         self._view = self.world.directory.snapshot()
+
+    def _look_up(self) -> None:
+        self.look_up()
         self.world.clock.after(self.timing.view_age_s, self._look_up)

@@ -1,11 +1,10 @@
-"""Who comes, who goes, and what goes wrong."""
+"""Who comes and who goes."""
 
 import math
 from random import Random
 
 from swarm.routing.coverage import place_server
 from swarm.routing.view import ServerState
-from swarm.simulator.scenario import Fault, FaultKind
 from swarm.simulator.server import SimulatedServer
 from swarm.simulator.world import World
 from swarm.spans import PeerId
@@ -16,7 +15,7 @@ _LOOK_S = 1.0
 
 
 class Comings:
-    """Makes the scenario's faults and its churn happen."""
+    """Makes the scenario's churn happen."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -25,14 +24,9 @@ class Comings:
         self._rng = Random(f"churn {world.scenario.seed}")
         self.joins = 0
         self.leaves = 0
-        self.faults = 0
-        for fault in world.scenario.faults:
-            self._clock.at(fault.at_s, self._happen, fault)
         if self._churn.median_stay_s:
             for peer in world.scenario.layout.spans:
                 self._plan_leave(peer)
-
-    # ---- churn
 
     def _plan_leave(self, peer: PeerId) -> None:
         mean_s = self._churn.median_stay_s / math.log(2)
@@ -44,9 +38,9 @@ class Comings:
             return
         away_s = self._rng.expovariate(1 / self._churn.away_s) if self._churn.away_s else 0.0
         if self._rng.random() < self._churn.crash_share:
-            self._crash(server, away_s, again=True)
+            self.crash(server, away_s, again=True)
         else:
-            self._drain(server, away_s, again=True)
+            self.drain(server, away_s, again=True)
 
     def _come(self, server: SimulatedServer, again: bool) -> None:
         """The machine is back: it takes as many blocks as before, where the swarm is weakest."""
@@ -69,42 +63,9 @@ class Comings:
         if again:
             self._plan_leave(server.peer)
 
-    # ---- faults
-
-    def _happen(self, fault: Fault) -> None:
-        server = self._world.servers.get(fault.machine)
-        if server is None or server.gone:
-            return
-        self.faults += 1
-        match fault.kind:
-            case FaultKind.KILL:
-                self._crash(server, fault.lasts_s)
-            case FaultKind.DRAIN:
-                self._drain(server, fault.lasts_s)
-            case FaultKind.SLOW:
-                server.slowed *= fault.factor
-                if fault.lasts_s:
-                    self._clock.after(fault.lasts_s, self._quick_again, server, fault.factor)
-            case FaultKind.FREEZE | FaultKind.CUT:
-                self._cut_off(server, fault)
-
-    def _quick_again(self, server: SimulatedServer, factor: float) -> None:
-        server.slowed /= factor
-
-    def _cut_off(self, server: SimulatedServer, fault: Fault) -> None:
-        server.cut_off(frozen=fault.kind is FaultKind.FREEZE)
-        for session in self._world.sessions_over(server.peer):
-            self._world.watch(session, server)
-        if fault.lasts_s:
-            self._clock.after(fault.lasts_s, self._reach_again, server)
-        self._world.coverage_changed()
-
-    def _reach_again(self, server: SimulatedServer) -> None:
-        server.reach_again()
-        self._world.announce(server)
-        self._world.coverage_changed()
-
-    def _crash(self, server: SimulatedServer, away_s: float, again: bool = False) -> None:
+    def crash(self, server: SimulatedServer, away_s: float, again: bool = False) -> None:
+        """It vanishes, and is back after `away_s` (0: never). `again`: it comes and goes as long as
+        the simulation lasts."""
         self.leaves += 1
         self._vanish(server, away_s, again)
 
@@ -117,7 +78,8 @@ class Comings:
         if away_s or again:
             self._clock.after(away_s, self._come, server, again)
 
-    def _drain(self, server: SimulatedServer, away_s: float, again: bool = False) -> None:
+    def drain(self, server: SimulatedServer, away_s: float, again: bool = False) -> None:
+        """It leaves when its sessions have gone elsewhere; the rest as in `crash`."""
         self.leaves += 1
         server.state = ServerState.DRAINING
         self._world.announce(server)

@@ -1,16 +1,19 @@
 """A server on the virtual clock: its line for room, its queue, and its passes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from swarm.routing.performance import ServerSpeed
 from swarm.routing.view import Release, ServerState, ServerView
 from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.cost_model import PROMPT_TOKENS, CostModel, PassSize
+from swarm.scheduling.decode_groups import DecodeGroups
 from swarm.scheduling.fair_queue import Entry, FairQueue
-from swarm.scheduling.gathering import Gathering
+from swarm.scheduling.pass_planner import PassPlanner, Share
 from swarm.sessions.admission import Admission, Decision
-from swarm.sessions.messages import Held, Message, Open, Refused, RefuseKind
+from swarm.sessions.messages import Held, Hop, Message, Open, Refused, RefuseKind
 from swarm.simulator.clock import Clock
 from swarm.simulator.host import Cores
 from swarm.simulator.steps import Step
@@ -18,6 +21,12 @@ from swarm.spans import PeerId, SessionId
 
 _QUEUE_WEIGHT = 0.1
 """Of the newest pass in the wait that is announced, as in the engine."""
+_NOTHING_NEW = 0.02
+"""A pass that takes so nearly what was predicted teaches nothing: an equation that holds already
+does not move the least squares. Learning from each would be much of a simulation's time."""
+_LEAST_S = 1e-6
+"""A cost model divides by what passes take, and those of an inventory may take no time."""
+Shares = Sequence[Share[Step]]
 
 
 class Caller(Protocol):
@@ -64,20 +73,30 @@ class SimulatedServer:
         self.came = clock.now
         self.left: float | None = None
         self.unreachable = False
+        self.broken = False
+        """Unreachable, and others notice: its links broke."""
+        self.still_announced = False
+        """Unreachable, and its record says nothing of it."""
+        self.refuses = False
+        self.wrong = False
+        """What it computes is no number."""
+        self.at_next_pass: Callable[[], None] | None = None
+        """Happens in the middle of it."""
         self.slowed = 1.0
         self.block_s = speed.block_s
         self.busy_s = 0.0
         self.passes = 0
         self.decode_blocks = 0
         """Decoded tokens times the blocks that they went through here."""
+        self.cores = cores
         self._clock = clock
         self._truth = view
         self._speed = speed
-        self._cores = cores
-        self._pass_tokens = pass_tokens
         self._lie = lie
         self._queue: FairQueue[Step] = FairQueue()
-        self._gathering = Gathering()
+        self._costs = _first_guess(speed, len(view.span))
+        self._planner = PassPlanner(self._queue, self._costs, max_tokens=pass_tokens)
+        self._groups = DecodeGroups(self._costs.decode_s)
         self._admission = Admission(view.cache_tokens_total)
         self._line: dict[SessionId, Call] = {}
         self._rooms: dict[SessionId, tuple[int, float]] = {}
@@ -124,11 +143,17 @@ class SimulatedServer:
 
     def open(self, call: Call) -> None:
         """`Open` has arrived."""
-        if self.gone or self._put_off(self.open, call):
+        if self.gone:
+            return
+        if self.unreachable:
+            self._put_off(self.open, call)
             return
         hop = call.message.hop
         if self.state is not ServerState.ONLINE:
             self._refuse(call, RefuseKind.DRAINING, f"it is {self.state}")
+            return
+        if self.refuses:
+            self._refuse(call, RefuseKind.QUOTA, "it was told to refuse")
             return
         admitted = self._admission.request(
             call.session, call.tokens, call.message.wait_s, self._clock.now, call.client
@@ -145,10 +170,13 @@ class SimulatedServer:
 
     def release(self, session: SessionId) -> None:
         """`Close` has arrived."""
-        if self.gone or self._put_off(self.release, session):
+        if self.gone:
+            return
+        if self.unreachable:
+            self._put_off(self.release, session)
             return
         self._queue.remove_session(session)
-        self._gathering.session_ended(session)
+        self._groups.session_ended(session)
         self._rooms.pop(session, None)
         self._line.pop(session, None)
         self._decided(self._admission.release(session))
@@ -198,33 +226,37 @@ class SimulatedServer:
         self._line.clear()
         self._held_back.clear()
 
-    def cut_off(self, *, frozen: bool) -> None:
-        """Nothing arrives and nothing leaves; `frozen`: nothing is computed either."""
+    def cut_off(self, *, frozen: bool, broken: bool = False, announced: bool = False) -> None:
+        """Nothing arrives and nothing leaves; `frozen`: nothing is computed either; `broken` and
+        `announced`: what others see of it."""
         self.unreachable = True
+        self.broken = broken
+        self.still_announced = announced
         self._frozen = self._frozen or frozen
 
     def reach_again(self) -> None:
         """What waited on both sides comes now."""
-        self.unreachable = self._frozen = False
+        self.unreachable = self.broken = self.still_announced = self._frozen = False
         held_back, self._held_back = self._held_back, []
         for action, arguments in held_back:
             self._clock.after(0.0, action, *arguments)
         self._clock.after(0.0, self._begin)
 
-    def _put_off(self, action: Callable[..., None], *arguments: object) -> bool:
-        if self.unreachable:
-            self._held_back.append((action, arguments))
-        return self.unreachable
+    def _put_off(self, action: Callable[..., None], *arguments: object) -> None:
+        self._held_back.append((action, arguments))
 
     # ---- passes
 
     def receive(self, step: Step) -> None:
         """A step has arrived."""
-        if self.gone or step.epoch != step.session.epoch or self._put_off(self.receive, step):
+        session = step.session
+        if self.left is not None or step.epoch != session.epoch:
+            return
+        if self.unreachable:
+            self._put_off(self.receive, step)
             return
         now = self._clock.now
         step.waits_since = now
-        session = step.session
         self._queue.push(
             Entry(step, step.service_class, session.client, session.id, step.tokens), now
         )
@@ -232,29 +264,32 @@ class SimulatedServer:
             self._begin()
 
     def _begin(self) -> None:
-        if self._busy or self._frozen or self.gone or not self._queue:
+        if self._busy or self._frozen or self.left is not None or not len(self._queue):
             return
         now = self._clock.now
-        if self._cores.shared and self._gathers(now):
+        if self.cores.shared and self._gathers(now):
             return
-        batch: list[Step] = []
-        self._join(batch, ServiceClass.CONTROL, ServiceClass.DECODE, now)
-        self._join(batch, ServiceClass.REPAIR, ServiceClass.BULK, now)
-        self._queue.release(now)
-        if not batch:
-            return
-        self._busy = True
-        waited_s = sum(now - step.waits_since for step in batch) / len(batch)
+        plan = self._planner.plan(now, self._groups.most_steps(now))
+        waited_s = 0.0
+        for share in plan.shares:
+            step = share.entry.item
+            step.done += share.tokens
+            waited_s += now - step.waits_since
+        waited_s /= len(plan.shares)
         self._queue_wait_s += _QUEUE_WEIGHT * (waited_s - self._queue_wait_s)
-        work_s = self._work_s(batch) * self.slowed
-        self._cores.start(work_s, lambda: self._passed(batch, now, work_s))
+        self._busy = True
+        work_s = self._work_s(plan.shares) * self.slowed
+        if self.at_next_pass is not None:
+            self._clock.after(work_s / 2, self.at_next_pass)
+            self.at_next_pass = None
+        self.cores.start(work_s, partial(self._passed, plan.shares, plan.size, now, work_s))
 
     def _gathers(self, now: float) -> bool:
         """Whether to wait for more decode rows; then it is asked again."""
         if any(self._queue.cost(each) for each in ServiceClass if each > ServiceClass.DECODE):
             return False
         waited_s = now - self._queue.since(ServiceClass.DECODE)
-        until = now + self._gathering.wait_s(len(self._queue), waited_s, now)
+        until = now + self._groups.wait_s(len(self._queue), waited_s, now)
         if until <= now:  # also of a rest that is too small for the clock to tell
             return False
         if until != self._asked_again_at:
@@ -262,60 +297,82 @@ class SimulatedServer:
             self._clock.at(until, self._begin)
         return True
 
-    def _join(self, batch: list[Step], best: ServiceClass, last: ServiceClass, now: float) -> None:
-        """As the engine does: the first step always, further ones within the budget of tokens."""
-        queue, tokens = self._queue, 0
-        while (entry := queue.peek(now, best, last)) is not None:
-            if tokens and tokens + entry.cost > self._pass_tokens:
-                return
-            tokens += entry.cost
-            queue.serve(entry, entry.cost, now)
-            queue.hold(entry)
-            queue.finish(entry, now)
-            batch.append(entry.item)
-
-    def _work_s(self, batch: list[Step]) -> float:
+    def _work_s(self, shares: Shares) -> float:
         """Processor time; steps over different parts of the span are computed one part after the
         other."""
-        speed = self._speed
-        parts: dict[tuple[int, int], list[Step]] = {}
-        for step in batch:
-            hop = step.stages[step.at].hop
-            parts.setdefault((hop.start, hop.end), []).append(step)
-        total_s = 0.0
-        for (start, end), steps in parts.items():
-            blocks, rows, context, prompt = end - start, 0, 0, 0
-            for step in steps:
-                if step.service_class is ServiceClass.DECODE:
-                    rows += 1
-                    context += step.context
-                else:
-                    prompt += step.tokens
-            self.decode_blocks += rows * blocks
-            if rows:
-                total_s += speed.decode_s(blocks, rows, context)
-                total_s += blocks * speed.prefill_per_block_s(prompt) if prompt else 0.0
-            else:
-                total_s += speed.prefill_s(blocks, prompt)
-        return total_s
+        if len(shares) == 1:
+            return self._part_s(_hop_of(shares[0]), shares)
+        parts: dict[Hop, list[Share[Step]]] = {}
+        for share in shares:
+            parts.setdefault(_hop_of(share), []).append(share)
+        return sum(self._part_s(hop, same) for hop, same in parts.items())
 
-    def _passed(self, batch: list[Step], began: float, work_s: float) -> None:
-        if self.gone or (self._frozen and self._put_off(self._passed, batch, began, work_s)):
+    def _part_s(self, hop: Hop, shares: Shares) -> float:
+        """Of a pass over the blocks of `hop`. Where there are decode rows, the weights are read for
+        them, and a prompt's tokens cost no more than themselves."""
+        speed = self._speed
+        blocks, rows, context, prompt = hop.end - hop.start, 0, 0, 0
+        for share in shares:
+            step = share.entry.item
+            if step.service_class is ServiceClass.DECODE:
+                rows += 1
+                context += step.context
+            else:
+                prompt += share.tokens
+        if not rows:
+            return speed.prefill_s(blocks, prompt)
+        self.decode_blocks += rows * blocks
+        return speed.decode_s(blocks, rows, context) + blocks * prompt * speed.prefill_token_s
+
+    def _passed(self, shares: Shares, size: PassSize, began: float, work_s: float) -> None:
+        if self.left is not None:
+            return
+        if self._frozen:
+            self._put_off(self._passed, shares, size, began, work_s)
             return
         now = self._clock.now
         self._busy = False
         self.passes += 1
         self.busy_s += now - began
-        if self._cores.shared:
-            decoding = [
-                step.session.id for step in batch if step.service_class is ServiceClass.DECODE
-            ]
-            if decoding:
-                self._gathering.pass_ended(decoding, now - began, work_s, now)
-        for step in batch:
-            self._emit(step)
+        decoding = [
+            share.entry.session
+            for share in shares
+            if share.entry.service_class is ServiceClass.DECODE
+        ]
+        self._groups.pass_ended(decoding, now - began, work_s, now)
+        self._learn(shares, size, now - began)
+        for share in shares:
+            if share.last:
+                self._emit(share.entry.item)
+            else:
+                share.entry.item.waits_since = now
         self._begin()
 
+    def _learn(self, shares: Shares, size: PassSize, wall_s: float) -> None:
+        """As the engine does."""
+        hop = _hop_of(shares[0])
+        if len(shares) > 1 and any(_hop_of(share) != hop for share in shares):
+            return
+        whole_s = wall_s * len(self.span) / (hop.end - hop.start)
+        if abs(self._costs.seconds(size) - whole_s) > _NOTHING_NEW * whole_s:
+            self._costs.learn(size, whole_s)
+
     def _emit(self, step: Step) -> None:
-        if not self._put_off(self._emit, step):
+        if self.unreachable:
+            self._put_off(self._emit, step)
+        elif self.wrong:
+            step.session.spoilt(step)
+        else:
             step.session.computed(step)
+
+
+def _first_guess(speed: ServerSpeed, blocks: int) -> CostModel:
+    """What a server measures when it has loaded its blocks."""
+    decode_s = max(_LEAST_S, speed.decode_s(blocks, 1, PROMPT_TOKENS))
+    prompt_s = max(_LEAST_S, speed.prefill_s(blocks, PROMPT_TOKENS))
+    return CostModel(decode_s, PROMPT_TOKENS / prompt_s)
+
+
+def _hop_of(share: Share[Step]) -> Hop:
+    step = share.entry.item
+    return step.stages[step.at].hop

@@ -48,6 +48,8 @@ class SimulatedSession:
         self._new_hops: tuple[int, ...] = ()
         self._route: Route | None = None
         self._give_up_at = request.arrived + owner.timing.open_timeout_s
+        self._missing_since: float | None = None
+        """Since when some blocks have no server."""
         self._last_token_at = 0.0
         self._route_tokens = 0
         """Decoded over the route that it has now, and since when."""
@@ -64,7 +66,7 @@ class SimulatedSession:
         try:
             route = self._owner.route(self, self._question())
         except MissingBlocksError as error:
-            self._try_again(error)
+            self._look_again(error)
             return
         except SwarmError as error:
             self._fail(error)
@@ -90,17 +92,25 @@ class SimulatedSession:
         request, reserved = self.request, self._world.scenario.traffic.reserved_output
         return request.prompt_tokens + max(reserved, request.output_tokens)
 
-    def _try_again(self, error: SwarmError) -> None:
-        if self._clock.now >= self._give_up_at:
+    def _look_again(self, error: MissingBlocksError) -> None:
+        """At a new list of servers, in a while; who has no session yet gives up sooner."""
+        now, timing = self._clock.now, self._owner.timing
+        if self._missing_since is None:
+            self._missing_since = now
+        waited_s = now - self._missing_since
+        new = self.request.opened is None
+        if now >= self._give_up_at or (new and waited_s >= timing.missing_timeout_s):
             self._fail(error)
         else:
-            self._clock.after(self._owner.timing.retry_s, self.find_route)
+            self._clock.after(timing.retry_s, self._owner.look_up)
+            self._clock.after(timing.retry_s, self.find_route)
 
     # ---- opening
 
     def _open(self, route: Route) -> None:
         stages = self._world.stages(self.client, route)
         before = self._stages
+        self._missing_since = None
         self._route = route
         self._stages, self._back_s = stages
         kept = {_place(stage) for stage in before if self._may_keep(stage)}
@@ -167,7 +177,7 @@ class SimulatedSession:
         ends_after_s = self._route.request_s(self._question().output_tokens)
         tokens = self._world.cache_needed(stage, self._length)
         call = Call(self, self.id, self.client, message, tokens, ends_after_s, delay_s)
-        self._clock.after(delay_s, stage.server.open, call)
+        self._world.ask(stage.server, call)
         if stage.server.gone:
             notice_s = delay_s + self._owner.timing.notice_s
             self._clock.after(notice_s, self._opening_event, LostPeer(peer, "nobody is there"))
@@ -181,13 +191,19 @@ class SimulatedSession:
         # The hops that were kept are given back too: the next route may not have them.
         self._release(self._stages)
         self._stages = []
-        self._try_again(error)
+        if peer is None or self._clock.now >= self._give_up_at:
+            self._fail(error)
+        else:
+            # It is left out now; who else there is can be asked at once.
+            self._clock.after(0.0, self.find_route)
 
     def _opened(self) -> None:
         self._opening = None
         request = self.request
         request.hops.append(len(self._stages))
         self._world.took(self.client, self._stages, self._new_hops)
+        for index in self._new_hops:
+            self._owner.served(self._stages[index].server.peer)
         self._route_tokens = 0
         self._lost.clear()
         if request.opened is None:
@@ -239,10 +255,17 @@ class SimulatedSession:
     def computed(self, step: Step) -> None:
         """A hop has finished the step."""
         step.at += 1
+        step.done = 0
         if step.at < len(step.stages):
             self._world.carry(step)
         else:
             self._clock.after(self._back_s, self._answer, step)
+
+    def spoilt(self, step: Step) -> None:
+        """A hop says that what it computed is no number."""
+        peer = step.stages[step.at].server.peer
+        if step.epoch == self.epoch:
+            self._clock.after(self._world.delay_s(peer, self.client), self.lost, peer)
 
     def _answer(self, step: Step) -> None:
         """The last hop's output has arrived."""

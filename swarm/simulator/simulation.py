@@ -7,6 +7,7 @@ from swarm.routing.planned import route_costs
 from swarm.routing.policies import router_named
 from swarm.simulator.client import SimulatedClient
 from swarm.simulator.comings import Comings
+from swarm.simulator.faults import Faults
 from swarm.simulator.requests import Request
 from swarm.simulator.results import Result, load_of
 from swarm.simulator.scenario import Scenario, Traffic
@@ -31,10 +32,13 @@ class Simulation:
         self.requests = _requests(scenario)
         self.world = World(scenario, self._ended, announce_releases=router in _NEED_RELEASES)
         self.comings = Comings(self.world)
+        self.faults = Faults(self.world, self.comings)
         self._router = router
         self._on_progress = on_progress
         self._to_come = iter(self.requests)
         self._done = 0
+        self._running = 0
+        """Requests of clients that send at once which have begun and not ended."""
         costs = route_costs(scenario.inventory)
         self._clients = {
             peer: SimulatedClient(
@@ -50,8 +54,7 @@ class Simulation:
         """Until every request has ended; once."""
         world, clock = self.world, self.world.clock
         if self.scenario.traffic.at_once:
-            for peer in self._clients:
-                self._begin_next(peer)
+            self._begin_round()
         else:
             for request in self.requests:
                 clock.at(request.arrived, self._clients[request.client].begin, request)
@@ -77,19 +80,30 @@ class Simulation:
             busiest_alike=world.equal_shares.busiest_alike(),
             joins=self.comings.joins,
             leaves=self.comings.leaves,
-            faults=self.comings.faults,
+            faults=self.faults.happened,
         )
 
     def _ended(self, request: Request) -> None:
         self._done += 1
         if self._on_progress is not None:
             self._on_progress(self._done, len(self.requests))
-        if self.scenario.traffic.at_once:
+        traffic = self.scenario.traffic
+        if not traffic.at_once:
+            return
+        self._running -= 1
+        if not traffic.together:
             self._begin_next(request.client)
+        elif not self._running:
+            self._begin_round()
+
+    def _begin_round(self) -> None:
+        for peer in self._clients:
+            self._begin_next(peer)
 
     def _begin_next(self, client: PeerId) -> None:
         request = next(self._to_come, None)
         if request is not None:
+            self._running += 1
             request.client, request.arrived = client, self.world.clock.now
             self.world.clock.after(0.0, self._clients[client].begin, request)
 

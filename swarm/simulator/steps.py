@@ -30,7 +30,7 @@ class Stage:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """Activations of one session on their way through `stages`."""
+    """Activations of one session on their way through `stages`; the planner's `Work`."""
 
     session: "SimulatedSession"
     epoch: int
@@ -42,4 +42,17 @@ class Step:
     stages: list[Stage]
     at: int = 0
     """Which of the stages has it, or will have it next."""
+    done: int = 0
+    """Tokens that are computed there, or in the pass that runs."""
     waits_since: float = 0.0
+    """Since it came, or its last part was done."""
+
+    @property
+    def left(self) -> int:
+        """Tokens that are not computed there yet."""
+        return self.tokens - self.done
+
+    @property
+    def held(self) -> float:
+        """Slots before the next token."""
+        return self.context + self.done

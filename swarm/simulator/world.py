@@ -1,6 +1,7 @@
 """Everything that is true in a simulation: servers, ways between peers, sessions, coverage."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 from swarm.routing.layout import PLANNED_CHECKPOINT, server_view
@@ -9,13 +10,14 @@ from swarm.routing.router import Route
 from swarm.routing.view import ServerState
 from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.prefill_chunks import MOST_TOKENS
+from swarm.simulator.bad_links import BadLinks
 from swarm.simulator.clock import Clock
 from swarm.simulator.directory import SimulatedDirectory
 from swarm.simulator.equals import EqualShares
 from swarm.simulator.host import Cores, OwnCores, SharedCores
 from swarm.simulator.requests import Request
 from swarm.simulator.scenario import Scenario
-from swarm.simulator.server import SimulatedServer
+from swarm.simulator.server import Call, SimulatedServer
 from swarm.simulator.session import SimulatedSession
 from swarm.simulator.steps import Stage, Step
 from swarm.spans import PeerId, SessionId, Span
@@ -57,6 +59,8 @@ class World:
         peers = sorted(scenario.layout.spans)
         lying = round(scenario.liars * len(peers))
         self.liars = frozenset(Random(f"liars {scenario.seed}").sample(peers, lying))
+        self.links = BadLinks(self)
+        self._overhead = scenario.inventory.overhead
         self._uplink_free_s: dict[str, float] = {}
         self._delays: dict[tuple[PeerId, PeerId], float] = {}
         self._covered_since = 0.0
@@ -102,7 +106,7 @@ class World:
 
     def announce(self, server: SimulatedServer) -> None:
         """Say now what has changed, beside the usual times."""
-        if not server.unreachable and not server.gone:
+        if (not server.unreachable or server.still_announced) and not server.gone:
             self.directory.announce(server.announced(releases=self._announce_releases))
 
     def _announce(self, server: SimulatedServer) -> None:
@@ -185,21 +189,37 @@ class World:
         """Bring a step to the stage that it is to go to next.
 
         A decoded token does not wait behind prompts, whose bytes go one after the other over the
-        sender's line (`swarm.wire` sends fragments of the better class first).
+        sender's line (`swarm.wire` sends fragments of the better class first). A hop's overhead is
+        processor time where its host's cores are shared, and only time elsewhere.
         """
         stage = step.stages[step.at]
         clock, server = self.clock, stage.server
         if step.service_class is ServiceClass.DECODE:
-            clock.after(stage.decode_s, server.receive, step)
+            fixed_s = self._overhead.decode_s
+            arrives = clock.now + stage.decode_s
         else:
-            overhead = self.scenario.inventory.overhead
+            fixed_s = self._overhead.prefill_s + self._overhead.prefill_token_s * step.tokens
             sending_s = step.tokens * self.scenario.inventory.model.activation_bytes * stage.byte_s
             free = max(clock.now, self._uplink_free_s.get(stage.sender, 0.0)) + sending_s
             self._uplink_free_s[stage.sender] = free
-            fixed_s = overhead.prefill_s + overhead.prefill_token_s * step.tokens
-            clock.at(free + stage.delay_s + fixed_s, server.receive, step)
+            arrives = free + stage.delay_s + fixed_s
+        if self.links.takes(step, arrives):
+            return
+        if server.cores.shared:
+            clock.at(arrives - fixed_s, server.cores.start, fixed_s, partial(server.receive, step))
+        else:
+            clock.at(arrives, server.receive, step)
         if server.gone or server.unreachable:
             self.watch(step.session, server)
+
+    def ask(self, server: SimulatedServer, call: Call) -> None:
+        """`Open` travels to a server, which has something to compute for it."""
+        arrives = self.clock.now + call.delay_s
+        work_s = self.scenario.hop_open_s
+        if work_s:
+            self.clock.at(arrives, server.cores.start, work_s, partial(server.open, call))
+        else:
+            self.clock.at(arrives, server.open, call)
 
     def watch(self, session: SimulatedSession, server: SimulatedServer) -> None:
         """Its client will notice that this server does not answer, if it then still does not."""
@@ -207,7 +227,8 @@ class World:
         if server.gone:
             self.clock.after(timing.notice_s, session.lost, server.peer)
         else:
-            self.clock.after(timing.silence_s, self._still_silent, session, server)
+            silence_s = timing.notice_s if server.broken else timing.silence_s
+            self.clock.after(silence_s, self._still_silent, session, server)
 
     def _still_silent(self, session: SimulatedSession, server: SimulatedServer) -> None:
         if server.unreachable or server.gone:

@@ -6,11 +6,16 @@ from swarm.routing.inventory import HostedModel, Inventory, Machine
 from swarm.routing.layout import Layout
 from swarm.routing.network import MatrixNetwork
 from swarm.routing.performance import ChainMode, HopOverhead, ServerSpeed
+from swarm.simulator.requests import Outcome
+from swarm.simulator.results import Result
 from swarm.simulator.scenario import Scenario, Timing, Traffic
 from swarm.spans import PeerId, Span
 
 SPEED = ServerSpeed(pass_s=0.001, block_s=0.002, extra_row_s=0.0005, prefill_token_s=0.0001)
 HONEST_TIMING = Timing(announce_s=1.0, view_age_s=1.0)
+TWO_HALVES = {"server-a": (0, 4), "server-b": (4, 8)}
+TWICE = {**TWO_HALVES, "server-c": (0, 4), "server-d": (4, 8)}
+THREE_PAIRS = {**TWICE, "server-e": (0, 4), "server-f": (4, 8)}
 
 
 def chain(
@@ -48,3 +53,13 @@ def chain(
 def traffic(requests: int = 1, rate_per_s: float = 1.0, **options: object) -> Traffic:
     fields = {"prompt_tokens": 20, "output_tokens": 16, **options}
     return Traffic(rate_per_s, requests, **fields)  # type: ignore[arg-type]
+
+
+def tokens_are_whole(result: Result) -> None:
+    """Every request that was done has exactly its tokens: none lost, none twice."""
+    for request in result.requests:
+        if request.outcome is Outcome.DONE:
+            assert request.tokens == request.output_tokens
+        else:
+            assert request.tokens < request.output_tokens
+            assert request.failure
