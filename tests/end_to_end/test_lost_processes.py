@@ -1,4 +1,4 @@
-"""Harder losses of real servers: several, without a replica, under other clients, all sessions."""
+"""Harder losses of real servers: in a prompt, several, none for a while, under other clients."""
 
 import signal
 import threading
@@ -45,6 +45,23 @@ def test_others_that_come_later(others: tuple[str, ...], seconds: float) -> None
         check(model, PROMPT, {10: event}, TOKENS)
         timer.join()
         assert len(model.route) == 2 + len(others)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("fault", [Fault.KILL, Fault.FREEZE_BOTH])
+def test_in_the_middle_of_a_prompt(thirds: Servers, fault: Fault, index: int) -> None:
+    thirds.make_whole()
+    lost_at: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        if not lost_at and done < total:
+            lost_at.append(done)
+            inflict(thirds.hop(model, index), fault)
+
+    with thirds.model(on_prefill=progress, prefill_chunk_tokens=64) as model:
+        # The event at 0 lets `hop` know the route before the first call has ended.
+        check(model, LONG_PROMPT, {0: lambda: None}, 4)
+    assert lost_at, "the whole prompt was one piece"
 
 
 def test_two_hops_at_once_and_then_their_replacement(thirds: Servers) -> None:
