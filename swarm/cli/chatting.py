@@ -10,7 +10,7 @@ from swarm.cli.answering import Answer, Answering, Sampling
 from swarm.cli.connecting import Connection
 from swarm.cli.conversation import Conversation
 from swarm.cli.errors import explain
-from swarm.cli.generating import describe_route
+from swarm.cli.generating import route_in_words
 from swarm.cli.interrupts import StopOnInterrupt
 from swarm.cli.terminal import checked_text, say, say_prefill, write
 from swarm.errors import SessionFullError, SwarmError, UsageError
@@ -177,12 +177,11 @@ class Chat:
             say("nothing has been said yet")
             return
         held = 0 if self._session is None else self._session.position
-        hops = describe_route(self._model.route)
         say(
             f"{self._conversation.turns} turns, {held} of {self._context_tokens} tokens held; "
             f"last turn: {self._sent} tokens sent, {len(self._last.ids)} received, "
             f"{self._last.tokens_per_s:.2f} tokens/s, first after {self._last.first_s:.2f} s; "
-            "route: " + " -> ".join(f"{hop['blocks']} on {hop['peer']}" for hop in hops)
+            f"route: {route_in_words(self._model.route)}"
         )
 
 

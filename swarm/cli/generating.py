@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from swarm.cli.answering import Answering, Sampling
 from swarm.cli.connecting import Connection
 from swarm.cli.terminal import checked_text, say, say_prefill, write
 from swarm.errors import UsageError
+from swarm.sessions.messages import Hop
 
 
 @dataclass(frozen=True)
@@ -51,25 +53,26 @@ def _generate(request: Request, prompt: str, model: Any, tokenizer: Any) -> None
     answering = Answering(model, tokenizer, request.sampling, on_text=write if streams else None)
     with request.sampling.random():
         answer = answering.run(ids)
-    route = describe_route(model.route)
     if request.as_json:
         found = {
             "text": answer.text,
             "token_ids": answer.ids,
             "ttft_s": round(answer.first_s, 4),
             "tokens_per_s": round(answer.tokens_per_s, 3),
-            "route": route,
+            "route": [
+                {"peer": hop.peer, "blocks": f"{hop.start}:{hop.end}"} for hop in model.route
+            ],
         }
         typer.echo(json.dumps(found))
         return
     write("\n" if streams else answer.text + "\n")
-    say("route: " + " -> ".join(f"{hop['blocks']} on {hop['peer']}" for hop in route))
+    say(f"route: {route_in_words(model.route)}")
     say(
         f"{len(answer.ids)} tokens, {answer.tokens_per_s:.2f} tokens/s, "
         f"first token after {answer.first_s:.2f} s"
     )
 
 
-def describe_route(hops: Any) -> list[dict[str, str]]:
-    """Who computed which blocks."""
-    return [{"peer": hop.peer, "blocks": f"{hop.start}:{hop.end}"} for hop in hops]
+def route_in_words(hops: Sequence[Hop]) -> str:
+    """Who computes which blocks."""
+    return " -> ".join(f"{hop.start}:{hop.end} on {hop.peer}" for hop in hops)

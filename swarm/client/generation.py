@@ -101,8 +101,8 @@ class RemoteModel(Refusals):
         self._refuse_unserved(kwargs)
         inputs = kwargs.get("input_ids")
         given = inputs if inputs is not None else kwargs.get("inputs_embeds")
-        if given is None or given.dim() < 2:
-            raise ValueError("give input_ids [rows, columns] or inputs_embeds")
+        if given is None or given.dim() < 2 or 0 in given.shape[:2]:
+            raise ValueError("give input_ids [rows, columns] or inputs_embeds, at least one token")
         rows, columns = int(given.shape[0]), int(given.shape[1])
         use_cache = kwargs.get("use_cache")
         if use_cache is None:
@@ -113,7 +113,7 @@ class RemoteModel(Refusals):
         cache, transient = self._cache_for(kwargs, rows, columns, use_cache)
         with cache.lock:
             try:
-                output = self._forward(cache, inputs, rows, columns, kwargs)
+                output = self._forward(cache, inputs, columns, kwargs)
             finally:
                 if transient:
                     cache.close()
@@ -169,7 +169,7 @@ class RemoteModel(Refusals):
                     f"{name} needs layers here; use an assistant_model or prompt_lookup_num_tokens"
                 )
         mask = model_kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, -1:].all()):
             raise NotServedError(
                 "a row ends with padding, so there is nothing to continue it from; pad on the left "
                 "(padding_side='left')"
@@ -260,7 +260,6 @@ class RemoteModel(Refusals):
         self,
         cache: RemoteCache,
         input_ids: torch.Tensor | None,
-        rows: int,
         columns: int,
         kwargs: dict[str, Any],
     ) -> Any:

@@ -114,7 +114,7 @@ def plan_pipelines(
     if steps is not None:
         enough = max(scores.values()) * (1 - _SAME)
         chosen = min(count for count, score in scores.items() if score >= enough)
-        members = _trace(steps, sizes, layers, chosen)
+        members = _trace(steps, sizes, chosen)
     return Pipelines(
         tuple(tuple(order[position] for position in chain) for chain in members), tuple(found)
     )
@@ -168,7 +168,7 @@ def _moves(state: _State, size: StageCapacity, layers: int) -> list[tuple[_State
 
 
 def _trace(
-    steps: Sequence[dict[_State, _Step]], sizes: Sequence[StageCapacity], layers: int, count: int
+    steps: Sequence[dict[_State, _Step]], sizes: Sequence[StageCapacity], count: int
 ) -> list[list[int]]:
     """The members of each pipeline, in the order in which they joined."""
     state: _State = ((), count)

@@ -109,7 +109,7 @@ def solve_products(problem: FlowProblem, *, time_limit_s: float | None = None) -
         objective,
         constraints=rows.constraint(at.count),
         integrality=_integrality(at, len(clients)),
-        bounds=_bounds(at, len(clients), blocks),
+        bounds=_bounds(at, blocks),
         options={} if time_limit_s is None else {"time_limit": time_limit_s},
     )
     count = len(clients)
@@ -175,7 +175,7 @@ def _integrality(at: _Numbers, requests: int) -> list[int]:
     return [1] * (2 * at.machines) + [1, 0, 0, 0, 0] * (requests * len(at.arcs))
 
 
-def _bounds(at: _Numbers, requests: int, blocks: int) -> Bounds:
+def _bounds(at: _Numbers, blocks: int) -> Bounds:
     placed = 2 * at.machines
     lower = np.zeros(at.count)
     lower[: at.machines] = 1.0
