@@ -16,7 +16,7 @@ def backup_bytes(asked_mib: int | None, cache_bytes: int) -> int:
 
 
 class BackupMemory:
-    """Keeps the backups of all sessions below a limit.
+    """Keeps the backups of all sessions below a limit, and the last answers of those without one.
 
     Whole sessions lose theirs, the largest first: half a backup is useless. What such a session has
     lost is refilled from farther back when a server behind this one fails, at worst from its
@@ -38,10 +38,9 @@ class BackupMemory:
         self._sizes[hop] = size
         while self.total_bytes > self.limit_bytes:
             largest = max(self._sizes, key=self._sizes.__getitem__)
-            largest.evict_backup()
+            self.evictions += largest.evict_backup()
             self.total_bytes -= self._sizes[largest]
             self._sizes[largest] = 0
-            self.evictions += 1
 
     def forget(self, hop: HopSession) -> None:
         """The session has ended."""

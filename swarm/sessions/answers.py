@@ -37,9 +37,10 @@ def answer(step: Step, done: PassDone, grant: Grant, hop: int, trim: Trim | None
     starts = tuple(start + skip for start, (skip, _) in zip(step.starts, takes, strict=True))
     counts = tuple(take for _, take in takes)
     rows = None if counts == step.counts else takes
-    payload = done.output if any(counts) else None
+    payload, size_bytes = (done.output, done.output_bytes) if any(counts) else (None, 0)
     if trim is not None and payload is not None and rows is not None:
         payload, rows = trim(payload, rows), None
+        size_bytes = size_bytes * sum(counts) // sum(step.counts)
     service_class = service_class_of(step.counts, step.emit_from)
     if ends:
         output = Output(
@@ -52,7 +53,8 @@ def answer(step: Step, done: PassDone, grant: Grant, hop: int, trim: Trim | None
             compute_ms=done.compute_ms,
             queue_ms=done.queue_ms,
         )
-        return Forward(PeerId(grant.client), output, payload, rows, service_class)
+        client = PeerId(grant.client)
+        return Forward(client, output, payload, rows, service_class, size_bytes=size_bytes)
     if refilled:
         # A row that lies below emit_from altogether goes on where the next hop stands.
         starts = tuple(map(max, starts, step.emit_from))
@@ -63,7 +65,8 @@ def answer(step: Step, done: PassDone, grant: Grant, hop: int, trim: Trim | None
         position_ids=taken(step.position_ids, step.counts, takes),
         tensors=(),
     )
-    return Forward(PeerId(grant.hops[hop + 1].peer), passed, payload, rows, service_class)
+    following = PeerId(grant.hops[hop + 1].peer)
+    return Forward(following, passed, payload, rows, service_class, size_bytes=size_bytes)
 
 
 def replayed(replay: Replay, backup: Backup, to: PeerId) -> Forward | None:
@@ -99,11 +102,13 @@ MAX_GAPS = 16
 
 class KeptAnswers:
     """The newest answers of an epoch, to be sent again: the last, and as many before it as have
-    `MAX_KEPT_TOKENS` with it."""
+    `MAX_KEPT_TOKENS` with it. All can be dropped; who asks for them then has to repair."""
 
     def __init__(self) -> None:
         self.next_seq = 0
         """Of the step that will be answered next."""
+        self.size_bytes = 0
+        """Of the payloads, but for those that a replay takes from a backup."""
         self._answers: deque[Forward] = deque()
         self._tokens = 0
         self._resent: Counter[int] = Counter()
@@ -111,8 +116,12 @@ class KeptAnswers:
         gap; only of the steps that are kept."""
 
     def clear(self) -> None:
+        """Another epoch begins."""
         self.next_seq = 0
-        self._tokens = 0
+        self.drop()
+
+    def drop(self) -> None:
+        self.size_bytes = self._tokens = 0
         self._answers.clear()
         self._resent.clear()
 
@@ -120,11 +129,13 @@ class KeptAnswers:
         self.next_seq = _seq(forward) + 1
         self._answers.append(forward)
         self._tokens += _tokens(forward)
+        self.size_bytes += forward.size_bytes
         while len(self._answers) > 1 and (
             len(self._answers) > MAX_UNANSWERED or self._tokens > MAX_KEPT_TOKENS
         ):
             dropped = self._answers.popleft()
             self._tokens -= _tokens(dropped)
+            self.size_bytes -= dropped.size_bytes
             del self._resent[_seq(dropped)]
 
     def again(self, seq: int) -> list[Forward]:

@@ -43,7 +43,7 @@ class PassDone:
     compute_ms: float = 0.0
     queue_ms: float = 0.0
     output_bytes: int = 0
-    """Size of `output`, for the account of backups."""
+    """Size of `output`, for the account of what is kept to be sent again."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class Forward:
 
     `rows`: which part of the payload to send: per row of the pass `(skip, take)` tokens; None: all
     of it. `parts`: send these instead, one after the other (replays); None: `payload` counts.
+    `size_bytes`: of what `payload` keeps in memory, for whoever keeps the instruction.
     """
 
     to: PeerId
@@ -129,6 +130,7 @@ class Forward:
     rows: tuple[tuple[int, int], ...] | None = None
     service_class: ServiceClass = ServiceClass.CONTROL
     parts: tuple[Part, ...] | None = None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class HopSession:
         self.epoch = 0
         self.held: Lengths = ()
         self.freed = False
+        self.used_at = now
+        """When its last step came, or it was opened."""
         self._trim = trim
         self.backup = Backup(keep=keep_backup and hop + 1 < len(grant.hops))
         self._lifetime = Lifetime(now, grant.lifetime_s, lease_s, grace_s)
@@ -124,10 +126,13 @@ class HopSession:
 
     @property
     def backup_bytes(self) -> int:
-        return self.backup.size_bytes()
+        """Of all that is kept to be sent again: a backup has the last answers too."""
+        return self.backup.size_bytes() if self.backup.kept else self._kept.size_bytes
 
-    def evict_backup(self) -> None:
-        self.backup.evict()
+    def evict_backup(self) -> bool:
+        """Whether there was one; the last answers go with it, or without it."""
+        self._kept.drop()
+        return self.backup.evict()
 
     # ---- events
 
@@ -160,6 +165,7 @@ class HopSession:
         match message:
             case Step() if from_client or event.sender == self._neighbour(-1):
                 self._lifetime.committed()
+                self.used_at = now
                 return self._step(message, event.payload, event.sender)
             case Gap() if event.sender == self._neighbour(1):
                 return self._gap(message)
@@ -322,14 +328,8 @@ class HopSession:
         return [self._holds()]
 
     def _holds(self) -> Forward:
-        holds = Holds(
-            session=self.grant.session,
-            epoch=self.epoch,
-            hop=self.hop,
-            held=self.expected,
-            backup_from=self.backup.begins(self.held),
-            rows_epoch=self._rows_epoch,
-        )
+        session, begins = self.grant.session, self.backup.begins(self.held)
+        holds = Holds(session, self.epoch, self.hop, self.expected, begins, self._rows_epoch)
         return Forward(self.client, holds)
 
     def _route_changed(self, event: RouteChanged) -> list[Instruction]:
@@ -396,5 +396,4 @@ class HopSession:
         assert all(0 <= held <= self.grant.length for held in self.expected)
         self._passes.validate(self.epoch, self._next_seq)
         assert self._engine_told or self._engine_rows
-        backup_from = self.backup.begins(self.held)
-        assert backup_from is None or not any(backup_from)
+        assert not any(self.backup.begins(self.held) or ())

@@ -10,9 +10,11 @@ class Hop:
 
     def __init__(self, size: int) -> None:
         self.backup_bytes = size
+        self.has_backup = True
 
-    def evict_backup(self) -> None:
-        self.backup_bytes = 0
+    def evict_backup(self) -> bool:
+        had, self.has_backup, self.backup_bytes = self.has_backup, False, 0
+        return had
 
 
 def account(limit: int, *sizes: int) -> tuple[BackupMemory, list[Hop]]:
@@ -49,3 +51,10 @@ def test_as_many_as_needed_go() -> None:
 )
 def test_the_limit(asked: int | None, cache: int, limit: int) -> None:
     assert backup_bytes(asked, cache) == limit
+
+
+def test_last_answers_without_a_backup_are_no_backup() -> None:
+    memory, hops = account(10, 11)
+    hops[0].backup_bytes = 12
+    memory.changed(hops[0])  # type: ignore[arg-type]
+    assert (hops[0].backup_bytes, memory.total_bytes, memory.evictions) == (0, 0, 1)

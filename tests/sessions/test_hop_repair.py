@@ -93,6 +93,35 @@ def test_kept_answers_are_bounded() -> None:
     assert hop.handle(Received(HOPS[2], gap), 0.0) == [Forward(CLIENT, gap)]
 
 
+def test_kept_answers_are_counted_where_no_backup_has_them_and_can_be_dropped() -> None:
+    """The last of them too: who asks for it is told that it is gone, and repairs."""
+    last, first = make_hop(2), make_hop(0, keep_backup=True)
+    for hop in (last, first):
+        for seq in range(3):
+            step = make_step(0, seq, (4 * seq,), (4,), want=Want.LAST if seq else Want.ALL)
+            step_to(hop, step)
+            hop.handle(PassDone(0, seq, "output", output_bytes=40), 0.0)
+    assert last.backup_bytes == 120, "without `trim` nobody has a copy of what is needed alone"
+    assert first.backup_bytes == 120, "not twice"
+    assert not last.evict_backup()
+    assert first.evict_backup()
+    assert last.backup_bytes == first.backup_bytes == 0
+    assert step_to(last, make_step(0, 2, (8,), (4,))) == []
+    gap = Gap(SESSION, 0, 1, (8,), 2)
+    assert first.handle(Received(HOPS[1], gap), 0.0) == [Forward(CLIENT, gap)]
+    assert first.handle(Received(HOPS[1], Gap(SESSION, 0, 1, (12,), 3)), 0.0) == []
+    run_step(first, make_step(0, 3, (12,), (4,)))
+    assert first.handle(Received(HOPS[1], Gap(SESSION, 0, 1, (12,), 3)), 0.0)
+
+
+def test_only_what_goes_on_of_an_answer_counts() -> None:
+    hop = HopSession(make_grant(), 2, 0.0, trim=lambda output, rows: "trimmed")
+    for seq, want in enumerate((Want.LAST, Want.NONE, Want.ALL)):
+        step_to(hop, make_step(0, seq, (4 * seq,), (4,), want=want))
+        hop.handle(PassDone(0, seq, "output", output_bytes=40), 0.0)
+    assert hop.backup_bytes == 10 + 0 + 40
+
+
 # ---- backups
 
 
