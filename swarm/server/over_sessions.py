@@ -1,7 +1,10 @@
 """Sessions that are over: who still sends for one is told so once."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
+from swarm.sessions.events import Event, Forward, Instruction, Received
+from swarm.sessions.messages import Close, Fail
 from swarm.spans import SessionId
 
 REMEMBERED = 4096
@@ -25,3 +28,10 @@ class OverSessions:
     def forget(self, session: SessionId) -> None:
         """It is open here again."""
         self._sessions.pop(session, None)
+
+
+def client_knows(instructions: Iterable[Instruction], cause: Event) -> bool:
+    """Whether the client has ended the session itself, or is being told that it is over."""
+    if isinstance(cause, Received) and isinstance(cause.message, Close):
+        return True
+    return any(isinstance(one, Forward) and isinstance(one.message, Fail) for one in instructions)

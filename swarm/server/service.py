@@ -18,10 +18,11 @@ from swarm.server.engine_jobs import EngineResult, SessionEngine
 from swarm.server.handing_over import hand_over
 from swarm.server.new_routes import new_route
 from swarm.server.outgoing import Outgoing
-from swarm.server.over_sessions import OverSessions
+from swarm.server.over_sessions import OverSessions, client_knows
 from swarm.server.reception import Guest, Quotas, Reception
 from swarm.server.status import StatusCache
 from swarm.server.translation import engine_job, outgoing_message, result_event
+from swarm.server.unused_sessions import farewell, gives_way
 from swarm.sessions.admission import Admission
 from swarm.sessions.events import (
     Compute,
@@ -327,7 +328,7 @@ class Service:
                     assert isinstance(cause, Received)
                     self._compute(hop, instruction, cause.sender)
                 case Free():
-                    if _client_knows(instructions, cause):
+                    if client_knows(instructions, cause):
                         self._over.add(SessionId(hop.grant.session))
                     self._free(hop, instruction.reason)
                 case _:
@@ -388,14 +389,9 @@ class Service:
         now = self._now()
         for hop in [hop for hop in self._sessions.values() if hop.deadline <= now]:
             self._handle(hop, Tick())
+        if (unused := gives_way(self._sessions.values(), self.admission, now)) is not None:
+            self._handle(unused, Stopping(FailKind.EXPIRED, farewell(unused, now)))
         held, refusals = self._reception.tick(now)
         for client, refused in refusals:
             self._send(client, refused)
         self._let_in(held)
-
-
-def _client_knows(instructions: list[Instruction], cause: Event) -> bool:
-    """Whether the client has ended the session itself, or is being told that it is over."""
-    if isinstance(cause, Received) and isinstance(cause.message, Close):
-        return True
-    return any(isinstance(one, Forward) and isinstance(one.message, Fail) for one in instructions)

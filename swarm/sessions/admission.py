@@ -51,6 +51,7 @@ class Admission:
 
     While there are sessions, new ones leave the headroom free, so that one that has lost its server
     elsewhere finds room here; a session that needs all there is has it when nobody else is here.
+    Who comes for nothing and stays may be asked to go (`gives_way`).
     """
 
     def __init__(
@@ -140,6 +141,20 @@ class Admission:
         self._line = [waiting for waiting in self._line if waiting.deadline > now]
         return Decision(admitted=tuple(self._admit()), expired=tuple(expired))
 
+    def gives_way(self, unused: Iterable[SessionId]) -> SessionId | None:
+        """Of sessions that nobody uses, those first that have not been used for longest, the one
+        that is to end for the sake of the line; None: nobody waits, or all of them would not do.
+
+        It is one of the client that has most room; none ends for another of the same client.
+        """
+        rooms = {session: self._rooms[session] for session in unused if session in self._rooms}
+        for waiting in self._line:
+            others = {one: room for one, room in rooms.items() if room[1] != waiting.client}
+            gain = sum(tokens for tokens, _ in others.values())
+            if others and waiting.tokens <= self._free_for(waiting) + gain:
+                return max(others, key=lambda session: self._held_by[others[session][1]])
+        return None
+
     def validate(self) -> None:
         """Raises AssertionError if the books are wrong; for tests."""
         assert self.free_tokens >= 0
@@ -168,17 +183,19 @@ class Admission:
 
     def _next(self) -> Waiting | None:
         """Who is to be let in now."""
-        free = self.free_tokens
-        for_new = free - self.headroom_tokens if self._rooms else free
         modest = {waiting.client for waiting in self._line if not self._is_greedy(waiting)}
         for waiting in self._line:
             patient = waiting.overtaken >= MAX_OVERTAKES
             yields = not patient and self._is_greedy(waiting) and bool(modest - {waiting.client})
-            if waiting.tokens <= (free if waiting.repair else for_new) and not yields:
+            if waiting.tokens <= self._free_for(waiting) and not yields:
                 return waiting
             if patient:
                 return None
         return None
+
+    def _free_for(self, waiting: Waiting) -> int:
+        kept = self.headroom_tokens if self._rooms and not waiting.repair else 0
+        return self.free_tokens - kept
 
     def _is_greedy(self, waiting: Waiting) -> bool:
         held = self._held_by[waiting.client]

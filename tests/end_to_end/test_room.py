@@ -72,6 +72,18 @@ def test_who_waits_too_long_is_told(
         assert all(status["sessions_in_line"] == 0 for status in swarm.statuses())
 
 
+def test_a_session_that_nobody_uses_gives_way_and_goes_on_in_another(
+    swarm: LocalSwarm, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarm.server.unused_sessions.UNUSED_S", 0.5)
+    with swarm.client() as model, swarm.client(open_timeout_s=30.0) as other:
+        with model.session(max_length=ROOM):
+            told = greedy(model, some_ids(8), 2)
+            assert torch.equal(greedy(other, some_ids(8), 12), expected)
+            assert torch.equal(greedy(model, told, 10), expected)
+        swarm.wait_until_free()
+
+
 def test_more_than_there_ever_is(swarm: LocalSwarm) -> None:
     with (
         swarm.client(open_timeout_s=1.0) as model,

@@ -126,6 +126,32 @@ def test_a_client_has_a_quota_and_others_have_theirs() -> None:
 # ---- the line
 
 
+def test_who_waits_gets_the_room_of_a_session_that_nobody_uses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("swarm.server.unused_sessions.UNUSED_S", 5.0)
+
+    async def story(w: World) -> None:
+        server, idle, busy, newcomer = await w.server(), *[await w.client() for _ in range(3)]
+        unused = await idle.open([server], length=CAPACITY - 2 * PAGE)
+        used = await busy.open([server], length=2 * PAGE)
+        for number in range(6):
+            if number == 3:
+                assert not idle.count(Fail), "nobody else wants the room"
+                wanted = newcomer.grant([server], length=CAPACITY - 2 * PAGE)
+                await newcomer.send(server, Open(newcomer.sign(wanted), 0, wait_s=60))
+            await busy.push(server, used, tokens(1), number)
+            await busy.receive_output()
+            await asyncio.sleep(2)
+        fail = await idle.receive(Fail)
+        assert (fail.session, fail.why) == (unused.session, FailKind.EXPIRED)
+        assert "others wait for its room" in fail.detail
+        assert (await newcomer.receive(Held)).session == wanted.session
+        assert not busy.count(Fail)
+
+    in_world(story)
+
+
 def test_who_finds_no_room_waits_in_line_and_is_let_in_in_order() -> None:
     async def story(w: World) -> None:
         server, client = await w.server(), await w.client()

@@ -127,6 +127,31 @@ def test_a_small_cache_keeps_nothing_back() -> None:
     assert headroom_tokens(64 * 40, 64) == 128
 
 
+def test_an_unused_session_gives_way_to_one_that_fits_then() -> None:
+    admission = Admission(100, headroom_tokens=10)
+    admission.request(name(1), 30, 0.0, 0.0, "one")
+    admission.request(name(2), 20, 0.0, 0.0, "two")
+    admission.request(name(3), 20, 0.0, 0.0, "two")
+    unused = [name(1), name(3), name(2), name(9)]
+    assert admission.gives_way(unused) is None, "nobody waits"
+    admission.request(name(4), 60, 9.0, 0.0, "three")
+    assert admission.gives_way([name(1)]) is None, "it would not be enough"
+    assert admission.gives_way(unused) == name(3), "of who has most, the longest unused"
+    assert admission.gives_way([name(1), name(3)]) == name(3)
+    assert admission.release(name(3)) == Decision()
+    assert admission.gives_way([name(1), name(2)]) == name(1)
+    assert admission.release(name(1)).admitted == (name(4),)
+
+
+def test_nobodys_session_gives_way_to_another_of_his_own() -> None:
+    admission = Admission(100)
+    admission.request(name(1), 90, 0.0, 0.0, "one")
+    admission.request(name(2), 50, 9.0, 0.0, "one")
+    assert admission.gives_way([name(1)]) is None
+    admission.request(name(3), 40, 9.0, 0.0, "two")
+    assert admission.gives_way([name(1)]) == name(1)
+
+
 @given(
     st.integers(0, 40),
     st.lists(
