@@ -98,7 +98,9 @@ def run_program(app: Callable[..., Any], program: str, arguments: Sequence[str])
         if explain_usage is None:
             code = _tell(error)
         else:
-            sys.stderr.write(f"error: {one_line(explain_usage())} (see {program} --help)\n")
+            # Of the command itself, where a program has several.
+            asked = getattr(getattr(error, "ctx", None), "command_path", program)
+            sys.stderr.write(f"error: {one_line(explain_usage())} (see {asked} --help)\n")
             code = EXIT_USAGE
     _leave(code if isinstance(code, int) else EXIT_FAILED)
 

@@ -1,6 +1,6 @@
 """What a planner knows: a model, machines, clients, and the network between them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 
@@ -156,13 +156,23 @@ class Inventory:
         lacking = self.model.num_blocks - held
         if lacking <= 0:
             return
+        count, model = len(self.machines), self.model.name
+        what = f"{count} machines hold {held} of the {self.model.num_blocks} blocks of {model}"
+        unlimited = [replace(machine, max_blocks=None) for machine in self.machines]
+        if sum(self.most_blocks(one, tokens) for one in unlimited) >= self.model.num_blocks:
+            raise MemoryShortError(f"{what}, for their max_blocks allow no more; raise these")
         each = self.model.block_bytes + self.model.cache_bytes_per_token * tokens
         raise MemoryShortError(
-            f"{len(self.machines)} machines hold {held} of the {self.model.num_blocks} blocks of "
-            f"{self.model.name} beside the cache of {sessions} sessions of "
-            f"{workload.session_tokens} tokens: the swarm needs {lacking * each / 1e9:.1f} GB more "
-            f"({each / 1e9:.2f} GB a block), or fewer sessions"
+            f"{what} beside the cache of {sessions} sessions of {workload.session_tokens} tokens: "
+            f"the swarm needs {in_gb(lacking * each)} more ({in_gb(each)} a block), or fewer "
+            "sessions"
         )
+
+
+def in_gb(count: float) -> str:
+    """Bytes as GB (10^9), for messages; never 0.0 for what is little."""
+    gb = count / 1e9
+    return f"{gb:,.1f} GB" if gb >= 1 else f"{gb:.2g} GB"
 
 
 @dataclass(frozen=True)

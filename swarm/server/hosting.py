@@ -4,7 +4,7 @@ from math import prod
 
 import torch
 
-from swarm.errors import MemoryShortError, UsageError
+from swarm.errors import MemoryShortError, NotServedError, UsageError
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.dtypes import auto_dtype
 from swarm.models.quantization import Quantization, block_bytes, check_library
@@ -63,8 +63,14 @@ def _quantised_needs(
 def _token_bytes_per_block(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """From the config, before anything is loaded; the loaded slice knows better."""
     config = checkpoint.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attended = getattr(config, "num_attention_heads", None)
+    if not attended:
+        raise NotServedError(
+            f"{checkpoint.name} has no attention ({config.model_type}); only decoders are served "
+            "of which some blocks at least have it"
+        )
+    heads = getattr(config, "num_key_value_heads", None) or attended
+    width = getattr(config, "head_dim", None) or config.hidden_size // attended
     return int(2 * heads * width) * dtype.itemsize
 
 

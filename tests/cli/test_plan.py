@@ -194,6 +194,22 @@ def test_too_little_memory_says_how_many_gb(plan_file):
         make_plan("best", read.inventory(), read.workload.workload(), 0)
 
 
+def test_little_that_is_missing_is_not_told_as_nothing(plan_file):
+    small = BLOOM.replace("block_gb: 1.0", "block_gb: 0.001").replace(
+        "memory_gb: 12", "memory_gb: 0.004"
+    )
+    read = read_plan(plan_file(small))
+    for placement in ("best", "petals", "parallax"):
+        with pytest.raises(MemoryShortError, match=r" 0\.00\d+ GB more"):
+            make_plan(placement, read.inventory(), read.workload.workload(), 0)
+
+
+def test_blocks_that_machines_do_not_want_are_no_lack_of_memory(plan_file):
+    read = read_plan(plan_file(BLOOM.replace("memory_gb: 12", "memory_gb: 12, max_blocks: 4")))
+    with pytest.raises(MemoryShortError, match="hold 8 of the 10 blocks of toy, for their max_blo"):
+        make_plan("best", read.inventory(), read.workload.workload(), 0)
+
+
 def test_bars_show_spans():
     assert bar(Span(0, 5), 10) == "█████·····"
     assert bar(None, 4) == "····"

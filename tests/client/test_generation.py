@@ -65,6 +65,16 @@ def test_a_prompt_of_embeddings(plain, remote):
     assert torch.equal(model.generate(**options), plain.generate(**options))
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (1, 0)])
+def test_of_nothing_nothing_is_asked(remote, shape):
+    model, servers = remote
+    nothing = torch.zeros(shape, dtype=torch.long)
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="at least one token"):
+            call(nothing)
+    assert not servers.opened
+
+
 def test_equal_rows_are_computed_once(remote):
     model, servers = remote
     model.generate(IDS, max_new_tokens=3, num_beams=5, do_sample=False)

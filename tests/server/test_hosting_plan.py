@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from swarm.dht.records import MAX_ADDRESSES, ServerRecord
 from swarm.dht.signing import MAX_VALUE_BYTES
-from swarm.errors import AddressError, MemoryShortError, UsageError
+from swarm.errors import AddressError, MemoryShortError, NotServedError, UsageError
+from swarm.models.checkpoint import open_checkpoint
 from swarm.routing.view import Numerics, ServerState
 from swarm.server import memory
 from swarm.server.config import ServerConfig, make_config
 from swarm.server.free_memory import FreeMemory, cgroup_free_bytes, free_memory
-from swarm.server.hosting import pick_device
+from swarm.server.hosting import memory_needs, pick_device
 from swarm.server.memory import LEAST_CACHE_TOKENS, MOST_DEFAULT_CACHE_TOKENS, Budget, MemoryNeeds
 from swarm.server.neighbourhood import short_name
 from swarm.server.reachability import (
@@ -172,6 +174,13 @@ def test_devices() -> None:
     for wrong in ("abacus", "meta", "cuda:99999x"):
         with pytest.raises(UsageError):
             pick_device(wrong)
+
+
+def test_a_model_without_attention_is_refused_in_words(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(NotServedError, match=r"has no attention \(mamba\)"):
+        memory_needs(open_checkpoint(str(tmp_path)), torch.float32)
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

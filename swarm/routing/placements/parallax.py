@@ -8,7 +8,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from swarm.errors import MemoryShortError, UsageError
-from swarm.routing.inventory import Inventory, Machine, Workload
+from swarm.routing.inventory import Inventory, Machine, Workload, in_gb
 from swarm.routing.layout import Layout
 from swarm.routing.network import Floats
 from swarm.routing.pipelines import StageCapacity, plan_pipelines, stage_capacity, water_fill
@@ -64,7 +64,7 @@ class ParallaxPlacement:
             raise MemoryShortError(
                 f"{len(capacities)} machines hold {held} of the {layers} blocks of "
                 f"{inventory.model.name} in {self.weights_share:.0%} of their memory: the swarm "
-                f"needs {(layers - held) * each / 1e9:.1f} GB more"
+                f"needs {in_gb((layers - held) * each)} more"
             )
         peers = [machine.peer for machine in inventory.machines]
         everyone = np.arange(len(peers))

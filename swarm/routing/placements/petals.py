@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from swarm.errors import MemoryShortError
 from swarm.routing.fitting import fitting
-from swarm.routing.inventory import Inventory, Machine, Workload
+from swarm.routing.inventory import Inventory, Machine, Workload, in_gb
 from swarm.routing.layout import Layout
 from swarm.spans import PeerId, Span
 
@@ -160,8 +160,8 @@ class PetalsPlacement:
             lacking = sum(map(len, missing))
             raise MemoryShortError(
                 f"Petals' rule leaves blocks {', '.join(map(str, missing))} of {num_blocks} without"
-                f" a host: about {lacking * each / 1e9:.1f} GB more are needed "
-                f"({each / 1e9:.2f} GB a block with its cache)"
+                f" a host: about {in_gb(lacking * each)} more are needed "
+                f"({in_gb(each)} a block with its cache)"
             )
         return layout
 
