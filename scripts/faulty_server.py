@@ -6,7 +6,7 @@ from typing import Any
 
 from faults import Fault
 
-from swarm.server.engine import Engine
+from swarm.server.pass_runner import PassRunner
 from swarm.server.reception import Reception
 from swarm.sessions.messages import RefuseKind
 from swarm.wire.links import Links
@@ -20,7 +20,7 @@ def _refuse() -> None:
 
 
 def _at_step(number: int, *, wrong: bool) -> None:
-    forward, count = vars(Engine)["_forward"], 0
+    forward, count = vars(PassRunner)["_forward"], 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal count
@@ -31,7 +31,7 @@ def _at_step(number: int, *, wrong: bool) -> None:
             os._exit(3)
         return forward(*arguments) * float("nan")
 
-    setattr(Engine, "_forward", counted)  # noqa: B010
+    setattr(PassRunner, "_forward", counted)  # noqa: B010
 
 
 def _deaf() -> None:

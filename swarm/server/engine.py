@@ -8,56 +8,31 @@ prefill, each as long as the pass's token budget lasts, at most one step of each
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch
 
-from swarm.errors import NotFiniteError, SessionError, StepRejectedError, SwarmError
-from swarm.models.packed_attention import KVStore, PassRow
+from swarm.errors import SessionError
 from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.cost_model import CostModel
 from swarm.scheduling.decode_groups import DecodeGroups
 from swarm.scheduling.fair_queue import Entry, FairQueue, own_group
 from swarm.scheduling.pass_planner import PassPlanner
 from swarm.scheduling.service_counters import Path
-from swarm.server.activations import own_copy
 from swarm.server.engine_counters import EngineCounters, FinishedPass
 from swarm.server.engine_jobs import EngineJob, EngineResult, EngineStats
 from swarm.server.engine_parts import WaitingJob, pass_size
 from swarm.server.kv_cache import PagedCache
+from swarm.server.pass_runner import Blocks, PassRunner
 from swarm.sessions.messages import RowOperation
-from swarm.spans import SessionId, Span
+from swarm.spans import SessionId
 
 logger = logging.getLogger("swarm.server.engine")
 
 DEFAULT_MAX_PASS_TOKENS = 512
 _SETTLE_S = 0.002
 """An engine that has been idle for so long counts its last pass, if nothing came before."""
-
-
-class Blocks(Protocol):
-    """What the engine needs of a `BlockSlice`."""
-
-    @property
-    def span(self) -> Span: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def device(self) -> torch.device: ...
-
-    def part(self, span: Span) -> "Blocks": ...
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        rows: Sequence[PassRow],
-        kv: KVStore,
-    ) -> torch.Tensor: ...
 
 
 class Engine:
@@ -84,8 +59,8 @@ class Engine:
         kind shuts the other out; longer steps that are not decode take several passes.
         `threads`: how many torch may use in a pass; None leaves torch's own setting. `costs`: a
         first guess of what passes cost. `group_of`: the group of a client (see `FairQueue`)."""
-        self._blocks = blocks
-        self._cache = cache
+        self._blocks_hosted = len(blocks.span)
+        self._runner = PassRunner(blocks, cache)
         self._on_results = on_results
         self._threads = threads
         self._changed = threading.Condition(threading.Lock())
@@ -94,11 +69,9 @@ class Engine:
         self._planner = PassPlanner(self._queue, self._costs, max_tokens=max_pass_tokens)
         self._taken: dict[int, tuple[WaitingJob, Entry[WaitingJob]]] = {}
         """Whose part each job of the running pass is, by the id of that job."""
-        self._commands: list[tuple[SessionId, Callable[[], object]]] = []
+        self._commands: list[Callable[[], None]] = []
         self._stopping = False
         self._groups = DecodeGroups(self._costs.decode_s)
-        self._faults: dict[SessionId, SwarmError] = {}
-        """Why a session's cache is not what its client believes; the engine's thread only."""
         self._counters = EngineCounters()
         self._last_pass: FinishedPass | None = None
         """A pass whose results are handed over, and which is not counted and learnt from yet."""
@@ -112,7 +85,7 @@ class Engine:
     def reserve(self, session: SessionId, rows: int, length: int) -> None:
         """Set cache aside for a session that was admitted. If there is no room all the same, its
         jobs fail with `CacheFullError`."""
-        self._command(session, lambda: self._cache.reserve(session, rows, length))
+        self._command(partial(self._runner.reserve, session, rows, length))
 
     def submit(self, job: EngineJob) -> None:
         """Queue a step; a session's own steps run in the order of their submission."""
@@ -124,7 +97,7 @@ class Engine:
 
     def apply(self, session: SessionId, operation: RowOperation) -> None:
         """Fork and cut a session's rows now. Jobs that wait would come after it: cancel first."""
-        self._command(session, lambda: self._apply(session, operation))
+        self._command(partial(self._runner.apply, session, operation))
 
     def cancel(self, session: SessionId) -> None:
         """Drop the session's waiting jobs without results; their operations are still applied.
@@ -136,7 +109,7 @@ class Engine:
                 waiting, operation = entry.item, entry.item.job.operation
                 waiting.dropped = True
                 if operation is not None and not waiting.done:
-                    self._commands.append((session, partial(self._apply, session, operation)))
+                    self._commands.append(partial(self._runner.apply, session, operation))
             self._changed.notify()
 
     def release(self, session: SessionId) -> None:
@@ -144,7 +117,7 @@ class Engine:
         with self._changed:
             for entry in self._queue.remove_session(session):
                 entry.item.dropped = True
-            self._commands.append((session, lambda: self._release(session)))
+            self._commands.append(partial(self._release, session))
             self._changed.notify()
 
     def stop(self, timeout_s: float) -> bool:
@@ -169,9 +142,9 @@ class Engine:
 
     # ---- the engine's thread
 
-    def _command(self, session: SessionId, command: Callable[[], object]) -> None:
+    def _command(self, command: Callable[[], None]) -> None:
         with self._changed:
-            self._commands.append((session, command))
+            self._commands.append(command)
             self._changed.notify()
 
     def _run(self) -> None:
@@ -188,8 +161,8 @@ class Engine:
                         return
                     commands, self._commands = self._commands, []
                     batch = self._take_batch()
-                for session, command in commands:
-                    self._obey(session, command)
+                for command in commands:
+                    command()
                 if batch:
                     try:
                         self._pass(batch)
@@ -214,7 +187,7 @@ class Engine:
         self._counters.count(last)
         spans = {job.blocks for job in last.computed}
         if len(spans) == 1:
-            part = len(spans.pop()) / len(self._blocks.span)
+            part = len(spans.pop()) / self._blocks_hosted
             self._costs.learn(pass_size(last.computed), last.compute_s / part)
 
     def _gather_s(self) -> float:
@@ -253,50 +226,25 @@ class Engine:
                         self._queue.finish(entry)
         return whole
 
-    def _obey(self, session: SessionId, command: Callable[[], object]) -> None:
-        try:
-            command()
-        except SwarmError as error:
-            logger.warning("session %s: %s", session.hex()[:8], error)
-            self._faults[session] = error
-        except Exception as error:
-            # The edge of the thread's work: one session fails, the engine goes on.
-            logger.exception("the cache of session %s", session.hex()[:8])
-            fault = f"its cache failed: {type(error).__name__}: {error}; open it elsewhere"
-            self._faults[session] = SessionError(fault, session=session)
-
-    def _apply(self, session: SessionId, operation: RowOperation) -> None:
-        self._cache.apply(session, operation.parents, operation.truncate_to)
-
     def _release(self, session: SessionId) -> None:
-        self._cache.release(session)
-        self._faults.pop(session, None)
+        self._runner.release(session)
         self._groups.session_ended(session)
 
     def _pass(self, batch: list[tuple[EngineJob, float]]) -> None:
+        jobs = [job for job, _ in batch]
         began, processor_s = time.perf_counter(), time.thread_time()
-        errors: dict[int, SwarmError] = {}
-        ready: list[tuple[EngineJob, list[PassRow]]] = []
-        for job, _ in batch:
-            try:
-                ready.append((job, self._prepare(job)))
-            except Exception as error:
-                errors[id(job)] = self._explain(job, error)
-        outputs: dict[int, torch.Tensor] = {}
-        for blocks in {job.blocks: None for job, _ in ready}:
-            same = [each for each in ready if each[0].blocks == blocks]
-            outputs |= self._compute(same, errors)
+        outcome = self._runner.run(jobs)
         compute_s = time.perf_counter() - began
-        decoding = [job.session for job, _ in batch if job.service_class <= ServiceClass.DECODE]
+        decoding = [job.session for job in jobs if job.service_class <= ServiceClass.DECODE]
         processor_s = time.thread_time() - processor_s
         self._groups.pass_ended(decoding, compute_s, processor_s, time.perf_counter())
         waits_ms = [(began - submitted) * 1e3 for _, submitted in batch]
+        outputs, errors = outcome.outputs, outcome.errors
         results = [
             EngineResult(job, outputs.get(id(job)), errors.get(id(job)), compute_s * 1e3, wait)
-            for (job, _), wait in zip(batch, waits_ms, strict=True)
+            for job, wait in zip(jobs, waits_ms, strict=True)
         ]
-        jobs, computed = [job for job, _ in batch], [job for job, _ in ready]
-        done = FinishedPass(jobs, computed, waits_ms, compute_s, len(errors))
+        done = FinishedPass(jobs, outcome.computed, waits_ms, compute_s, len(errors))
         with self._changed:
             self._last_pass = done
         self._hand_over(results)
@@ -309,92 +257,6 @@ class Engine:
             # Nobody listens any more, as when the loop is closed; the next pass must not suffer.
             logger.exception("the results of a pass could not be handed over")
 
-    def _prepare(self, job: EngineJob) -> list[PassRow]:
-        """Check a job against its session's cache, apply its operation, and name its rows."""
-        fault = self._faults.get(job.session)
-        if fault is not None:
-            raise fault
-        tokens = sum(job.counts)
-        expected = (tokens, self._blocks.hidden_size)
-        if tuple(job.hidden.shape) != expected or job.tokens != tokens:
-            raise StepRejectedError(
-                f"{job.tokens} positions and activations of shape {tuple(job.hidden.shape)} "
-                f"where {expected} was announced",
-                session=job.session,
-                blocks=str(self._blocks.span),
-            )
-        if job.operation is not None:
-            self._apply(job.session, job.operation)
-        rows = [
-            PassRow(self._cache.row(job.session, row), start, count, job.horizon)
-            for row, (start, count) in enumerate(zip(job.starts, job.counts, strict=True))
-            if count
-        ]
-        for row in rows:
-            self._cache.check(row)
-        return rows
-
-    def _compute(
-        self, ready: list[tuple[EngineJob, list[PassRow]]], errors: dict[int, SwarmError]
-    ) -> dict[int, torch.Tensor]:
-        """Run jobs over the same blocks in one pass; if it fails, each alone, so that only the
-        guilty one does."""
-        if not any(rows for _, rows in ready):
-            return {id(job): job.hidden for job, _ in ready}
-        try:
-            output = self._forward(ready)
-        except Exception as error:
-            if len(ready) > 1:
-                outputs: dict[int, torch.Tensor] = {}
-                for each in ready:
-                    outputs |= self._compute([each], errors)
-                return outputs
-            job = ready[0][0]
-            errors[id(job)] = self._explain(job, error)
-            return {}
-        parts = torch.split(output, [job.tokens for job, _ in ready])
-        finite = bool(torch.isfinite(output.sum()))
-        outputs = {}
-        for (job, _), part in zip(ready, parts, strict=True):
-            if finite or torch.isfinite(part).all():
-                outputs[id(job)] = own_copy(part)
-            else:
-                errors[id(job)] = self._not_finite(job)
-        return outputs
-
-    def _forward(self, ready: list[tuple[EngineJob, list[PassRow]]]) -> torch.Tensor:
-        device, dtype = self._blocks.device, self._blocks.dtype
-        parts = [job.hidden.to(device, dtype) for job, _ in ready]
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
-        positions = [position for job, _ in ready for position in job.position_ids]
-        rows = [row for _, rows in ready for row in rows]
-        return self._blocks.part(ready[0][0].blocks).forward(
-            hidden, torch.tensor(positions, device=device), rows, self._cache
-        )
-
-    def _explain(self, job: EngineJob, error: Exception) -> SwarmError:
-        if isinstance(error, SwarmError):
-            return error
-        logger.error("a pass over blocks %s failed", self._blocks.span, exc_info=error)
-        return SessionError(
-            f"computing {job.tokens} tokens failed: {type(error).__name__}: {error}; open the "
-            "session again on other servers",
-            session=job.session,
-            blocks=str(self._blocks.span),
-        )
-
     def _unfinished(self, job: EngineJob, error: Exception) -> EngineResult:
         fault = f"a pass failed: {type(error).__name__}: {error}; open the session elsewhere"
         return EngineResult(job, None, SessionError(fault, session=job.session), 0.0, 0.0)
-
-    def _not_finite(self, job: EngineJob) -> SessionError:
-        span = str(self._blocks.span)
-        if not torch.isfinite(job.hidden).all():
-            return StepRejectedError(
-                "the activations that came in are not finite", session=job.session, blocks=span
-            )
-        return NotFiniteError(
-            f"blocks {span} made NaN or infinity from sound input; another dtype may help",
-            session=job.session,
-            blocks=span,
-        )

@@ -144,7 +144,7 @@ def test_a_pass_that_breaks_in_the_middle_ends_its_sessions_only(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(world.engine, "_compute", lambda *_: 1 / 0)
+        broken.setattr(world.engine._runner, "run", lambda *_: 1 / 0)
         error = world.submit(1, [[1.0]])().error
     assert isinstance(error, SessionError) and error.session == name(1)
     assert world.engine.alive
