@@ -75,6 +75,9 @@ class Reach:
 
 
 _EVERYTHING = Reach()
+WHOLE_MASK = torch.empty(1, 1, 0, 0)
+"""For a model all of whose layers see everything: the mask that it is called with. transformers
+takes one of four dimensions as made already, and spares itself the work of making one."""
 
 
 @dataclass(slots=True)
@@ -83,12 +86,17 @@ class PackedPass:
 
     rows: Sequence[PassRow]
     kv: KVPass
-    attended: set[int] = field(default_factory=set)
-    """Layers that have attended so far."""
-    masks: dict[tuple[int, "Reach"], torch.Tensor] = field(default_factory=dict)
+    attended: dict[int, Reach] = field(default_factory=dict)
+    """Layers that have attended so far, and how far they looked."""
+    masks: dict[tuple[int, Reach], torch.Tensor] = field(default_factory=dict)
     """Additive masks by index of the row and reach, made once for all layers."""
 
-    def mask(self, index: int, reach: "Reach", like: torch.Tensor) -> torch.Tensor:
+    @property
+    def sees_everything(self) -> bool:
+        """Whether all layers that have attended did."""
+        return all(reach == _EVERYTHING for reach in self.attended.values())
+
+    def mask(self, index: int, reach: Reach, like: torch.Tensor) -> torch.Tensor:
         """0 where a new token of row `index` may look, else -inf: `[count, start + count]`."""
         known = self.masks.get((index, reach))
         if known is None:
@@ -145,7 +153,7 @@ def packed_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: Reach | None,
+    attention_mask: Reach | torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -157,9 +165,9 @@ def packed_attention(
     """Causal attention of each row of the running pass over its own slots.
 
     `query` is `[1, heads, tokens, k_dim]`, `key` and `value` are `[1, kv_heads, tokens, dim]`; the
-    answer is `[1, tokens, heads, v_dim]`. `attention_mask` is what `_reach` has given. Tokens
-    beyond the pass's rows are padding: they store nothing, and their answer repeats the last row's.
-    Raises `NotServedError` for an argument whose meaning is not known here.
+    answer is `[1, tokens, heads, v_dim]`. `attention_mask` is what `_reach` has given, or
+    `WHOLE_MASK`. Tokens beyond the pass's rows are padding: they store nothing, and their answer
+    repeats the last row's. Raises `NotServedError` for an argument whose meaning is not known here.
     """
     packed = _RUNNING.current
     if packed is None:
@@ -172,7 +180,7 @@ def packed_attention(
     layer: int = module.layer_idx  # type: ignore[assignment]
     if layer in packed.attended:
         raise NotServedError(f"layer {layer} attends twice in a pass; its K/V would be mixed up")
-    packed.attended.add(layer)
+    packed.attended[layer] = reach
     heads, kv_heads = query.shape[1], key.shape[1]
     group = heads // kv_heads
     packed.kv.write(layer, key[0], value[0])
@@ -263,9 +271,9 @@ def _attend(
     return torch.bmm(weights, values).view(heads, count, -1)
 
 
-def _agreed(mask: Reach | None, window: int | None) -> Reach:
+def _agreed(mask: Reach | torch.Tensor | None, window: int | None) -> Reach:
     """What a layer sees, of which it is told in two ways."""
-    if mask is None:
+    if mask is None or mask is WHOLE_MASK:
         return _EVERYTHING if window is None else Reach(window)
     if not isinstance(mask, Reach):
         raise NotServedError("this model changes masks in a way that packed passes do not know")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 _GROWN = "max_seq_len_cached"
 
@@ -44,3 +45,10 @@ def _remembered(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if name.endswith((_GROWN, "attention_scaling"))
     }
+
+
+def looks_at_longest_position(config: PretrainedConfig) -> bool:
+    """Whether a kind of RoPE turns all tokens of a pass by what its longest position is."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return any(kind.get("rope_type") in {"dynamic", "longrope"} for kind in kinds)

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
-from swarm.models.packed_attention import KVStore, PassRow
+from swarm.models.building import building_model
+from swarm.models.packed_attention import ATTENTION_NAME, KVStore, PassRow
 from swarm.models.row_state import RowState
 from swarm.models.session_cache import LayerKind, SessionCache
 
@@ -95,3 +97,16 @@ class SessionPasses:
             cache.remember(state)
             state.after_pass(row.start + row.count)
         return output
+
+
+def own_attention(model: PreTrainedModel) -> str:
+    """Switch to attention of the model's own, the fastest that it has; its name."""
+    with building_model():
+        try:
+            model.set_attn_implementation("sdpa")
+        except ValueError:
+            model.set_attn_implementation("eager")
+    if model.config._attn_implementation == ATTENTION_NAME:
+        # It knows one kind only, and looks here just for the kind of its masks.
+        model.config._attn_implementation = "eager"
+    return str(model.config._attn_implementation)

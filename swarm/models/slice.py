@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -17,11 +18,11 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from swarm.errors import BadSpanError, NotServedError, StepRejectedError, SwarmError
-from swarm.models.building import building_model
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.layer_list import find_layers
 from swarm.models.packed_attention import (
     ATTENTION_NAME,
+    WHOLE_MASK,
     KVStore,
     PackedPass,
     PassRow,
@@ -29,10 +30,10 @@ from swarm.models.packed_attention import (
 )
 from swarm.models.packed_linear import can_pack, least_pass_tokens, pack_linears, unpack_linears
 from swarm.models.quantization import Quantization, products_dtype
-from swarm.models.rotary_state import RotaryState
+from swarm.models.rotary_state import RotaryState, looks_at_longest_position
 from swarm.models.row_state import MAX_SNAPSHOTS
 from swarm.models.session_cache import SessionCache, layer_kinds
-from swarm.models.session_passes import SessionPasses
+from swarm.models.session_passes import SessionPasses, own_attention
 from swarm.models.slice_config import model_of_layers, most_positions
 from swarm.models.slice_loading import Progress, load_model
 from swarm.models.slice_proof import GrowingStore, bar_for, prove, sessions_are_independent
@@ -70,6 +71,8 @@ class BlockSlice:
         self._alone: SessionPasses | None = None
         """Runs passes of one row each; None: passes are packed."""
         self._least_tokens = 1
+        self._mask: torch.Tensor | None = None
+        """What packed passes hand to the model in place of a mask; None: it makes its own."""
         self._parts: OrderedDict[Span, BlockSlice] = OrderedDict()
         """The newest used last; shared with all parts."""
         self._quantised = bool(getattr(model, "is_quantized", False))
@@ -78,7 +81,7 @@ class BlockSlice:
         self._attention = str(model.config._attn_implementation)
         self._plain_attention = "eager" if self._attention == ATTENTION_NAME else self._attention
         """What passes are compared with."""
-        self._looks_far = _looks_at_longest_position(model.config)
+        self._looks_far = looks_at_longest_position(model.config)
         self._named = inspect.signature(model.forward).parameters.keys()
         self._rotary = RotaryState(model)
         self._find_ends()
@@ -222,11 +225,15 @@ class BlockSlice:
             hidden = torch.cat((hidden, hidden[-1:].expand(missing, -1)))
             position_ids = torch.cat((position_ids, position_ids[-1:].expand(missing)))
         with running_pass(PackedPass(rows, kv.begin(rows))):
-            return self._run(hidden, position_ids)[:tokens]
+            return self._run(hidden, position_ids, mask=self._mask)[:tokens]
 
     @torch.inference_mode()
     def _run(
-        self, hidden: torch.Tensor, position_ids: torch.Tensor, cache: SessionCache | None = None
+        self,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        cache: SessionCache | None = None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """From the first layer's input to the last one's output."""
         self._rotary.reset()
@@ -238,6 +245,7 @@ class BlockSlice:
         )
         given = {
             "position_ids": position_ids.unsqueeze(0),
+            "attention_mask": mask,
             "past_key_values": cache,
             "cache_params": cache,
             "use_cache": cache is not None,
@@ -314,19 +322,31 @@ class BlockSlice:
             yield self._cut_out(Span(block, block + 1))
 
     def _measure_packed(self, like: torch.Tensor) -> None:
-        kv = GrowingStore()
-        rows = [PassRow(0, 0, 3)]
-        packed = PackedPass(rows, kv.begin(rows))
-        with running_pass(packed):
-            self._run(like.new_zeros(3, self.hidden_size), torch.arange(3, device=like.device))
+        kv, hidden = GrowingStore(), torch.linspace(-1, 1, 3 * self.hidden_size).to(like)
+        hidden = hidden.view(3, self.hidden_size)
+        packed, output = self._try_packed(hidden, kv, None)
         self.kv_shapes = kv.shapes(len(self.span))
-        if packed.attended != set(range(len(self.span))):
+        if packed.attended.keys() != set(range(len(self.span))):
             raise NotServedError("some blocks have no attention that can be packed")
+        if packed.sees_everything:
+            with suppress(Exception):  # a model that does something else with masks
+                again, same = self._try_packed(hidden, GrowingStore(), WHOLE_MASK)
+                if again.attended == packed.attended and torch.equal(same, output):
+                    self._mask = WHOLE_MASK
+
+    def _try_packed(
+        self, hidden: torch.Tensor, kv: GrowingStore, mask: torch.Tensor | None
+    ) -> tuple[PackedPass, torch.Tensor]:
+        """One pass of a row that begins; what it left, and its output."""
+        rows = [PassRow(0, 0, len(hidden))]
+        with running_pass(PackedPass(rows, kv.begin(rows))) as packed:
+            places = torch.arange(len(hidden), device=hidden.device)
+            return packed, self._run(hidden, places, mask=mask)
 
     def _prepare_alone(self, like: torch.Tensor) -> None:
         self.packs_sessions = False
         if self._attention == ATTENTION_NAME:
-            self._attention = _own_attention(self.model)
+            self._attention = own_attention(self.model)
         self._alone = SessionPasses(layer_kinds(self.model.config))
         self.rewinds = "snapshots" if self._alone.recurrent else "any"
         kv = GrowingStore()
@@ -368,27 +388,7 @@ class BlockSlice:
             self._least_tokens = 1
 
 
-def _own_attention(model: PreTrainedModel) -> str:
-    """Switch to attention of the model's own, the fastest that it has; its name."""
-    with building_model():
-        try:
-            model.set_attn_implementation("sdpa")
-        except ValueError:
-            model.set_attn_implementation("eager")
-    if model.config._attn_implementation == ATTENTION_NAME:
-        # It knows one kind only, and looks here just for the kind of its masks.
-        model.config._attn_implementation = "eager"
-    return str(model.config._attn_implementation)
-
-
 def _in_words(error: Exception) -> str:
     if isinstance(error, SwarmError):
         return str(error)
     return f"its own code fails ({type(error).__name__}: {error})"
-
-
-def _looks_at_longest_position(config: PretrainedConfig) -> bool:
-    """Whether a kind of RoPE turns all tokens of a pass by what its longest position is."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    return any(kind.get("rope_type") in {"dynamic", "longrope"} for kind in kinds)

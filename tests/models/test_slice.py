@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,13 +11,14 @@ from architectures import draw
 from tiny_models import SIZES, save_tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
 
 from swarm.errors import BadSpanError, CheckpointError, NotServedError
 from swarm.models import slice as slice_module
 from swarm.models.building import building_model
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.layer_list import find_layers
-from swarm.models.packed_attention import _RUNNING, PassRow
+from swarm.models.packed_attention import _RUNNING, ATTENTION_NAME, PassRow
 from swarm.models.packed_linear import PackedLinear
 from swarm.models.slice import BlockSlice
 from swarm.models.slice_config import check_layers, sliced_config
@@ -201,6 +203,46 @@ def test_parts_leave_nothing_on_the_layers_and_are_bounded(
     for layer in find_layers(blocks.model, 4)[1]:
         assert not layer._forward_hooks
         assert not layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("architecture", "makes_masks"), [("llama", False), ("gpt2", False), ("gemma3_text", True)]
+)
+def test_a_model_that_sees_everything_is_asked_for_no_mask(
+    architecture: str, makes_masks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(architecture, tmp_path)
+    blocks = BlockSlice.load(open_checkpoint(str(tmp_path)), Span(0, 4))
+    made = []
+    real = AttentionMaskInterface._global_mapping[ATTENTION_NAME]
+
+    def make(*arguments: Any, **named: Any) -> Any:
+        made.append(named)
+        return real(*arguments, **named)
+
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, ATTENTION_NAME, make)
+    for each in (blocks, blocks.part(Span(1, 3))):
+        each.forward(torch.ones(2, 32), torch.arange(2), [PassRow(0, 0, 2)], GrowingStore())
+    assert bool(made) is makes_masks
+
+
+def test_a_model_that_changes_masks_makes_them(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    model = type(BlockSlice.load(open_checkpoint(str(tmp_path)), Span(0, 1)).model)
+    changed: list[Any] = []
+    plain = model.forward
+
+    def forward(self: Any, *arguments: Any, attention_mask: Any = None, **named: Any) -> Any:
+        if attention_mask is not None:
+            changed.append(attention_mask)
+            attention_mask = attention_mask * 1
+        return plain(self, *arguments, attention_mask=attention_mask, **named)
+
+    forward.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "forward", forward)
+        blocks = BlockSlice.load(open_checkpoint(str(tmp_path)), Span(0, 4))
+    assert len(changed) == 1 and blocks.packs_sessions and blocks._mask is None
 
 
 def test_weights_that_are_used_otherwise_than_by_linear_layers_stay_plain(
