@@ -1,6 +1,8 @@
 """What the tests of the commands share."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -54,3 +56,21 @@ def plan() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return plan
+
+
+@pytest.fixture
+def run_python() -> Callable[[str], str]:
+    """Runs a program in a new interpreter, which has to end well; its standard output."""
+
+    def run_python(program: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run_python
