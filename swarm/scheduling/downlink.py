@@ -10,6 +10,7 @@ equal part leaves the rest to the others. Pure; times are in seconds, rates in b
 
 from collections import deque
 
+from swarm.scheduling.bursts import Bursts
 from swarm.scheduling.decode_activity import ACTIVE_S
 from swarm.scheduling.link_window import FRAGMENT_S, INITIAL_WINDOW_BYTES, MIN_FRAGMENT_BYTES
 
@@ -22,6 +23,11 @@ LINE_GAIN = 1.05
 """So much more than the line was found to bring is granted: else it could never bring more."""
 SENDER_GAIN = 1.5
 """So much more than it sent may be granted to a sender that sends less than an equal part."""
+
+
+def memory_s_of(interval_s: float) -> float:
+    """How long rates and bursts count, which are measured over so long."""
+    return max(MEMORY_S, _MEMORY_ROUNDS * interval_s)
 
 
 class RateMeter:
@@ -48,8 +54,7 @@ class RateMeter:
         while self._rates and self._rates[-1][1] <= rate:
             self._rates.pop()
         self._rates.append((now, rate))
-        memory_s = max(MEMORY_S, _MEMORY_ROUNDS * interval_s)
-        while now - self._rates[0][0] > memory_s:
+        while now - self._rates[0][0] > memory_s_of(interval_s):
             self._rates.popleft()
         return True
 
@@ -85,8 +90,9 @@ class DownlinkSender:
             return None
         if self.part is None:
             return INITIAL_WINDOW_BYTES
-        fragment = max(MIN_FRAGMENT_BYTES, self.part * FRAGMENT_S)
-        return int(self.part * self.rtt_s + 2 * fragment)
+        fragment = int(max(MIN_FRAGMENT_BYTES, self.part * FRAGMENT_S))
+        bursts_s = self._downlink.bursts_s
+        return int(self.part * (self.rtt_s + bursts_s)) + 2 * fragment
 
     def leave(self) -> None:
         """The link is over."""
@@ -107,6 +113,7 @@ class Downlink:
         self.decode_before = float("-inf")
         """When it came last from another one."""
         self._meter = RateMeter()
+        self._bursts = Bursts()
 
     def join(self) -> DownlinkSender:
         return DownlinkSender(self)
@@ -115,6 +122,14 @@ class Downlink:
     def rate_bytes_per_s(self) -> float | None:
         """What the line was found to bring, of anything but decode."""
         return self._meter.rate
+
+    @property
+    def bursts_s(self) -> float:
+        """So long the line takes for what comes at once where nothing held it up."""
+        rate = self._meter.rate
+        if rate is None:
+            return 0.0
+        return self._bursts.beyond(int(max(MIN_FRAGMENT_BYTES, rate * FRAGMENT_S))) / rate
 
     def decode_is_active(self, now: float) -> bool:
         """Whether decode comes in, from whomever."""
@@ -134,6 +149,9 @@ class Downlink:
             changed = True
         if self._meter.add(size, interval_s, now) or changed:
             self._divide(now)
+        rate = self._meter.rate
+        if rate is not None:
+            self._bursts.add(size, rate, memory_s_of(interval_s), now)
 
     def _divide(self, now: float) -> None:
         for sender in [s for s in self.senders if now - s.last_data > MEMORY_S + s.rtt_s]:

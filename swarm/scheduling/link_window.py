@@ -11,6 +11,8 @@ nothing else in flight when it is old. Pure: told of what is sent and acknowledg
 from collections import deque
 from dataclasses import dataclass
 
+from swarm.scheduling.bursts import Bursts
+
 MIN_FRAGMENT_BYTES = 2 * 1024
 MAX_FRAGMENT_BYTES = 64 * 1024
 """Of one frame's body."""
@@ -84,6 +86,7 @@ class LinkWindow:
         """When the least round trip was last seen."""
         self._rates: deque[tuple[float, float]] = deque()
         """`(time, rate)`, falling: the first is the largest that counts."""
+        self._bursts = Bursts()
         self._startup = True
         self._full_rate = 0.0
         self._full_rounds = 0
@@ -125,7 +128,8 @@ class LinkWindow:
 
     def window_bytes(self, decode_active: bool) -> int:
         """With less than this in flight the next fragment may follow: so beside decode the path is
-        full and one to two fragments wait in its queue."""
+        full and one to two fragments wait in its queue, and more only on a path whose bytes come by
+        fits and starts (`Bursts`)."""
         return 0 if self._probing_rtt else self._full_window_bytes(decode_active)
 
     def _full_window_bytes(self, decode_active: bool) -> int:
@@ -138,6 +142,7 @@ class LinkWindow:
         path = int(self.rate_bytes_per_s * self.min_rtt_s)
         if self._startup:
             return max(initial, int(STARTUP_GAIN * path) + 2 * fragment)
+        path += self._bursts.beyond(fragment)
         if decode_active:
             return path + fragment
         return 2 * path + max(4 * fragment, int(self.rate_bytes_per_s * IDLE_QUEUE_S))
@@ -221,8 +226,11 @@ class LinkWindow:
         self._delivered_at = now
         newest: _Sent | None = None
         alone: _Sent | None = None
+        patient = 0
         while self._records and self._records[0].end <= received:
             newest = self._records.popleft()
+            if not newest.urgent:
+                patient += newest.end - newest.begin
             if newest.drained:
                 alone = newest
         if newest is None:
@@ -246,6 +254,8 @@ class LinkWindow:
             queued = self._much_late_answers >= _MUCH_LATE_ANSWERS
             unproven = queued and now - self._rates[0][0] > self._memory_s
             self._rate_sample(rate, now, newest.app_limited and not unproven and not first)
+        if patient and self.rate_bytes_per_s is not None:
+            self._bursts.add(patient, self.rate_bytes_per_s, self._memory_s, now)
         if newest.delivered >= self._next_round:
             self._next_round = received
             self._round_ended(newest.app_limited)

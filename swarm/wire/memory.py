@@ -28,6 +28,8 @@ class Path:
 
     delay_s: float = 0.0
     """One way."""
+    jitter_s: float = 0.0
+    """Each write takes up to so much longer, and what is behind it comes no sooner."""
     bandwidth_bytes_per_s: float = float("inf")
     """Shared by all streams of the pair."""
     buffer_bytes: int = 256 * 1024
@@ -188,6 +190,8 @@ class MemoryNetworkHub:
             self._downlink_busy_until[reader] = end = max(end, begin + size / downlink)
         if path.loss and self.random.random() < path.loss:
             end += path.stall_s
+        if path.jitter_s:
+            end += self.random.uniform(0.0, path.jitter_s)
         return end + path.delay_s
 
     def join(self, a: PeerId, b: PeerId) -> "tuple[MemoryStream, MemoryStream]":

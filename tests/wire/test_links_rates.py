@@ -42,10 +42,13 @@ class Timed(Peer):
         self.came[request(message)] = asyncio.get_running_loop().time()
 
 
-async def decode_beside_prompts(mbit: float, rtt_s: float) -> tuple[list[float], float, float]:
+async def decode_beside_prompts(
+    mbit: float, rtt_s: float, jitter_s: float = 0.0
+) -> tuple[list[float], float, float]:
     """One-way delays of decode messages while prompts fill the link, the part of the link's rate
     that the prompts get, and the longest that a fragment takes."""
     hub = MemoryNetworkHub(0, wide(mbit, rtt_s))
+    hub.set_default_path(jitter_s=jitter_s)
     async with Timed(hub, ANNA) as anna, Timed(hub, BERT) as bert:
         await anna.links.connect(BERT, 10.0)
         loop = asyncio.get_running_loop()
@@ -84,10 +87,24 @@ def test_decode_waits_for_a_few_fragments_and_prompts_fill_the_link(
     assert share >= (0.94 if rtt_s < 0.3 else 0.75)  # of ten seconds, the start among them
 
 
-async def decode_beside_others_bulk(mbit: float, rtt_s: float, senders: int) -> list[float]:
+@pytest.mark.parametrize("jitter_s", [0.01, 0.03])
+@pytest.mark.parametrize("mbit", [5, 20, 100])
+def test_a_path_that_delivers_by_fits_and_starts_is_used(mbit: float, jitter_s: float) -> None:
+    """Most round trips are longer than the least one; nothing that is learnt may shrink by that."""
+    delays, share, fragment_s = run(decode_beside_prompts(mbit, 0.02, jitter_s))
+    settled = sorted(delays[20:])
+    assert settled[len(settled) // 2] <= 0.01 + 3 * fragment_s + 2 * jitter_s + 0.01
+    assert settled[int(0.95 * len(settled))] <= 0.01 + 3 * fragment_s + 3 * jitter_s + 0.01
+    assert share >= (0.9 if jitter_s < 0.03 else 0.75)
+
+
+async def decode_beside_others_bulk(
+    mbit: float, rtt_s: float, senders: int, jitter_s: float = 0.0
+) -> list[float]:
     """One-way delays of Anna's decode messages to Bert while others fill Bert's line with bulk;
     the last number is the part of the line that the bulk gets."""
     hub = MemoryNetworkHub(0, wide(1000, rtt_s))
+    hub.set_default_path(jitter_s=jitter_s)
     hub.set_downlink(BERT, mbit * MBIT)
     others = [PeerId(f"other-{number}") for number in range(senders)]
     async with AsyncExitStack() as stack:
@@ -128,6 +145,15 @@ def test_decode_of_one_peer_does_not_wait_behind_the_bulk_of_others(
     settled = sorted(delays[30:])
     assert settled[len(settled) // 2] - own_s <= 0.04
     assert settled[int(0.95 * len(settled))] - own_s <= 0.06
+    assert share >= 0.8
+
+
+@pytest.mark.parametrize("senders", [1, 3])
+def test_a_line_that_delivers_by_fits_and_starts_is_used(senders: int) -> None:
+    jitter_s = 0.06
+    *delays, share = run(decode_beside_others_bulk(100, 0.02, senders, jitter_s))
+    settled = sorted(delays[30:])
+    assert settled[len(settled) // 2] <= 0.01 + 2.5 * jitter_s
     assert share >= 0.8
 
 
