@@ -78,7 +78,7 @@ class ClientRouter:
         self._me = me
         self._mix_numerics = mix_numerics
         self._costs = RouteCosts(activation_bytes=activation_bytes, mix_numerics=mix_numerics)
-        self._router = TwoChoicesRouter(self._costs, rng)
+        self._router = TwoChoicesRouter(self._costs, rng, fresh_loads=True)
         self._vivaldi = Vivaldi(rng)
         self._records: dict[PeerId, ServerRecord] = {}
         self._read_at: dict[PeerId, float] = {}

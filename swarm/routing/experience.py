@@ -4,6 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from swarm.routing.network import Floats
+from swarm.routing.router import decode_block_s
 from swarm.routing.view import ServerView, SwarmView
 from swarm.spans import PeerId
 
@@ -28,8 +32,8 @@ class Share:
 
 @dataclass(frozen=True)
 class _Belief:
-    announced_ms: float
-    """Per block, when the factor was found."""
+    announced_s: float
+    """Per block, when the factor was found; what it counts as, if it announced nothing."""
     factor: float = 1.0
     doubt: float = _DOUBT
 
@@ -53,9 +57,15 @@ class Experience:
         belief = self._beliefs.get(server.peer)
         if belief is None:
             return 1.0
-        if server.decode_ms_per_block <= 0 or belief.announced_ms <= 0:
-            return belief.factor
-        return _bounded(belief.factor * belief.announced_ms / server.decode_ms_per_block)
+        return _bounded(belief.factor * belief.announced_s / decode_block_s(server))
+
+    def doubts(self, view: SwarmView) -> Floats:
+        """`[servers]`: the standard deviation of each `factor`; 0 where nothing was measured."""
+        beliefs = self._beliefs
+        if not beliefs:
+            return np.zeros(len(view.servers))
+        known = (beliefs.get(server.peer) for server in view.servers)
+        return np.array([0.0 if belief is None else belief.doubt for belief in known])
 
     def seen(self, view: SwarmView) -> SwarmView:
         """The snapshot with the speeds that are believed; of servers that were never asked, and
@@ -81,7 +91,7 @@ class Experience:
         known = [self._beliefs.get(share.server.peer) for share in shares]
         beliefs = [
             _Belief(
-                share.server.decode_ms_per_block,
+                decode_block_s(share.server),
                 self.factor(share.server),
                 belief.doubt if belief is not None else _DOUBT,
             )
@@ -108,7 +118,7 @@ class Experience:
             return kept[2]
         seen = replace(
             server,
-            decode_ms_per_block=server.decode_ms_per_block * factor,
+            decode_ms_per_block=1e3 * decode_block_s(server) * factor,
             decode_fixed_ms=server.decode_fixed_ms * factor,
             decode_row_ms_per_block=server.decode_row_ms_per_block * factor,
             prefill_tokens_per_s=server.prefill_tokens_per_s / factor,

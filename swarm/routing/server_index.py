@@ -49,6 +49,8 @@ class Candidates:
     """Back to the client (push; else zero)."""
     load_s: Floats
     """Of `fixed_s`, what comes from other sessions: waits, and the penalties of full caches."""
+    wait_s: Floats
+    """Of it, the waits that servers announce."""
     links: Links
     delay_weight: float
     carried_s: Floats | None
@@ -101,7 +103,8 @@ class ServerIndex:
         fixed = table[:, 4] * (steps + 1.0)
         fixed += steps * costs.overhead.decode_s + costs.overhead.prefill_s
         fixed += costs.overhead.prefill_token_s * prompt
-        load = table[:, 10] * (steps + 1.0)
+        wait = table[:, 10] * (steps + 1.0)
+        load = wait.copy()
         if extra_s is not None:
             load += extra_s * steps
         if cache_penalties:
@@ -133,6 +136,7 @@ class ServerIndex:
             enter_s=one_way if relay else one_way + carried * way,
             leave_s=one_way if relay else one_way + returned * way,
             load_s=load,
+            wait_s=wait,
             links=links,
             delay_weight=0.0 if relay else steps + 1.0,
             carried_s=None if relay or not carried_s.any() else carried_s,

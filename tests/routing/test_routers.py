@@ -78,12 +78,17 @@ def test_near_equals_are_nearly_equal(data: st.DataObject) -> None:
     network = known(view, data.draw(round_trips(view)))
     assume(not view.missing())
     best = LayerRouter(COSTS).route(view, network, REQUEST)
-    rng = random.Random(data.draw(st.integers(0, 5)))
-    route = TwoChoicesRouter(COSTS, rng, near_equal=0.1).route(view, network, REQUEST)
+    rng, fresh = random.Random(data.draw(st.integers(0, 5))), data.draw(st.booleans())
+    router = TwoChoicesRouter(COSTS, rng, near_equal=0.1, fresh_loads=fresh)
+    route = router.route(view, network, REQUEST)
     assert route.hops in list(all_chains(view, to_the_end=False))
     least = request_s(view, best.hops, network) + penalties(view, best.hops)
     found = request_s(view, route.hops, network) + penalties(view, route.hops)
-    assert found <= least * 1.1 + 1e-9
+    # By an old load a server may cost three times as much more.
+    assert found <= least * (1.1 if fresh else 1.3) + 1e-9
+    waits = {one.peer: one.queue_wait_ms for one in view.servers}
+    if len(set(waits.values())) == 1:
+        assert found <= least * 1.1 + 1e-9
 
 
 @given(st.data())
