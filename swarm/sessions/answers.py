@@ -17,17 +17,25 @@ from swarm.sessions.messages import (
     Step,
     Want,
 )
-from swarm.sessions.rules import Takes, emitted, service_class_of, taken, wanted
+from swarm.sessions.rules import Takes, emitted, taken, wanted
 from swarm.spans import PeerId
 
 Trim: TypeAlias = Callable[[Any, Takes], Any]
 """`(output, rows)`: the output of those tokens alone."""
 
 
-def answer(step: Step, done: PassDone, grant: Grant, hop: int, trim: Trim | None = None) -> Forward:
+def answer(
+    step: Step,
+    done: PassDone,
+    service_class: ServiceClass,
+    grant: Grant,
+    hop: int,
+    trim: Trim | None = None,
+) -> Forward:
     """The step for the next hop; at the last hop, or where a refill ends, an output.
 
-    `trim`: makes of an output what goes on of it, so that no more than that is kept.
+    `service_class`: the step's, and so that of its answer. `trim`: makes of an output what goes on
+    of it, so that no more than that is kept.
     """
     takes = emitted(step, hop)
     refilled = bool(step.emit_from) and hop == step.emit_hop
@@ -41,7 +49,6 @@ def answer(step: Step, done: PassDone, grant: Grant, hop: int, trim: Trim | None
     if trim is not None and payload is not None and rows is not None:
         payload, rows = trim(payload, rows), None
         size_bytes = size_bytes * sum(counts) // sum(step.counts)
-    service_class = service_class_of(step.counts, step.emit_from)
     if ends:
         output = Output(
             session=step.session,

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -120,7 +121,7 @@ class ClientSession:
         if not self._unanswered or self._rerouting is not None or self._resting:
             return 0.0
         step = self._unanswered[0].step
-        if service_class_of(step.counts, step.emit_from) is not ServiceClass.DECODE:
+        if service_class_of(step) is not ServiceClass.DECODE:
             return 0.0
         return now - self._quiet_since
 
@@ -360,7 +361,8 @@ class ClientSession:
         return len(self._unanswered) < self._window
 
     def _push(self, asked: Asked) -> Forward:
-        service_class = service_class_of(asked.step.counts, asked.step.emit_from)
+        before = takewhile(lambda other: other is not asked, self._unanswered)
+        service_class = service_class_of(asked.step, (other.step for other in before))
         first = PeerId(self.grant.hops[0].peer)
         return Forward(first, asked.step, asked.payload, service_class=service_class)
 

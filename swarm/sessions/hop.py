@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.answers import KeptAnswers, Trim, answer, replayed
 from swarm.sessions.backup import Backup
 from swarm.sessions.events import (
@@ -46,7 +47,6 @@ from swarm.sessions.rules import (
     composed,
     lacks,
     operation_fault,
-    service_class_of,
     shape_fault,
     tensor_fault,
 )
@@ -235,14 +235,13 @@ class HopSession:
         if not sum(step.counts):
             self._passes.take(step, PassDone(step.epoch, step.seq, None))
             return self._commit_passes()
-        self._passes.take(step)
+        service_class = self._passes.take(step)
         first = not self._engine_told
         operation = None
         if first:
             operation = RowOperation(parents=self._parents, truncate_to=step.starts)
         self._parents, self._engine_told, self._engine_rows = None, True, True
         told = msgspec.structs.replace(step, operation=operation)
-        service_class = service_class_of(step.counts, step.emit_from)
         return [Compute(told, payload, service_class, first)]
 
     def _raise_epoch(self, epoch: int, operation: RowOperation | None) -> None:
@@ -268,18 +267,18 @@ class HopSession:
     def _commit_passes(self) -> list[Instruction]:
         """Commit and pass on, in order, what is done."""
         instructions: list[Instruction] = []
-        for step, done in self._passes.committed():
+        for step, done, service_class in self._passes.committed():
             self.held = added(self.held, step.counts)
             self.backup.append(
                 step.starts, step.counts, step.position_ids, done.output, done.output_bytes
             )
-            forward = self._answer(step, done)
+            forward = self._answer(step, done, service_class)
             self._kept.keep(forward)
             instructions.append(forward)
         return instructions
 
-    def _answer(self, step: Step, done: PassDone) -> Forward:
-        return answer(step, done, self.grant, self.hop, self._trim)
+    def _answer(self, step: Step, done: PassDone, service_class: ServiceClass) -> Forward:
+        return answer(step, done, service_class, self.grant, self.hop, self._trim)
 
     # ---- gaps and replays
 

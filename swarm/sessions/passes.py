@@ -4,14 +4,16 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.events import PassDone
 from swarm.sessions.messages import Step
-from swarm.sessions.rules import Lengths, added
+from swarm.sessions.rules import Lengths, added, service_class_of
 
 
 @dataclass
 class _Pass:
     step: Step
+    service_class: ServiceClass
     done: PassDone | None = None
 
 
@@ -24,19 +26,22 @@ class Passes:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self, step: Step, done: PassDone | None = None) -> None:
-        """`done`: where there is nothing to compute."""
-        self._waiting.append(_Pass(step, done))
+    def take(self, step: Step, done: PassDone | None = None) -> ServiceClass:
+        """The step's class here, beside those that wait. `done`: where nothing is to compute."""
+        service_class = service_class_of(step, (waiting.step for waiting in self._waiting))
+        self._waiting.append(_Pass(step, service_class, done))
+        return service_class
 
     def ended(self, done: PassDone) -> None:
         for waiting in self._waiting:
             if waiting.step.seq == done.seq:
                 waiting.done = done
 
-    def committed(self) -> Iterator[tuple[Step, PassDone]]:
+    def committed(self) -> Iterator[tuple[Step, PassDone, ServiceClass]]:
         """Removes the ended steps that have nothing before them, and gives them in order."""
         while self._waiting and (done := self._waiting[0].done) is not None:
-            yield self._waiting.popleft().step, done
+            ended = self._waiting.popleft()
+            yield ended.step, done, ended.service_class
 
     def clear(self) -> None:
         self._waiting.clear()

@@ -1,20 +1,30 @@
 """What hop and client agree on: row operations, the shape of a step, trimming, classes."""
 
+from collections.abc import Iterable
+
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import MAX_STEP_TOKENS, Grant, RowOperation, Step, TensorSpec, Want
 
 DECODE_TOKENS_PER_ROW = 16
-"""A step of at most so many tokens in every row (one, or a speculation) is decode."""
+"""Decode has at most so many tokens of every row under way (one, or a speculation)."""
 DECODE_TOKENS = 256
-"""A decode step has at most so many tokens over all rows."""
+"""And at most so many over all rows."""
 
 Lengths = tuple[int, ...]
 
 
-def service_class_of(counts: Lengths, emit_from: Lengths) -> ServiceClass:
-    """A step that refills caches is repair; small steps are decode; all others prefill."""
-    if any(emit_from):
+def service_class_of(step: Step, before: Iterable[Step] = ()) -> ServiceClass:
+    """A step that refills caches is repair; small steps are decode; all others prefill.
+
+    `before`: the session's steps that are still under way. They count with it: who decodes awaits
+    each answer before the next step, so a prompt that is cut as fine as decode is prefill.
+    """
+    if any(step.emit_from):
         return ServiceClass.REPAIR
+    counts = step.counts
+    for each in before:
+        if not any(each.emit_from):
+            counts = added(counts, each.counts)
     if max(counts, default=0) <= DECODE_TOKENS_PER_ROW and sum(counts) <= DECODE_TOKENS:
         return ServiceClass.DECODE
     return ServiceClass.PREFILL

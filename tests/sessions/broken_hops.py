@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.events import Compute, Forward, Instruction, PassDone
 from swarm.sessions.hop import HopSession
 from swarm.sessions.messages import Fence, RowOperation, Step
@@ -45,8 +46,9 @@ class AppliesOperationsTwice(HopSession):
 class IgnoresEmitFrom(HopSession):
     """Forwards everything in a refill."""
 
-    def _answer(self, step: Step, done: PassDone) -> Forward:
-        return super()._answer(msgspec.structs.replace(step, emit_from=()), done)
+    def _answer(self, step: Step, done: PassDone, service_class: ServiceClass) -> Forward:
+        whole = msgspec.structs.replace(step, emit_from=())
+        return super()._answer(whole, done, service_class)
 
 
 class ForgetsParents(HopSession):

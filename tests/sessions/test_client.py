@@ -120,6 +120,15 @@ def test_at_most_a_window_of_steps_is_unanswered() -> None:
     assert [(s.seq, s.starts) for s in steps([forward])] == [(2, (10,))]
 
 
+def test_a_prompt_that_is_cut_as_fine_as_decode_goes_with_prompts() -> None:
+    session = make_session(window=3)
+    classes = []
+    for count in (16, 16, 1):
+        instructions = session.step((count,), tuple(range(count)), Want.LAST, "input", now=0.0)[1]
+        classes += [each.service_class for each in instructions if isinstance(each, Forward)]
+    assert classes == [ServiceClass.DECODE, ServiceClass.PREFILL, ServiceClass.PREFILL]
+
+
 def test_an_operation_waits_for_all_answers_and_begins_an_epoch() -> None:
     session = make_session()
     _, (first,) = ask(session, 5)

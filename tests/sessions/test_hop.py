@@ -1,5 +1,7 @@
 """One hop's rules for steps, frame by frame: order, duplicates, epochs, broken rules."""
 
+from collections.abc import Sequence
+
 import pytest
 from session_samples import CLIENT, HOPS, SESSION, make_grant, make_step
 from single_hops import fail_of, make_hop, run_step, step_to
@@ -22,6 +24,8 @@ from swarm.sessions.messages import (
     Want,
 )
 from swarm.spans import PeerId
+
+DECODE, PREFILL = ServiceClass.DECODE, ServiceClass.PREFILL
 
 
 def test_a_step_is_computed_committed_and_pushed_on() -> None:
@@ -75,6 +79,44 @@ def test_chunks_are_taken_while_earlier_ones_are_in_the_engine() -> None:
     forwards = hop.handle(PassDone(0, 0, "first"), 0.0)
     assert [f.payload for f in forwards if isinstance(f, Forward)] == ["first", "second"]
     assert (hop.held, hop.expected) == ((50,), (75,))
+
+
+def classes_of(hop: HopSession, counts: Sequence[tuple[int, ...]]) -> list[ServiceClass]:
+    """Of steps with `counts`, none of which has ended when the next comes."""
+    classes: list[ServiceClass] = []
+    starts = hop.expected or (0,) * len(counts[0])
+    for each in counts:
+        (compute,) = step_to(hop, make_step(0, hop._next_seq, starts, each))
+        assert isinstance(compute, Compute)
+        classes.append(compute.service_class)
+        starts = hop.expected
+    return classes
+
+
+def test_a_prompt_that_is_cut_as_fine_as_decode_goes_with_prompts() -> None:
+    hop = make_hop()
+    assert classes_of(hop, [(16,), (16,), (1,)]) == [DECODE, PREFILL, PREFILL]
+    answers = [hop.handle(PassDone(0, seq, "output"), 0.0) for seq in range(3)]
+    forwards = [each for instructions in answers for each in instructions]
+    assert [f.service_class for f in forwards if isinstance(f, Forward)] == [
+        DECODE, PREFILL, PREFILL,
+    ]  # fmt: skip
+    assert classes_of(hop, [(16,)]) == [DECODE]
+
+
+def test_one_step_in_several_pieces_is_decode() -> None:
+    of_40_rows = HopSession(make_grant(rows=40), 1, 0.0)
+    first, second = ((1,) * 25 + (0,) * 15, (0,) * 25 + (1,) * 15)
+    assert classes_of(of_40_rows, [first, second]) == [DECODE, DECODE]
+    assert classes_of(make_hop(), [(9,), (7,), (1,)]) == [DECODE, DECODE, PREFILL]
+
+
+def test_a_refill_under_way_does_not_make_the_step_behind_it_a_prompt() -> None:
+    hop = make_hop()
+    (refill,) = step_to(hop, make_step(0, 0, (0,), (40,), emit_from=(40,), emit_hop=1))
+    assert isinstance(refill, Compute) and refill.service_class is ServiceClass.REPAIR
+    (compute,) = step_to(hop, make_step(0, 1, (40,), (1,)))
+    assert isinstance(compute, Compute) and compute.service_class is DECODE
 
 
 def test_a_duplicate_is_answered_again_and_changes_nothing() -> None:
