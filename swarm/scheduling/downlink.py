@@ -151,7 +151,7 @@ class Downlink:
             self._divide(now)
         rate = self._meter.rate
         if rate is not None:
-            self._bursts.add(size, rate, memory_s_of(interval_s), now)
+            self._bursts.add(size, rate, interval_s, now)
 
     def _divide(self, now: float) -> None:
         for sender in [s for s in self.senders if now - s.last_data > MEMORY_S + s.rtt_s]:

@@ -48,6 +48,8 @@ _LEAST_PAUSE_S = 1e-4
 _RATE_ROUNDS = 10
 _RATE_MEMORY_S = 0.5
 """The rate is the largest of this time, or of so many round trips where they are longer."""
+_BURSTS_S = 0.05
+"""Bursts are looked for in so long at least, or in a round trip."""
 _FULL_ROUNDS = 3
 _FULL_GROWTH = 1.25
 _LATE = 1.25
@@ -255,7 +257,8 @@ class LinkWindow:
             unproven = queued and now - self._rates[0][0] > self._memory_s
             self._rate_sample(rate, now, newest.app_limited and not unproven and not first)
         if patient and self.rate_bytes_per_s is not None:
-            self._bursts.add(patient, self.rate_bytes_per_s, self._memory_s, now)
+            interval_s = max(_BURSTS_S, self.min_rtt_s or 0.0)
+            self._bursts.add(patient, self.rate_bytes_per_s, interval_s, now)
         if newest.delivered >= self._next_round:
             self._next_round = received
             self._round_ended(newest.app_limited)

@@ -8,13 +8,13 @@ from swarm.scheduling.bursts import MOST_S, Bursts
 
 RATE = 1e6
 PIECE = 10_000
-MEMORY_S = 0.5
+INTERVAL_S = 0.05
 
 
 def test_a_steady_path_has_none() -> None:
     bursts = Bursts()
     for number in range(1000):
-        bursts.add(PIECE, RATE, MEMORY_S, number * PIECE / RATE)
+        bursts.add(PIECE, RATE, INTERVAL_S, number * PIECE / RATE)
         assert bursts.beyond(PIECE) == 0
 
 
@@ -22,19 +22,31 @@ def test_a_steady_path_has_none() -> None:
 def test_a_rate_that_is_found_a_little_too_low_makes_none(slower: float) -> None:
     bursts = Bursts()
     for number in range(100_000):
-        bursts.add(PIECE, slower * RATE, MEMORY_S, number * PIECE / RATE)
+        bursts.add(PIECE, slower * RATE, INTERVAL_S, number * PIECE / RATE)
     assert bursts.beyond(PIECE) == 0
 
 
-def test_what_was_held_up_and_comes_at_once_counts_for_a_while() -> None:
+def held_up(bursts: Bursts, turns: int, every: int, began: float = 0.0) -> float:
+    """What 50 ms bring comes at their end in each turn of so many, else evenly; when it is over."""
+    for turn in range(turns):
+        for piece in range(1, 6):
+            late = turn % every == 0
+            now = began + 0.05 * turn + (0.05 if late else 0.01 * piece)
+            bursts.add(PIECE, RATE, INTERVAL_S, now)
+    return began + 0.05 * turns
+
+
+def test_what_is_held_up_most_of_the_time_counts_as_long_as_it_is() -> None:
     bursts = Bursts()
-    bursts.add(PIECE, RATE, MEMORY_S, 0.0)
-    for _ in range(5):
-        bursts.add(PIECE, RATE, MEMORY_S, 0.05)  # what 50 ms bring, all of it at the end of them
+    ended = held_up(bursts, turns=20, every=1)
     assert bursts.beyond(PIECE) == 4 * PIECE
-    bursts.add(PIECE, RATE, MEMORY_S, 0.05 + MEMORY_S)
-    assert bursts.beyond(PIECE) == 4 * PIECE
-    bursts.add(PIECE, RATE, MEMORY_S, 0.06 + MEMORY_S)
+    held_up(bursts, turns=20, every=100, began=ended)
+    assert bursts.beyond(PIECE) == 0
+
+
+def test_a_pause_now_and_then_does_not_count() -> None:
+    bursts = Bursts()
+    held_up(bursts, turns=100, every=10)
     assert bursts.beyond(PIECE) == 0
 
 
@@ -44,5 +56,5 @@ def test_no_burst_counts_for_more_than_its_bound(seed: int) -> None:
     bursts, now = Bursts(), 0.0
     for _ in range(2000):
         now += draw.choice([0.0, 0.0, draw.expovariate(20)])
-        bursts.add(draw.randrange(1, 200_000), RATE, MEMORY_S, now)
+        bursts.add(draw.randrange(1, 200_000), RATE, INTERVAL_S, now)
         assert 0 <= bursts.beyond(PIECE) <= RATE * MOST_S
