@@ -79,9 +79,10 @@ class RelayedStream:
         self._receiver = receiver
         self._stream.start(self)
 
-    def write(self, data: bytes | bytearray | memoryview) -> bool:
+    def write(self, *parts: bytes | bytearray | memoryview) -> bool:
         if self._closing:
             return False
+        data = b"".join(parts)
         self._pieces.append(memoryview(data))
         idle, self.waiting = not self.waiting, self.waiting + len(data)
         if idle and data:

@@ -76,8 +76,8 @@ class _Arriving:
         early, self._data = bytes(self._data), bytearray()
         asyncio.get_running_loop().call_soon(receiver.bytes_received, early)
 
-    def write(self, data: bytes | bytearray | memoryview) -> bool:
-        return self._stream.write(data)
+    def write(self, *parts: bytes | bytearray | memoryview) -> bool:
+        return self._stream.write(*parts)
 
     def close(self) -> None:
         self._stream.close()

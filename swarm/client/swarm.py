@@ -21,6 +21,7 @@ from swarm.sessions.messages import Message, StatusReply, StatusRequest
 from swarm.spans import PeerId
 from swarm.wire.identity import Identity
 from swarm.wire.links import Links
+from swarm.wire.shared_limits import link_memory_bytes, machine_memory_bytes
 
 if TYPE_CHECKING:
     from swarm.dht.directory import Directory, DirectoryNode, ModelEntry
@@ -63,7 +64,12 @@ class Swarm:
         self.troubles = Troubles()
         """Of all sessions: which servers failed lately."""
         self._network = network
-        self._links = Links(network, self, grace_s=settings.link_grace_s)
+        self._links = Links(
+            network,
+            self,
+            grace_s=settings.link_grace_s,
+            memory_bytes=link_memory_bytes(machine_memory_bytes() // 2),
+        )
         self._node: DirectoryNode | None = None
         self._directory: Directory | None = None
         self._loop = asyncio.get_running_loop()

@@ -43,6 +43,10 @@ class ClientGroups:
         if len(self._paths) > MAX_CLIENTS:
             del self._paths[next(iter(self._paths))]
 
+    def group_at(self, client: str, address: str) -> Path:
+        """In which group a client with this multiaddress is, without itself."""
+        return self._path(client, address)[:-1]
+
     def __call__(self, client: str) -> Path:
         return self._paths.get(client) or self._path(client, "")
 

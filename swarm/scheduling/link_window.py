@@ -15,7 +15,11 @@ from swarm.scheduling.bursts import Bursts
 
 MIN_FRAGMENT_BYTES = 2 * 1024
 MAX_FRAGMENT_BYTES = 64 * 1024
-"""Of one frame's body."""
+"""Beside decode, and on all paths but very fast ones."""
+LONG_FRAGMENT_BYTES = 256 * 1024
+"""Where no decode is active, and it takes no longer than `LONG_FRAGMENT_S`, which is from 0.5
+Gbit/s on: there a fragment costs both ends as much by itself as by its bytes."""
+LONG_FRAGMENT_S = 0.004
 FRAGMENT_S = 0.006
 """A fragment takes so long on the wire, within the bounds above. Decode waits for up to three: one
 to two that are in flight beyond what fills the path, and one that the measured round trip itself
@@ -125,6 +129,8 @@ class LinkWindow:
         rate = self.rate_bytes_per_s
         if rate is None:
             return (DECODE_INITIAL_WINDOW_BYTES if decode_active else INITIAL_WINDOW_BYTES) // 4
+        if not decode_active and rate * LONG_FRAGMENT_S >= LONG_FRAGMENT_BYTES:
+            return LONG_FRAGMENT_BYTES
         wanted = int(rate * (FRAGMENT_S if decode_active else IDLE_FRAGMENT_S))
         return max(MIN_FRAGMENT_BYTES, min(MAX_FRAGMENT_BYTES, wanted))
 

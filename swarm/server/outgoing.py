@@ -13,7 +13,7 @@ from swarm.sessions.messages import Message
 from swarm.spans import PeerId, SessionId
 from swarm.wire.frames import MAX_UNFINISHED_BYTES
 from swarm.wire.links import Links
-from swarm.wire.outbox import MESSAGE_OVERHEAD_BYTES, SESSION_SHARE
+from swarm.wire.outstanding import MESSAGE_OVERHEAD_BYTES, SESSION_SHARE
 
 logger = logging.getLogger("swarm.server.service")
 

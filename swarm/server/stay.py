@@ -13,6 +13,7 @@ from swarm.server.backup_memory import backup_bytes
 from swarm.server.config import ServerConfig
 from swarm.server.engine import Engine
 from swarm.server.engine_jobs import EngineResult
+from swarm.server.free_memory import free_memory
 from swarm.server.hosted import Hosted, Plan
 from swarm.server.neighbourhood import Neighbourhood
 from swarm.server.reception import Quotas
@@ -22,6 +23,7 @@ from swarm.server.status import LoopLag
 from swarm.sessions.admission import Admission, headroom_tokens
 from swarm.wire.links import Links
 from swarm.wire.network import SwarmNetwork
+from swarm.wire.shared_limits import link_memory_bytes
 from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger("swarm.server")
@@ -80,7 +82,13 @@ class Stay:
         limit, upload = config.max_upload_mbit, None
         if limit is not None:
             upload = UploadLimit(limit * 1e6 / 8, loop)
-        self.links = Links(place.network, self.service, upload=upload, groups=groups)
+        self.links = Links(
+            place.network,
+            self.service,
+            memory_bytes=link_memory_bytes(free_memory("cpu").size_bytes),
+            upload=upload,
+            groups=groups,
+        )
         self.reporter = Reporter(
             OnlineParts(
                 place.network.peer_id,

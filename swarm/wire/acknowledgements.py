@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from swarm.scheduling.link_window import MAX_FRAGMENT_BYTES
+
 ACK_DELAY_S = 0.05
 ACK_BYTES = 16 * 1024
 """So many bytes of decode steps are acknowledged at once, too."""
@@ -10,11 +12,15 @@ SPACING_S = 0.001
 """While no decode comes in, two acknowledgements are so far apart, or `SPACING_BYTES`: on a fast
 path one for each fragment costs nearly as much as the fragment, in both daemons, too."""
 SPACING_BYTES = 256 * 1024
+LONG_SPACING_S = 0.004
+"""The same for a sender of fragments of more than `MAX_FRAGMENT_BYTES`: it sends no decode, keeps
+10 ms in flight, and each answer is work for it, too."""
+LONG_SPACING_BYTES = 1024 * 1024
 
 
 class Acknowledgements:
     """Decode steps are acknowledged by the next DATA frame, or after `ACK_DELAY_S`. All else is
-    acknowledged at once, once for all that a turn of the loop brings, or that `SPACING_S` brings:
+    acknowledged at once, once for all that a turn of the loop brings, or that the spacing brings:
     the sender keeps only so much in flight (beside decode less than it sends in that time), and
     learns its rate from what comes back.
     """
@@ -42,14 +48,17 @@ class Acknowledgements:
         self._bytes += size
         if at_once or self._bytes >= ACK_BYTES:
             self._at_once = True
+            long = size > MAX_FRAGMENT_BYTES
+            spacing_bytes = LONG_SPACING_BYTES if long else SPACING_BYTES
             if self._soon is None:
-                wait_s = self._sent_at + SPACING_S - self._loop.time()
-                self._waits = wait_s > 0 and not hurry and self._bytes < SPACING_BYTES
+                spacing_s = LONG_SPACING_S if long else SPACING_S
+                wait_s = self._sent_at + spacing_s - self._loop.time()
+                self._waits = wait_s > 0 and not hurry and self._bytes < spacing_bytes
                 if self._waits:
                     self._soon = self._loop.call_later(wait_s, self._now)
                 else:
                     self._soon = self._loop.call_soon(self._now)
-            elif self._waits and (hurry or self._bytes >= SPACING_BYTES):
+            elif self._waits and (hurry or self._bytes >= spacing_bytes):
                 self._soon.cancel()
                 self._waits = False
                 self._soon = self._loop.call_soon(self._now)

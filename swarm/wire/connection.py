@@ -10,6 +10,7 @@ from swarm.errors import FramingError, PeerError
 from swarm.spans import PeerId
 from swarm.wire.frames import Frame, FrameReader
 from swarm.wire.network import ByteStream
+from swarm.wire.outgoing_message import Buffer
 from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger(__name__)
@@ -81,11 +82,13 @@ class Connection:
     def start(self) -> None:
         self._stream.start(self)
 
-    def write(self, data: bytes) -> None:
-        self.bytes_sent_total += len(data)
+    def write(self, *parts: Buffer) -> None:
+        """Sends all of `parts`, in order."""
+        size = sum(map(len, parts))
+        self.bytes_sent_total += size
         if self.upload is not None:
-            self.upload.spent(len(data))
-        self.writable = self._stream.write(data)
+            self.upload.spent(size)
+        self.writable = self._stream.write(*parts)
 
     def close(self) -> None:
         if not self.closed:

@@ -17,7 +17,7 @@ from swarm.wire.daemon_stream import DaemonStream, with_length
 
 logger = logging.getLogger(__name__)
 
-STREAM_PROTOCOL = "/swarm/link/1"
+STREAM_PROTOCOL = "/swarm/link/2"
 
 
 class DaemonRefusedError(Exception):

@@ -11,10 +11,12 @@ from typing import cast
 
 from swarm.spans import PeerId
 from swarm.wire.network import StreamReceiver
+from swarm.wire.socket_writer import SocketWriter
 
 MAX_PRELUDE_BYTES = 1 << 16
 CLOSE_GRACE_S = 1.0
 _WRITE_BUFFER_BYTES = 64 * 1024
+"""With more than this written and not sent, a stream cannot be written to."""
 
 
 def with_length(message: bytes) -> bytes:
@@ -60,6 +62,7 @@ class DaemonStream(asyncio.Protocol):
         self._early = bytearray()
         self._receiver: StreamReceiver | None = None
         self._transport: asyncio.Transport | None = None
+        self._writer: SocketWriter | None = None
         self._writable = True
         self._ended: str | None = None
         self._closed = False
@@ -78,10 +81,11 @@ class DaemonStream(asyncio.Protocol):
         self._receiver = receiver
         asyncio.get_running_loop().call_soon(self._deliver_early)
 
-    def write(self, data: bytes | bytearray | memoryview) -> bool:
-        if self._closed or self._ended is not None or self._transport is None:
+    def write(self, *parts: bytes | bytearray | memoryview) -> bool:
+        if self._closed or self._ended is not None or self._writer is None:
             return False
-        self._transport.write(data)
+        self._writer.write(parts)
+        self._writable = self._writer.waiting_bytes <= _WRITE_BUFFER_BYTES
         return self._writable
 
     def close(self) -> None:
@@ -89,11 +93,12 @@ class DaemonStream(asyncio.Protocol):
             return
         self._closed = True
         transport = self._transport
-        if transport is None or self._ended is not None:
+        if transport is None or self._writer is None or self._ended is not None:
             return
         # The daemon closes its side when it has passed on what came before our end.
         if not transport.is_closing():
             transport.resume_reading()
+            self._writer.hand_over()
             transport.write_eof()
         self._abort = asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
 
@@ -120,7 +125,7 @@ class DaemonStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        self._writer = SocketWriter(self._transport)
 
     def data_received(self, data: bytes) -> None:
         if self._closed:
@@ -135,9 +140,14 @@ class DaemonStream(asyncio.Protocol):
             self._transport.pause_reading()  # until `start` has handed over what is here
 
     def pause_writing(self) -> None:
-        self._writable = False
+        assert self._writer is not None
+        self._writer.blocked()
 
     def resume_writing(self) -> None:
+        assert self._writer is not None
+        self._writer.free_again()
+        if self._writable or self._writer.waiting_bytes > _WRITE_BUFFER_BYTES:
+            return
         self._writable = True
         if self._receiver is not None and not self._closed and self._ended is None:
             self._receiver.writable_again()
@@ -148,6 +158,8 @@ class DaemonStream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._abort is not None:
             self._abort.cancel()
+        if self._writer is not None:
+            self._writer.clear()
         if self._ended is None:
             self._ended = f"the stream broke: {error}" if error else "the peer closed the stream"
         self._on_gone(self)

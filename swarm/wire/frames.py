@@ -1,4 +1,4 @@
-"""The frames of a link: a fixed header of 28 bytes, then a body of at most 64 KiB.
+"""The frames of a link: a fixed header of 28 bytes, then a body of at most 256 KiB.
 
     type u8 | class u8 | flags u16 | length u32 | number u64 | acknowledged u64 | credit u32
 
@@ -23,16 +23,18 @@ from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 from itertools import islice
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from swarm.errors import FramingError
 from swarm.scheduling.classes import ServiceClass
+from swarm.scheduling.link_window import LONG_FRAGMENT_BYTES
+from swarm.wire.pieces import Pieces
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAGIC = b"SWRM"
 
-MAX_FRAGMENT_BYTES = 64 * 1024
-"""Of one frame's body."""
+MAX_BODY_BYTES = LONG_FRAGMENT_BYTES
+"""Of one frame."""
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Of one message, header and payload together."""
 MAX_HEADER_BYTES = 256 * 1024
@@ -110,77 +112,70 @@ _TYPES = frozenset(FrameType)
 _NUM_CLASSES = len(ServiceClass)
 _ALL_FLAGS = 3
 _MAX_STREAM = 1 << 48
+_Fields: TypeAlias = tuple[int, int, int, int, int, int]
+"""Of a frame, without its body."""
 
 
 class FrameReader:
     """Cuts a stream of bytes into frames; holds less than one frame beyond what it is fed."""
 
     def __init__(self) -> None:
-        self._begun = bytearray()
-        """Room for the frame that is not whole yet, or for its header while that is not."""
-        self._have = 0
-        """Bytes of it that have come."""
+        self._begun = Pieces()
+        """What has come of the frame that is not whole yet."""
+        self._fields: _Fields | None = None
+        """Its header, when that is whole; what has begun is then of the body only."""
+        self._length = 0
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """The frames that `data` completes; their bodies are views of `data`, or of memory that
-        nobody else has.
+        nobody else has. `data` must not be changed any more.
 
         Raises FramingError for bytes that are no frame; nothing may be fed after that.
         """
         frames: list[Frame] = []
         view, offset = memoryview(data), 0
-        if self._have:
+        if self._begun.length or self._fields is not None:
             offset = self._complete(view, frames)
-            if self._have:
-                return frames
-        available, needed = len(view), HEADER.size
+        available = len(view)
         while available - offset >= HEADER.size:
-            header, length = _header(view, offset)
+            fields, length = _header(view, offset)
             begin = offset + HEADER.size
-            end = begin + length
-            if end > available:
-                needed = HEADER.size + length
+            offset = begin + length
+            if offset > available:
+                self._fields, self._length = fields, length
+                offset = begin
                 break
-            frames.append(Frame(*header, view[begin:end]))
-            offset = end
+            frames.append(Frame(*fields, view[begin:offset]))
         if offset < available:
-            self._begun = bytearray(needed)
-            self._have = available - offset
-            self._begun[: self._have] = view[offset:]
+            self._begun.add(view[offset:])
         return frames
 
     def _complete(self, view: memoryview, frames: list[Frame]) -> int:
         """Goes on with the frame that has begun; how many bytes of `view` it takes."""
-        taken = self._fill(view)
-        if self._have < HEADER.size:
-            return taken
-        header, length = _header(self._begun, 0)
-        if len(self._begun) < HEADER.size + length:
-            self._begun += bytes(length)
-            taken += self._fill(view[taken:])
-        if self._have == len(self._begun):
-            frames.append(Frame(*header, memoryview(self._begun)[HEADER.size :]))
-            self._begun, self._have = bytearray(), 0
+        begun, taken = self._begun, 0
+        if self._fields is None:
+            taken = min(len(view), HEADER.size - begun.length)
+            begun.add(view[:taken])
+            if begun.length < HEADER.size:
+                return taken
+            self._fields, self._length = _header(begun.take(), 0)
+        if taken < len(view):
+            more = min(len(view) - taken, self._length - begun.length)
+            begun.add(view[taken : taken + more])
+            taken += more
+        if begun.length == self._length:
+            frames.append(Frame(*self._fields, begun.take()))
+            self._fields = None
         return taken
 
-    def _fill(self, view: memoryview) -> int:
-        taken = min(len(view), len(self._begun) - self._have)
-        self._begun[self._have : self._have + taken] = view[:taken]
-        self._have += taken
-        return taken
 
-
-def _header(
-    data: bytearray | memoryview, offset: int
-) -> tuple[tuple[int, int, int, int, int, int], int]:
+def _header(data: memoryview, offset: int) -> tuple[_Fields, int]:
     """The fields of a header that is whole, without the length, and the length of the body."""
     kind, service_class, flags, length, number, acknowledged, credit = HEADER.unpack_from(
         data, offset
     )
-    if length > MAX_FRAGMENT_BYTES:
-        raise FramingError(
-            f"a frame with a body of {length} bytes; at most {MAX_FRAGMENT_BYTES} may be"
-        )
+    if length > MAX_BODY_BYTES:
+        raise FramingError(f"a frame of {length} bytes; at most {MAX_BODY_BYTES} may be in one")
     if kind not in _TYPES or service_class >= _NUM_CLASSES or flags > _ALL_FLAGS:
         raise FramingError(f"no frame: type {kind}, class {service_class}, flags {flags}")
     if length and kind in _PLAIN_TYPES:

@@ -7,6 +7,7 @@ import msgspec
 
 from swarm.errors import FramingError
 from swarm.sessions.messages import Message, decode
+from swarm.wire.fair_budget import FairBudget
 from swarm.wire.frames import (
     MAX_HEADER_BYTES,
     MAX_MESSAGE_BYTES,
@@ -18,6 +19,7 @@ from swarm.wire.frames import (
     Frame,
     Range,
 )
+from swarm.wire.pieces import Pieces
 
 CREDIT_BYTES = 4 * 1024 * 1024
 """How many bytes of DATA bodies a peer may send beyond what we have received, at most."""
@@ -90,33 +92,6 @@ class Numbers:
         return [Range(start, end) for start, end in zip(self._starts, self._ends, strict=True)]
 
 
-class UnfinishedBudget:
-    """Bytes of unfinished messages that all links of a process hold together.
-
-    Above `max_bytes` a link that holds more than its equal part may not take more; the others
-    may, so that no peer pays for what others left unfinished, and the sum is below twice that.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.used = 0
-        self._holders = 0
-
-    def change(self, held: int, by: int) -> None:
-        """A link that holds `held` bytes takes `by` more, or gives back -`by`.
-
-        Raises FramingError if it may not.
-        """
-        holders = self._holders + bool(held + by) - bool(held)
-        if by > 0 and self.used + by > self.max_bytes and (held + by) * holders > self.max_bytes:
-            raise FramingError(
-                f"{held + by} bytes of unfinished messages, while those of all peers take "
-                f"{self.used} of {self.max_bytes} bytes"
-            )
-        self._holders = holders
-        self.used += by
-
-
 class _Arriving:
     """A message that has begun and not ended. A duplicate is counted, but not kept."""
 
@@ -126,7 +101,7 @@ class _Arriving:
         "header_length",
         "left",
         "moved",
-        "payload",
+        "pieces",
         "service_class",
         "total",
     )
@@ -138,14 +113,15 @@ class _Arriving:
         self.header_length = header_length
         # They grow with what comes: what is only announced must cost nothing.
         self.header = bytearray()
-        self.payload = bytearray()
+        self.pieces = Pieces()
+        """Of the payload."""
         self.moved = True
         """Whether a fragment has come since the last `sweep`."""
 
     @property
     def held(self) -> int:
         """Bytes in memory."""
-        return len(self.header) + len(self.payload)
+        return len(self.header) + self.pieces.length
 
     def add(self, piece: memoryview) -> None:
         self.left -= len(piece)
@@ -156,13 +132,13 @@ class _Arriving:
         if missing:
             self.header += piece[:missing]
             piece = piece[missing:]
-        self.payload += piece
+        self.pieces.add(piece)
 
 
 class Inbox:
     """Takes DATA frames, gives messages; knows what has been delivered and what may be sent."""
 
-    def __init__(self, budget: UnfinishedBudget) -> None:
+    def __init__(self, budget: FairBudget) -> None:
         self.delivered = Numbers()
         self._budget = budget
         self._held = 0
@@ -223,7 +199,13 @@ class Inbox:
             arriving.moved = False
 
     def _hold(self, by: int) -> None:
-        self._budget.change(self._held, by)
+        budget = self._budget
+        if by > 0 and not budget.has_room(self._held, by):
+            raise FramingError(
+                f"{self._held + by} bytes of unfinished messages, while those of all peers take "
+                f"{budget.used} of {budget.max_bytes} bytes"
+            )
+        budget.change(self._held, by)
         self._held += by
 
     def data(self, frame: Frame) -> tuple[Message, memoryview] | None:
@@ -291,7 +273,7 @@ class Inbox:
             return None
         message = _decoded(memoryview(arriving.header), number)
         self.delivered.add(number)
-        return message, memoryview(arriving.payload)
+        return message, arriving.pieces.take()
 
 
 def _prelude(body: memoryview) -> tuple[int, int]:

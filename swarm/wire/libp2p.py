@@ -12,6 +12,7 @@ from swarm.wire.addresses import check_address, is_relayed, split_peer, with_fix
 from swarm.wire.daemon import Daemon, DaemonConfig, start_daemon
 from swarm.wire.daemon_control import DaemonControl, DaemonRefusedError
 from swarm.wire.identity import Identity, is_peer_id
+from swarm.wire.known_peers import KnownPeers
 from swarm.wire.network import ByteStream
 
 if TYPE_CHECKING:
@@ -25,11 +26,8 @@ CONTROL_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 4.0
 """For one peer at the addresses that we know."""
 REMEMBER_EVERY_S = 10.0
-MAX_REMEMBERED_PEERS = 64
 MAX_UNANSWERED_CHECKS = 3
 """After so many in a row the daemon is killed and started again."""
-MAX_KNOWN_PEERS = 4096
-"""Whose addresses we keep for later dials."""
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 15.0
 DAEMON_FLUSH_S = 0.1
@@ -56,11 +54,9 @@ class Libp2pNetwork:
         """How often the daemon had to be started again."""
         self._identity = identity
         self._config = config
-        self._initial_peers = initial_peers
+        self._peers = KnownPeers(initial_peers)
         self._control: DaemonControl | None = None
         self._addresses: list[str] = []
-        self._known: dict[PeerId, tuple[str, ...]] = {}
-        self._remembered: dict[PeerId, tuple[str, ...]] = {}
         self._ready = asyncio.Event()
         self._closing = False
         self._watcher: asyncio.Task[None] | None = None
@@ -129,7 +125,7 @@ class Libp2pNetwork:
                 while True:
                     await self._ready.wait()
                     try:
-                        await self._connect(peer, timeout_s, self._known.get(peer, ()))
+                        await self._connect(peer, timeout_s, self._peers.addresses(peer))
                         return await self._running().open_stream(peer, timeout_s)
                     except OSError:
                         await asyncio.sleep(DAEMON_RETRY_S)  # until the watcher has noticed, too
@@ -179,19 +175,9 @@ class Libp2pNetwork:
     def add_addresses(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Where `peer` may be found (with or without its id at the end), for later dials.
 
-        Replaces what was added before; of more than `MAX_KNOWN_PEERS` peers those that were
-        added longest ago are forgotten. Malformed addresses are left out: they come from others.
+        Replaces what was added before. Malformed addresses are left out: they come from others.
         """
-        known: list[str] = []
-        for address in addresses:
-            try:
-                known.append(check_address(address).removesuffix(f"/p2p/{peer}"))
-            except AddressError as error:
-                logger.info("an address of %s is left out: %s", peer, error)
-        self._known.pop(peer, None)
-        self._known[peer] = tuple(known)
-        if len(self._known) > MAX_KNOWN_PEERS:
-            del self._known[next(iter(self._known))]
+        self._peers.told(peer, addresses)
 
     async def connect(self, address: str, timeout_s: float) -> bool:
         """Whether there is a connection to the peer of a full address now.
@@ -209,12 +195,7 @@ class Libp2pNetwork:
 
     def bootstrap_peers(self) -> list[str]:
         """Full addresses of the peers to join by: the initial ones and those met since."""
-        met = [
-            f"{address}/p2p/{peer}"
-            for peer, addresses in self._remembered.items()
-            for address in addresses[:1]
-        ]
-        return [*self._initial_peers, *(one for one in met if one not in self._initial_peers)]
+        return self._peers.bootstrap_peers()
 
     # ---- starting, watching, rebuilding
 
@@ -299,22 +280,14 @@ class Libp2pNetwork:
     async def _remember_peers(self, daemon: Daemon) -> None:
         for found in await daemon.p2p.list_peers():
             peer = PeerId(str(found.peer_id))
-            direct = tuple(
-                text.removesuffix(f"/p2p/{peer}")
-                for text in map(str, found.addrs)
-                if not is_relayed(text)
-            )
-            self._remembered.pop(peer, None)
-            self._remembered[peer] = direct
-        while len(self._remembered) > MAX_REMEMBERED_PEERS:
-            del self._remembered[next(iter(self._remembered))]
+            self._peers.met(peer, map(str, found.addrs))
 
     async def _rebuild(self) -> None:
         backoff_s = FIRST_BACKOFF_S
         with_peers = True
         while True:
             try:
-                await self._start(self._initial_peers if with_peers else ())
+                await self._start(self._peers.initial_peers if with_peers else ())
                 break
             except UnreachablePeerError:
                 with_peers = False  # they may be gone for good; we are still one of the network
@@ -325,11 +298,11 @@ class Libp2pNetwork:
             await self._stop_daemon()
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-        await asyncio.gather(*(self._reconnect(peer) for peer in list(self._remembered)))
+        await asyncio.gather(*(self._reconnect(*each) for each in self._peers.met_peers()))
 
-    async def _reconnect(self, peer: PeerId) -> None:
+    async def _reconnect(self, peer: PeerId, addresses: Sequence[str]) -> None:
         try:
-            await self._connect(peer, CONNECT_TIMEOUT_S, self._remembered.get(peer, ()))
+            await self._connect(peer, CONNECT_TIMEOUT_S, addresses)
         except (OSError, TimeoutError) as error:
             logger.info("%s was connected and is not any more: %s", peer, error)
 
@@ -363,7 +336,7 @@ class Libp2pNetwork:
         return self._control
 
     def _unreachable(self, peer: PeerId, reason: str) -> UnreachablePeerError:
-        where = ", ".join(self._known.get(peer, ())) or "any address that libp2p knows"
+        where = ", ".join(self._peers.addresses(peer)) or "any address that libp2p knows"
         return UnreachablePeerError(
             f"cannot reach {peer} at {where}: {reason}; is it running?", peer=peer
         )

@@ -14,7 +14,7 @@ from swarm.spans import PeerId
 from swarm.wire.acknowledgements import Acknowledgements
 from swarm.wire.connection import Connection
 from swarm.wire.frames import (
-    MAX_FRAGMENT_BYTES,
+    MAX_BODY_BYTES,
     MAX_RANGES,
     Frame,
     FrameType,
@@ -26,10 +26,12 @@ from swarm.wire.frames import (
 )
 from swarm.wire.heartbeat import Heartbeat
 from swarm.wire.inbox import Inbox
+from swarm.wire.link_handler import LinkHandler
 from swarm.wire.link_stats import LinkStats
 from swarm.wire.network import Network
 from swarm.wire.outbox import Outbox
 from swarm.wire.outgoing_message import Buffer
+from swarm.wire.outstanding import Outstanding
 from swarm.wire.shared_limits import SharedLimits
 from swarm.wire.small_frames import SHORT_FRAGMENT_BYTES, SmallFrames
 
@@ -45,18 +47,6 @@ _DATA, _ACK = int(FrameType.DATA), int(FrameType.ACK)
 _DECODE = int(ServiceClass.DECODE)
 _FLOW = (Step, Output)
 """Messages that the sessions themselves bound; all others are counted."""
-
-
-class LinkHandler(Protocol):
-    """Whoever uses the links. Called in the event loop; must be quick."""
-
-    def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> bool | None:
-        """Each message once, whole, and in order within a session; `payload` is the handler's.
-
-        True: a step or an output that leads nowhere; who sends too many of them is slowed down."""
-
-    def on_link_lost(self, peer: PeerId, reason: str) -> None:
-        """What was sent and not answered may be lost, and the peer may have lost its sessions."""
 
 
 class LinkOwner(Protocol):
@@ -97,7 +87,7 @@ class Link:
         self._limits = limits
         self._small = SmallFrames(peer, limits.control_bucket(loop.time()))
         self._upload = upload = limits.upload
-        self._fragment_bytes = upload.fragment_bytes if upload else MAX_FRAGMENT_BYTES
+        self._fragment_bytes = upload.fragment_bytes if upload else MAX_BODY_BYTES
         self._inbox = Inbox(limits.unfinished)
         self._inflow = limits.downlink.join()
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -110,17 +100,19 @@ class Link:
         self._flush_soon = False
         self._pong: int | None = None
         """The ping to be answered when the stream is writable again."""
-        self.forget()
+        self._outbox = self._new_outbox()
 
     def forget(self) -> None:
         """Begin afresh in both directions."""
-        self.detach()
+        self.end()
         self.peer_incarnation = 0
+        self._inbox = Inbox(self._limits.unfinished)
+        self._outbox = self._new_outbox()
+
+    def _new_outbox(self) -> Outbox:
         limits = self._limits
-        self._inbox = Inbox(limits.unfinished)
-        self._outbox = Outbox(
-            limits.max_outstanding_bytes, self._window, limits.sending_decode, limits.groups
-        )
+        outstanding = Outstanding(limits.max_outstanding_bytes, limits.outstanding)
+        return Outbox(outstanding, self._window, limits.sending_decode, limits.groups)
 
     @property
     def met(self) -> bool:
@@ -153,7 +145,7 @@ class Link:
             unanswered_s=self._heartbeat.unanswered_s(connection) if connection else 0.0,
             rtt_s=self._heartbeat.rtt_s,
             min_rtt_s=self._window.min_rtt_s,
-            outstanding_bytes=self._outbox.outstanding_bytes,
+            outstanding_bytes=self._outbox.outstanding.total,
             unfinished_bytes=self._inbox.unfinished_bytes,
             bytes_sent=self._bytes_sent + sent,
             bytes_received=self._bytes_received + received,
@@ -225,10 +217,16 @@ class Link:
             self._bytes_sent += connection.bytes_sent_total
             self._bytes_received += connection.bytes_received_total
 
+    def end(self) -> None:
+        """Closes the stream, and drops all that was not acknowledged."""
+        self.detach()
+        self._outbox.close()
+
     def say_goodbye(self) -> None:
+        """Tells the peer that this is the end, too."""
         if self.connection is not None:
             self.connection.write(pack_plain(FrameType.BYE))
-        self.detach()
+        self.end()
 
     # ---- sending
 
@@ -278,17 +276,17 @@ class Link:
                 elif (pause_s := self._outbox.pause_s(now)) > 0 and self._pace_timer is None:
                     self._pace_timer = self._loop.call_later(pause_s, self._pace_is_over)
                 break
-            self._write_data(connection, frame)
-            written += len(frame)
+            self._write_data(connection, *frame)
+            written += sum(map(len, frame))
             if written >= FLUSH_BYTES:
                 if not self._flush_soon:
                     self._flush_soon = True
                     self._loop.call_soon(self._flush_again)
                 break
 
-    def _write_data(self, connection: Connection, frame: bytes) -> None:
+    def _write_data(self, connection: Connection, *parts: Buffer) -> None:
         """The frame acknowledges too, but for what came after a gap."""
-        connection.write(frame)
+        connection.write(*parts)
         self._small.data_sent()
         self._acknowledgements.data_written(says_all=not self._inbox.delivered.has_gaps)
 

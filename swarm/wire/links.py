@@ -9,8 +9,6 @@ from swarm.errors import (
     FramingError,
     LinkFullError,
     PeerError,
-    PeerTimeoutError,
-    ProtocolVersionError,
     UnreachablePeerError,
 )
 from swarm.scheduling.classes import ServiceClass
@@ -20,21 +18,24 @@ from swarm.spans import PeerId
 from swarm.wire.accepting import Accepting
 from swarm.wire.connection import Connection
 from swarm.wire.dialling import Dialling
+from swarm.wire.fair_budget import FairBudget
 from swarm.wire.frames import (
     MAX_UNFINISHED_BYTES,
     PROTOCOL_VERSION,
     Frame,
-    Hello,
+    FrameType,
     hello_version,
-    pack_hello,
     unpack_hello,
 )
-from swarm.wire.inbox import UnfinishedBudget
-from swarm.wire.link import Link, LinkHandler
+from swarm.wire.link import Link
+from swarm.wire.link_handler import LinkHandler
 from swarm.wire.link_stats import LinkStats
+from swarm.wire.link_waiters import LinkWaiters
 from swarm.wire.network import Network
 from swarm.wire.outgoing_message import Buffer
-from swarm.wire.shared_limits import SharedLimits
+from swarm.wire.places import Places
+from swarm.wire.refusals import other_version, refuse_version, turn_away, turned_away_by
+from swarm.wire.shared_limits import MAX_LINK_MEMORY_BYTES, SharedLimits
 from swarm.wire.upload_limit import UploadLimit
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Links:
         hello_timeout_s: float = 5.0,
         dial_timeout_s: float = 10.0,
         max_outstanding_bytes: int = MAX_UNFINISHED_BYTES,
-        max_unfinished_bytes: int = 4 * MAX_UNFINISHED_BYTES,
+        memory_bytes: int = MAX_LINK_MEMORY_BYTES,
         max_links: int = 2048,
         max_streams_without_hello: int = 256,
         control_per_s: float = 200.0,
@@ -68,9 +69,11 @@ class Links:
         """`grace_s`: how long a broken link is tried again before it is lost.
         `dial_timeout_s`: how long a peer is tried that `send` finds without a link.
         `max_outstanding_bytes`: of one link, waiting or not acknowledged.
-        `max_unfinished_bytes`: of all links, what has come of messages that have not ended.
-        `max_links`: peers that open more are turned away; links that we open are not counted out.
-        `max_streams_without_hello`: of all peers; further ones are closed at once.
+        `memory_bytes`: what has come over all links of messages that have not ended; and as much
+        again of what waits to be sent or is not acknowledged; never more than three times that,
+        see `FairBudget`.
+        `max_links`: that peers open; further ones are turned away, and of one group sooner.
+        `max_streams_without_hello`: of all peers; likewise.
         `control_per_s`: pings and messages other than steps and outputs that a peer may send, with
         bursts of five seconds' worth; one that sends more is read more slowly.
         `upload`: what all links together may send; None: as fast as they can.
@@ -85,21 +88,24 @@ class Links:
         self._limits = SharedLimits(
             max_outstanding_bytes=max_outstanding_bytes,
             control_per_s=control_per_s,
-            unfinished=UnfinishedBudget(max_unfinished_bytes),
+            unfinished=FairBudget(memory_bytes, max_links),
+            outstanding=FairBudget(memory_bytes, max_links),
             upload=upload,
             groups=groups or ClientGroups(),
         )
-        self._max_links = max_links
         self._accepting = Accepting(
             network.peer_id,
             hello_timeout_s,
             max_streams_without_hello,
+            self._limits.groups,
             is_welcome=self._is_welcome,
             on_hello=self._hello_received,
         )
         self._links: dict[PeerId, Link] = {}
         self._dialling: dict[PeerId, Dialling] = {}
-        self._waiters: dict[PeerId, list[asyncio.Future[None]]] = {}
+        self._places: Places[PeerId] = Places(max_links)
+        """Of links that peers have opened."""
+        self._waiters = LinkWaiters()
         self._clients: dict[PeerId, None] = {}
         """Peers that said that they cannot be dialled."""
         self.accepted_streams = 0
@@ -140,23 +146,7 @@ class Links:
         if link.connection is not None:
             return
         self._dial(link, timeout_s)
-        waiter: asyncio.Future[None] = self._running_loop.create_future()
-        waiters = self._waiters.setdefault(peer, [])
-        waiters.append(waiter)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await waiter
-        except TimeoutError as error:
-            if isinstance(error, PeerError):
-                raise
-            raise PeerTimeoutError(
-                f"{peer} did not answer within {timeout_s:g} s; it may be down, or behind a "
-                "firewall without a relay",
-                peer=peer,
-            ) from None
-        finally:
-            if waiter in waiters:
-                waiters.remove(waiter)
+        await self._waiters.wait(peer, timeout_s)
 
     def send(
         self,
@@ -198,8 +188,8 @@ class Links:
         for dialling in list(self._dialling.values()):
             dialling.cancel()
         self._accepting.close()
-        for peer in list(self._waiters):
-            self._settle(peer, UnreachablePeerError("the links are closed", peer=peer))
+        for peer in self._waiters.peers():
+            self._waiters.settle(peer, UnreachablePeerError("the links are closed", peer=peer))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
         with suppress(TimeoutError):
@@ -250,10 +240,11 @@ class Links:
         if self._links.get(link.peer) is not link:
             return
         del self._links[link.peer]
+        self._places.give_back(link.peer)
         was_used = link.met or not link.idle
-        link.detach()
+        link.end()
         self._stop_dialling(link.peer)
-        self._settle(link.peer, error)
+        self._waiters.settle(link.peer, error)
         if was_used:
             self._tell_lost(link.peer, str(error))
 
@@ -265,15 +256,6 @@ class Links:
             self._handler.on_link_lost(peer, reason)
         except Exception:
             logger.exception("the loss of the link to %s was not handled", peer)
-
-    def _settle(self, peer: PeerId, error: PeerError | None) -> None:
-        for waiter in self._waiters.pop(peer, ()):
-            if waiter.done():
-                continue
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
 
     # ---- dialling
 
@@ -310,25 +292,43 @@ class Links:
 
     # ---- hello
 
-    def _is_welcome(self, peer: PeerId) -> bool:
-        """Whether we take a link that the peer opens."""
-        return peer in self._links or len(self._links) < self._max_links
+    def _is_welcome(self, peer: PeerId, address: str) -> bool:
+        """Whether we take a link that the peer opens from there."""
+        group = self._limits.groups.group_at(peer, address)
+        if peer in self._links or self._places.has_room(group):
+            return True
+        logger.info(
+            "%s at %s is turned away: peers have opened %d links, and those of %s as many as one "
+            "network may",
+            peer,
+            address,
+            len(self._places),
+            group[-1],
+        )
+        return False
 
     def _hello_received(self, connection: Connection, frame: Frame) -> None:
         """The first frame on a stream. Raises FramingError."""
         peer = connection.peer
         self._accepting.greeted(connection)
+        if connection.dialled and frame.type == FrameType.BYE:
+            self._not_to_be(connection, turned_away_by(peer))
+            return
         version = hello_version(frame)
         if version != PROTOCOL_VERSION:
-            self._refuse_version(connection, version)
+            error = other_version(peer, version)
+            if connection.dialled:
+                self._not_to_be(connection, error)
+            else:
+                refuse_version(connection, error)
             return
         hello = unpack_hello(frame)
-        if not self._is_welcome(peer):
-            logger.info("%s is turned away: there are %d links", peer, len(self._links))
-            connection.close()
+        if not self._is_welcome(peer, connection.address):
+            turn_away(connection)
             return
         if not connection.dialled:
             connection.number = hello.stream
+            self._places.take(peer, self._limits.groups.group_at(peer, connection.address))
             self.accepted_streams += 1
         elif hello.stream != connection.number:
             raise FramingError(f"a hello for stream {hello.stream} on stream {connection.number}")
@@ -357,7 +357,7 @@ class Links:
             self._link_is_up(link, connection)
 
     def _link_is_up(self, link: Link, connection: Connection) -> None:
-        self._settle(link.peer, None)
+        self._waiters.settle(link.peer, None)
         dialling = self._dialling.get(link.peer)
         if dialling is None:
             return
@@ -376,22 +376,11 @@ class Links:
         us_first = self._network.peer_id < connection.peer
         return connection.number, connection.dialled == us_first
 
-    def _refuse_version(self, connection: Connection, version: int) -> None:
-        peer = connection.peer
-        error = ProtocolVersionError(
-            f"{peer} speaks version {version} of the protocol, and we speak {PROTOCOL_VERSION}; "
-            "the older one must be updated",
-            peer=peer,
-        )
-        if connection.dialled:
-            connection.close()
-            if (dialling := self._dialling.get(peer)) is not None:
-                dialling.settle(connection, error)
-            return
-        logger.warning("%s", error)
-        # Only the version in it will be read.
-        connection.write(pack_hello(Hello(1, 0, 1, False, 0, (), 0)))
+    def _not_to_be(self, connection: Connection, error: PeerError) -> None:
+        """What we have dialled does not become a link."""
         connection.close()
+        if (dialling := self._dialling.get(connection.peer)) is not None:
+            dialling.settle(connection, error)
 
     def _remember_client(self, peer: PeerId) -> None:
         self._clients[peer] = None

@@ -43,8 +43,8 @@ class ByteStream(Protocol):
         Not called back from within `start` itself.
         """
 
-    def write(self, data: bytes | bytearray | memoryview) -> bool:
-        """Takes all of `data`, which must not be changed afterwards.
+    def write(self, *parts: bytes | bytearray | memoryview) -> bool:
+        """Takes all of `parts`, in order; they must not be changed afterwards.
 
         True: more may be written now. False: wait for `writable_again` first (what is written
         nevertheless is taken, and costs memory). On a stream that has ended or was closed it does

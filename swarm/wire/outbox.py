@@ -11,7 +11,7 @@ from swarm.scheduling.service_counters import Path
 from swarm.sessions.messages import Message, encode
 from swarm.wire.frames import (
     HEADER,
-    MAX_FRAGMENT_BYTES,
+    MAX_BODY_BYTES,
     MAX_HEADER_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_RANGES,
@@ -22,6 +22,7 @@ from swarm.wire.frames import (
     Range,
 )
 from swarm.wire.outgoing_message import Buffer, OutgoingMessage
+from swarm.wire.outstanding import Outstanding
 
 _FIRST, _LAST = int(Flags.FIRST), int(Flags.LAST)
 _WHOLE = _FIRST | _LAST
@@ -29,10 +30,8 @@ _DATA = int(FrameType.DATA)
 _MAX_UNACKNOWLEDGED = MAX_RANGES
 """With no more messages than this on their way, no order of arrival leaves more gaps than the peer
 allows. The acknowledgements of 50 ms come for far fewer."""
-MESSAGE_OVERHEAD_BYTES = 1024
-"""What a message takes besides its bytes while it is kept, about."""
-SESSION_SHARE = 4
-"""One session may hold the fourth part of what a link may hold."""
+_SHORT_MESSAGE_BYTES = 64 * 1024
+"""Up to so many are copied when they are handed over."""
 _CREDIT_MASK = (1 << 32) - 1
 _DECODE = ServiceClass.DECODE
 _DECODE_FRAGMENT_BYTES = 16 * 1024
@@ -42,25 +41,21 @@ _DECODE_FRAGMENT_BYTES = 16 * 1024
 class Outbox:
     """Messages wait in a FairQueue, go out in fragments, and are forgotten when acknowledged.
 
-    `outstanding_bytes`, of what waits and of what is not acknowledged, stays below `max_bytes`;
-    those of one session below a part of it, so that no session fills the link for the others.
-    `window` says how much may be in flight; `now` is the time, in seconds.
+    `outstanding` bounds what waits and what is not acknowledged. `window` says how much may be in
+    flight; `now` is the time, in seconds.
     """
 
     def __init__(
         self,
-        max_bytes: int,
+        outstanding: Outstanding,
         window: LinkWindow,
         activity: DecodeActivity,
         group_of: Callable[[str], Path] = own_group,
     ) -> None:
         """`activity`: of all links that share our way out. `group_of`: see `FairQueue`."""
-        self.max_bytes = max_bytes
-        self.outstanding_bytes = 0
+        self.outstanding = outstanding
         self.window = window
         self._activity = activity
-        self._of_session: dict[bytes, int] = {}
-        """The outstanding bytes of each session that has some."""
         self._queue: FairQueue[OutgoingMessage] = FairQueue(group_of=group_of)
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         """By number, ascending; also those of which only some fragments are out."""
@@ -115,7 +110,7 @@ class Outbox:
         parts, size = self._checked(message, payload, service_class, session)
         if (
             self._queue
-            or size > self._fragment_bytes(service_class, now)
+            or size > min(_SHORT_MESSAGE_BYTES, self._fragment_bytes(service_class, now))
             or size > self._room(service_class)
             or len(self._unacknowledged) >= _MAX_UNACKNOWLEDGED
             or not self._may_send(service_class, now)
@@ -131,7 +126,7 @@ class Outbox:
         outgoing.number, outgoing.sent, outgoing.was_whole = number, size, True
         self._next_number = number + 1
         self._unacknowledged[number] = outgoing
-        self._add(session, size)
+        self.outstanding.add(size, session)
         self._sent(service_class, size, now)
         outgoing.end = self.window.sent_bytes
         self.window.ran_dry()
@@ -146,10 +141,10 @@ class Outbox:
         client: str,
         now: float,
     ) -> None:
-        if size <= MAX_FRAGMENT_BYTES:
+        if size <= _SHORT_MESSAGE_BYTES:
             # One copy now, so that a small message does not keep a large tensor alive.
             parts = [b"".join(parts)]
-        self._add(session, size)
+        self.outstanding.add(size, session)
         self._queue.push(OutgoingMessage(parts, size, service_class, session, client).entry(), now)
 
     def _checked(
@@ -173,24 +168,7 @@ class Outbox:
                 f"at most {MAX_MESSAGE_BYTES} ({MAX_HEADER_BYTES}) may be: send it in parts"
             )
         size = PRELUDE.size + total
-        kept = size + MESSAGE_OVERHEAD_BYTES
-        if self.outstanding_bytes + kept > self.max_bytes:
-            raise LinkFullError(
-                f"{self.outstanding_bytes} bytes already wait or are not acknowledged, and "
-                f"{self.max_bytes} may be: the peer reads too slowly; send less, or later"
-            )
-        # One message may always be under way, however long it is; and what ends the session.
-        held = self._of_session.get(session, 0) if session else 0
-        if (
-            held
-            and service_class != ServiceClass.CONTROL
-            and held + kept > self.max_bytes // SESSION_SHARE
-        ):
-            raise LinkFullError(
-                f"{held} bytes of this session already wait or are not acknowledged, and "
-                f"{self.max_bytes // SESSION_SHARE} of one session may be: the peer reads too "
-                "slowly; send less, or later"
-            )
+        self.outstanding.check(size, service_class, session)
         parts[0] = PRELUDE.pack(total, header_length)
         return parts, size
 
@@ -198,11 +176,12 @@ class Outbox:
         self,
         acknowledged: int,
         credit: int,
-        longest: int = MAX_FRAGMENT_BYTES,
+        longest: int = MAX_BODY_BYTES,
         now: float = 0.0,
-    ) -> bytes | None:
-        """The next DATA frame with these fields and a body of at most `longest` bytes; None if
-        nothing waits, or the peer must give credit or acknowledge first."""
+    ) -> list[Buffer] | None:
+        """The parts of the next DATA frame, its header first, with these fields and a body of at
+        most `longest` bytes; None if nothing waits, or the peer must give credit or acknowledge
+        first."""
         window, active = self.window, self._activity.is_active(now)
         fragment = self._queue.quantum = window.fragment_bytes(active)
         while True:
@@ -255,7 +234,7 @@ class Outbox:
         header = HEADER.pack(
             _DATA, service_class, flags, length, outgoing.number, acknowledged, credit
         )
-        return b"".join((header, *outgoing.take(length)))
+        return [header, *outgoing.take(length)]
 
     def _fragment_bytes(self, service_class: ServiceClass, now: float) -> int:
         """The longest fragment of this class, now."""
@@ -350,12 +329,6 @@ class Outbox:
             if entry.item.number is None:
                 self._queue.push(entry, now)
 
-    def _add(self, session: bytes, size: int) -> None:
-        kept = size + MESSAGE_OVERHEAD_BYTES
-        self.outstanding_bytes += kept
-        if session:
-            self._of_session[session] = self._of_session.get(session, 0) + kept
-
     def _delivered(self, number: int) -> None:
         outgoing = self._unacknowledged[number]
         if not outgoing.was_whole:
@@ -363,14 +336,11 @@ class Outbox:
         outgoing.delivered = True
         self._end = max(self._end, outgoing.end)
         del self._unacknowledged[number]
-        kept = outgoing.size + MESSAGE_OVERHEAD_BYTES
-        self.outstanding_bytes -= kept
-        if session := outgoing.session:
-            left = self._of_session[session] - kept
-            if left:
-                self._of_session[session] = left
-            else:
-                del self._of_session[session]
+        self.outstanding.remove(outgoing.size, outgoing.session)
+
+    def close(self) -> None:
+        """Nothing of it will be sent any more."""
+        self.outstanding.clear()
 
 
 def _within(numbers: Iterable[int], ranges: Sequence[Range]) -> list[int]:

@@ -4,7 +4,7 @@ import asyncio
 from typing import Protocol
 
 from swarm.scheduling.classes import ServiceClass
-from swarm.wire.frames import HEADER, MAX_FRAGMENT_BYTES
+from swarm.wire.frames import HEADER, MAX_BODY_BYTES
 
 BURST_S = 0.05
 """After a pause so many seconds' worth may go at once, which makes up for late timers."""
@@ -42,7 +42,7 @@ class UploadLimit:
     def __init__(self, bytes_per_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self.bytes_per_s = bytes_per_s
         fragment = int(bytes_per_s * FRAGMENT_S) - HEADER.size
-        self.fragment_bytes = max(LEAST_FRAGMENT_BYTES, min(MAX_FRAGMENT_BYTES, fragment))
+        self.fragment_bytes = max(LEAST_FRAGMENT_BYTES, min(MAX_BODY_BYTES, fragment))
         """The longest body of a fragment."""
         self._loop = loop
         self._paid_until = loop.time()

@@ -28,6 +28,7 @@ from swarm.routing.coordinates import Coordinate
 from swarm.routing.view import Numerics, ServerState, SwarmView
 from swarm.sessions.messages import MAX_HOPS, Hop
 from swarm.spans import PeerId, SessionId, Span
+from swarm.wire.frames import PROTOCOL_VERSION
 from swarm.wire.identity import Identity
 
 CHECKPOINT = "c" * 40
@@ -76,7 +77,7 @@ def record(name: str, start: int = 0, end: int = BLOCKS, **changes: Any) -> Serv
         "cache_tokens_free": 1000,
         "cache_tokens_total": 1000,
         "version": "1",
-        "protocol": 1,
+        "protocol": PROTOCOL_VERSION,
         "sequence": 1,
     }
     return ServerRecord(**{**fields, **changes})

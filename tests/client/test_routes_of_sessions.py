@@ -24,6 +24,7 @@ from swarm.routing.view import Numerics, ServerState
 from swarm.sessions.grants import GRANT_CONTEXT
 from swarm.sessions.messages import Close, Commit, Held, Open, Refused, RefuseKind, decode_grant
 from swarm.spans import Span
+from swarm.wire.frames import PROTOCOL_VERSION
 from swarm.wire.identity import Identity, verify
 
 TARGET = Target("tiny", "c" * 40, 4, 8, "float32")
@@ -45,7 +46,7 @@ class Server:
     state: ServerState = ServerState.ONLINE
     identity: Identity = field(default_factory=Identity.create)
     sequence: int = 1
-    protocol: int = 1
+    protocol: int = PROTOCOL_VERSION
     messages: list = field(default_factory=list)
 
     @property
@@ -262,10 +263,10 @@ def test_a_server_that_announces_itself_again_is_tried_again():
 
 def test_servers_of_another_protocol_are_passed_over():
     other, good = Server("0:4"), [Server("0:2"), Server("2:4")]
-    other.protocol = 2
+    other.protocol = PROTOCOL_VERSION + 1
     session = open_on(FakeSwarm(other, *good))
     assert [hop.peer for hop in session.route] == [server.peer for server in good]
-    with pytest.raises(ProtocolVersionError, match=r"version 2 .* we speak 1; update this program"):
+    with pytest.raises(ProtocolVersionError, match=r"version \d .* we speak \d; update this"):
         open_on(FakeSwarm(other))
     assert other.messages == []
 

@@ -5,6 +5,7 @@ from typing import Any
 from swarm.dht.records import ServerRecord
 from swarm.routing.view import Numerics, ServerState
 from swarm.spans import PeerId, Span
+from swarm.wire.frames import PROTOCOL_VERSION
 
 CHECKPOINT = "c0ffee" * 10
 
@@ -25,6 +26,6 @@ def record(peer: PeerId, start: int = 0, end: int = 10, **changes: Any) -> Serve
         "queue_wait_ms": 1.5,
         "sessions": 3,
         "version": "0.1.0",
-        "protocol": 1,
+        "protocol": PROTOCOL_VERSION,
     }
     return ServerRecord(**{**fields, **changes})

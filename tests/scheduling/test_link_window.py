@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from swarm.scheduling.link_window import (
     DECODE_INITIAL_WINDOW_BYTES,
     LEAST_RATE_BYTES_PER_S,
+    LONG_FRAGMENT_BYTES,
     MAX_FRAGMENT_BYTES,
     MIN_FRAGMENT_BYTES,
     RTT_MEMORY_S,
@@ -131,6 +132,18 @@ def test_while_decode_waits_no_round_trip_is_measured_and_its_window_stays() -> 
     line.window.sent(2048, line.now, urgent=False, crowded=True)
     line.window.acknowledged(line.window.sent_bytes, line.now + 0.2)
     assert line.window.min_rtt_s == pytest.approx(0.02, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rate", "idle"),
+    [(12.5e6, MAX_FRAGMENT_BYTES), (5e7, MAX_FRAGMENT_BYTES), (4e8, LONG_FRAGMENT_BYTES)],
+)
+def test_long_fragments_are_for_very_fast_paths_without_decode(rate: float, idle: int) -> None:
+    line = Line(rate, 0.0005)
+    line.run(1.0, False)
+    assert line.window.fragment_bytes(False) == idle
+    assert line.window.fragment_bytes(True) <= MAX_FRAGMENT_BYTES
+    assert line.run(1.0, False) >= 0.95 * rate
 
 
 def test_a_slower_path_is_noticed() -> None:

@@ -14,6 +14,7 @@ from swarm.server.events import ServerEvent
 from swarm.server.neighbourhood import MOST_MODELS, Neighbourhood
 from swarm.spans import Span
 from swarm.wire.entrance import MemoryMember
+from swarm.wire.frames import PROTOCOL_VERSION
 from swarm.wire.identity import Identity
 from swarm.wire.memory import MemoryNetworkHub
 from swarm.wire.virtual_time import run
@@ -53,7 +54,7 @@ class Swarm:
         network = MemoryMember(self.hub, Identity.create(), listens=True)
         return MemoryDirectoryNode(network)
 
-    async def announce(self, checkpoint, model, protocol=1):
+    async def announce(self, checkpoint, model, protocol=PROTOCOL_VERSION):
         directory = Directory(self._node())
         record = ServerRecord(
             peer=directory._node.network.peer_id,

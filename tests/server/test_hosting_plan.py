@@ -29,6 +29,7 @@ from swarm.server.reachability import (
 from swarm.server.sizes import in_words, parse_bytes
 from swarm.server.threads import pick_threads
 from swarm.spans import Span
+from swarm.wire.frames import PROTOCOL_VERSION
 from swarm.wire.identity import Identity
 
 MB = 1 << 20
@@ -211,7 +212,7 @@ def test_the_record_has_room_for_the_longest_names_and_addresses() -> None:
         max_upload_mbit=1234.5,
         addresses=("/ip6/2001:db8:1111:2222:3333:4444:5555:6666/tcp/65535",) * MAX_ADDRESSES,
         version="0.10.11.dev12345",
-        protocol=1,
+        protocol=PROTOCOL_VERSION,
         sequence=1 << 50,
     )
     assert len(longest.sealed(identity, "v1/key/0", 2e9)) <= MAX_VALUE_BYTES

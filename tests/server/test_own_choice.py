@@ -18,6 +18,7 @@ from swarm.server.distances import TIMEOUT_S, Distances, whom_to_ask
 from swarm.server.mobility import Mobility, rules_for
 from swarm.server.promises import BELIEVED_S, Promises
 from swarm.spans import PeerId, Span, missing_spans
+from swarm.wire.frames import PROTOCOL_VERSION
 from swarm.wire.identity import Identity
 from swarm.wire.virtual_time import run
 
@@ -75,7 +76,7 @@ def record(peer: PeerId, start: int, end: int, **changes: Any) -> ServerRecord:
         "num_blocks": BLOCKS,
         "numerics": FLOAT32,
         "version": "1",
-        "protocol": 1,
+        "protocol": PROTOCOL_VERSION,
     }
     return ServerRecord(**{**fields, **changes})
 

@@ -12,9 +12,10 @@ from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.decode_activity import DecodeActivity
 from swarm.scheduling.link_window import LinkWindow
 from swarm.sessions.messages import StatusRequest, encode
+from swarm.wire.fair_budget import FairBudget
 from swarm.wire.frames import (
     HEADER,
-    MAX_FRAGMENT_BYTES,
+    MAX_BODY_BYTES,
     MAX_MESSAGE_BYTES,
     PRELUDE,
     Frame,
@@ -23,8 +24,9 @@ from swarm.wire.frames import (
     Range,
     pack_ack,
 )
-from swarm.wire.inbox import CREDIT_BYTES, MAX_GAPS, NUMBER_WINDOW, Inbox, Numbers, UnfinishedBudget
+from swarm.wire.inbox import CREDIT_BYTES, MAX_GAPS, NUMBER_WINDOW, Inbox, Numbers
 from swarm.wire.outbox import Outbox
+from swarm.wire.outstanding import Outstanding
 
 sizes = st.sampled_from([0, 10, 4096, 65_000, 65_536, 100_000, 200_000])
 sends = st.tuples(
@@ -45,12 +47,13 @@ steps = st.lists(
 )
 
 
-def new_outbox(max_bytes: int) -> Outbox:
-    return Outbox(max_bytes, LinkWindow(), DecodeActivity())
+def new_outbox(max_bytes: int, budget: FairBudget | None = None) -> Outbox:
+    outstanding = Outstanding(max_bytes, budget or FairBudget(10**9, 10))
+    return Outbox(outstanding, LinkWindow(), DecodeActivity())
 
 
-def new_inbox(budget: UnfinishedBudget | None = None) -> Inbox:
-    return Inbox(budget or UnfinishedBudget(10**9))
+def new_inbox(budget: FairBudget | None = None) -> Inbox:
+    return Inbox(budget or FairBudget(10**9, 10))
 
 
 def fragment(number: int, body: bytes, flags: int = 0) -> Frame:
@@ -64,8 +67,8 @@ def carry(outbox: Outbox, inbox: Inbox, reader: FrameReader, most: int) -> list[
         packed = outbox.next_frame(0, 0)
         if packed is None:
             break
-        (frame,) = reader.feed(packed)
-        assert len(frame.body) <= MAX_FRAGMENT_BYTES
+        (frame,) = reader.feed(b"".join(packed))
+        assert len(frame.body) <= MAX_BODY_BYTES
         arrived = inbox.data(frame)
         outbox.received(inbox.received_bytes, 0.0)
         if arrived is not None:
@@ -109,7 +112,7 @@ def test_each_message_once_whole_and_in_order(script: list[tuple]) -> None:  # t
     for session in (b"one", b"two"):
         order = [number for number, _ in got if sent[number][0] == session]
         assert order == sorted(order)
-    assert outbox.outstanding_bytes == outbox.unacknowledged == inbox.unfinished_bytes == 0
+    assert outbox.outstanding.total == outbox.unacknowledged == inbox.unfinished_bytes == 0
     assert inbox.delivered.complete == len(sent)
 
 
@@ -161,10 +164,10 @@ def test_more_than_was_granted_is_refused() -> None:
         return Frame(FrameType.DATA, 1, flags, 0, 0, 0, memoryview(body))
 
     inbox.data(fragment(1, PRELUDE.pack(2 * CREDIT_BYTES, 0)))
-    for _ in range(CREDIT_BYTES // MAX_FRAGMENT_BYTES - 1):
-        inbox.data(fragment(0, bytes(MAX_FRAGMENT_BYTES)))
+    for _ in range(CREDIT_BYTES // MAX_BODY_BYTES - 1):
+        inbox.data(fragment(0, bytes(MAX_BODY_BYTES)))
     with pytest.raises(FramingError, match="were granted"):
-        inbox.data(fragment(0, bytes(MAX_FRAGMENT_BYTES)))
+        inbox.data(fragment(0, bytes(MAX_BODY_BYTES)))
 
 
 def test_credit_wraps_around() -> None:
@@ -184,7 +187,7 @@ def test_credit_wraps_around() -> None:
             if packed is None:
                 outbox.credit = inbox.grant()
             else:
-                arrived += inbox.data(reader.feed(packed)[0]) is not None
+                arrived += inbox.data(reader.feed(b"".join(packed))[0]) is not None
                 outbox.received(inbox.received_bytes, now + 1e-5)
         outbox.acknowledge(inbox.delivered.complete)
     assert inbox.received_bytes > 2**32
@@ -203,7 +206,7 @@ def test_what_is_only_announced_takes_no_memory() -> None:
 
 
 def test_the_links_share_one_budget_and_the_greedy_one_pays() -> None:
-    budget = UnfinishedBudget(100_000)
+    budget = FairBudget(100_000, 10)
     greedy, modest = new_inbox(budget), new_inbox(budget)
     begin = PRELUDE.pack(10**6, 10)
     greedy.data(fragment(0, begin + bytes(60_000), 1))
@@ -216,6 +219,50 @@ def test_the_links_share_one_budget_and_the_greedy_one_pays() -> None:
     modest.data(fragment(0, bytes(40_000)))
     modest.begin_stream()
     assert budget.used == 0
+
+
+def push(outbox: Outbox, size: int, service_class: ServiceClass = ServiceClass.PREFILL) -> None:
+    outbox.push(StatusRequest(1), [bytes(size)], service_class, b"", "")
+
+
+def test_outboxes_share_one_budget_and_the_greedy_one_pays() -> None:
+    budget = FairBudget(100_000, 10)
+    greedy, modest = new_outbox(10**6, budget), new_outbox(10**6, budget)
+    push(greedy, 60_000)
+    push(greedy, 30_000)
+    push(modest, 40_000)
+    assert budget.used > budget.max_bytes
+    with pytest.raises(LinkFullError, match="on all links"):
+        push(greedy, 1000)
+    push(greedy, 1000, ServiceClass.CONTROL)
+    with pytest.raises(LinkFullError, match="on all links"):
+        push(modest, 20_000)
+    modest.begin_stream(0, (), CREDIT_BYTES)
+    while modest.next_frame(0, 0) is not None:
+        pass
+    modest.received(50_000, 0.0)
+    while modest.next_frame(0, 0) is not None:
+        pass
+    modest.acknowledge(1)
+    push(modest, 45_000)
+    greedy.close()
+    push(modest, 20_000)
+    modest.close()
+    assert budget.used == 0
+
+
+def test_a_short_fragment_does_not_keep_what_it_came_with() -> None:
+    """A megabyte in fragments of 2 KiB, each read together with 62 KiB of something else."""
+    inbox = new_inbox()
+    inbox.data(fragment(0, PRELUDE.pack(1 << 20, 10), 1))
+    tracemalloc.start()
+    try:
+        for _ in range(512):
+            read = memoryview(bytes(64 * 1024))
+            inbox.data(Frame(FrameType.DATA, 1, 0, 0, 0, 0, read[:2040]))
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_unfinished_message_must_move() -> None:
@@ -282,7 +329,7 @@ def test_one_session_cannot_fill_the_link() -> None:
     while outbox.waiting:
         frame = outbox.next_frame(0, 0)
         assert frame is not None
-        sent += len(frame) - HEADER.size
+        sent += sum(map(len, frame)) - HEADER.size
         outbox.received(sent, 0.0)
     outbox.acknowledge(outbox.unacknowledged)
     push(b"one", 800)

@@ -15,8 +15,8 @@ from libp2p_peers import peers, run_in_peace
 from stream_readers import Reader, start_echo
 
 from swarm.errors import AddressError, UnreachablePeerError
-from swarm.wire.daemon import DaemonConfig
 from swarm.wire.identity import Identity
+from swarm.wire.known_peers import KnownPeers
 from swarm.wire.libp2p import Libp2pNetwork
 from swarm.wire.network import ByteStream
 
@@ -184,12 +184,13 @@ def test_the_announced_address_is_shown_instead() -> None:
 def test_the_addresses_of_those_named_longest_ago_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("swarm.wire.libp2p.MAX_KNOWN_PEERS", 2)
-    network = Libp2pNetwork(Identity.create(), DaemonConfig((), (), True, 1.0), [])
+    monkeypatch.setattr("swarm.wire.known_peers.MAX_TOLD_PEERS", 2)
+    known = KnownPeers([])
     first, second, third = (Identity.create().peer_id for _ in range(3))
     for peer in (first, second, first, third):
-        network.add_addresses(peer, ["/ip4/127.0.0.1/tcp/9"])
-    assert set(network._known) == {first, third}
+        known.told(peer, ["/ip4/127.0.0.1/tcp/9", "nonsense"])
+    assert known.addresses(first) == known.addresses(third) == ("/ip4/127.0.0.1/tcp/9",)
+    assert known.addresses(second) == ()
 
 
 # ---- the process that it runs in

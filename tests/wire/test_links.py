@@ -1,6 +1,7 @@
 """What links carry in virtual time: both ways, in order, by urgency, and within bounds."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 from link_peers import ANNA, BERT, CARL, MEGABYTE, STATUS, Peer, data, raw_link, two_peers, whole
@@ -8,6 +9,7 @@ from link_peers import ANNA, BERT, CARL, MEGABYTE, STATUS, Peer, data, raw_link,
 from swarm.errors import LinkFullError
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import StatusRequest
+from swarm.spans import PeerId
 from swarm.wire.frames import MAX_MESSAGE_BYTES, FrameType, pack_plain
 from swarm.wire.memory import MemoryNetworkHub, Path
 from swarm.wire.virtual_time import run
@@ -105,6 +107,49 @@ def test_a_peer_that_does_not_read_costs_bounded_memory() -> None:
             anna.send(BERT, 1000)
             await asyncio.sleep(1)
             assert bert.numbers()[-1] == 1000
+
+    run(main())
+
+
+def test_many_peers_that_do_not_read_cost_bounded_memory_together() -> None:
+    async def main() -> None:
+        hub = MemoryNetworkHub(path=Path(buffer_bytes=64 * 1024))
+        limit, slow = MEGABYTE, [PeerId(f"slow-{number}") for number in range(8)]
+        async with AsyncExitStack() as stack:
+            anna = await stack.enter_async_context(
+                Peer(hub, ANNA, memory_bytes=limit, max_links=16, grace_s=1.0)
+            )
+            for peer_id in (*slow, BERT, CARL):
+                peer = await stack.enter_async_context(Peer(hub, peer_id))
+                await anna.links.connect(peer_id, timeout_s=5)
+                if peer_id == BERT:
+                    bert = peer
+                elif peer_id in slow:
+                    hub.stall(ANNA, peer_id)
+
+            def fill(peer_id: PeerId) -> int:
+                """How many messages of 10 kB wait for it; until it may have no more."""
+                with pytest.raises(LinkFullError, match=peer_id):
+                    for number in range(1000):
+                        anna.send(peer_id, number, 10_000, ServiceClass.PREFILL)
+                stats = anna.links.stats(peer_id)
+                assert stats is not None
+                return stats.outstanding_bytes
+
+            held = [fill(peer_id) for peer_id in slow]
+            assert held[0] > 0.9 * limit
+            assert sum(held[:3]) > 1.7 * limit
+            assert min(held) > 40_000
+            assert sum(held) <= 3 * limit
+            anna.send(BERT, 1, 50_000, ServiceClass.PREFILL)
+            await asyncio.sleep(1)
+            assert bert.numbers() == [1]
+            for peer_id in slow:
+                hub.vanish(peer_id)
+            await asyncio.sleep(3)
+            assert {peer for peer, _ in anna.lost} == set(slow)
+            hub.stall(ANNA, CARL)
+            assert fill(CARL) > 0.9 * limit
 
     run(main())
 

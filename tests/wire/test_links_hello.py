@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 
 import pytest
 from link_peers import (
@@ -19,16 +20,25 @@ from link_peers import (
     whole,
 )
 
-from swarm.errors import FramingError, ProtocolVersionError
+from swarm.errors import FramingError, ProtocolVersionError, UnreachablePeerError
+from swarm.scheduling.client_groups import ClientGroups
 from swarm.spans import PeerId
-from swarm.wire.frames import FrameType, Hello, Range, pack_hello, pack_plain, unpack_hello
+from swarm.wire.frames import (
+    PROTOCOL_VERSION,
+    FrameType,
+    Hello,
+    Range,
+    pack_hello,
+    pack_plain,
+    unpack_hello,
+)
 from swarm.wire.inbox import CREDIT_BYTES
 from swarm.wire.memory import MemoryNetworkHub
 from swarm.wire.virtual_time import run
 
 
 def test_another_version_is_refused_on_both_sides(caplog: pytest.LogCaptureFixture) -> None:
-    other = pack_hello(Hello(77, 0, 1, True, 0, (), 0), version=2) + b"whatever version 2 says"
+    other = pack_hello(Hello(77, 0, 1, True, 0, (), 0), version=7) + b"whatever version 7 says"
 
     async def body(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
         raw = await raw_link(hub, other)
@@ -40,7 +50,7 @@ def test_another_version_is_refused_on_both_sides(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         two_peers(body)
     assert len(caplog.records) == 1
-    assert "version 2" in caplog.text and "we speak 1" in caplog.text
+    assert "version 7" in caplog.text and f"we speak {PROTOCOL_VERSION}" in caplog.text
 
     async def dialling(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
         carl = hub.network(CARL)
@@ -49,7 +59,7 @@ def test_another_version_is_refused_on_both_sides(caplog: pytest.LogCaptureFixtu
             RawStream(stream).stream.write(other)  # type: ignore[arg-type]
 
         carl.on_stream = answer
-        with pytest.raises(ProtocolVersionError, match=r"version 2 .* we speak 1"):
+        with pytest.raises(ProtocolVersionError, match=r"version 7 .* we speak \d"):
             await anna.links.connect(CARL, timeout_s=5)
         await carl.close()
 
@@ -61,7 +71,7 @@ def test_another_version_is_refused_on_both_sides(caplog: pytest.LogCaptureFixtu
     [
         pack_hello(Hello(77, 0, 2, True, 0, (), CREDIT_BYTES)),
         pack_hello(Hello(77, 0, 2**60, True, 0, (), CREDIT_BYTES)),
-        pack_plain(FrameType.BYE),
+        pack_plain(FrameType.PONG),
         b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(100),
     ],
 )
@@ -151,29 +161,70 @@ def test_another_incarnation_loses_the_link_once() -> None:
     two_peers(body)
 
 
-def test_links_beyond_the_limit_are_turned_away() -> None:
+def test_links_beyond_the_limit_are_turned_away_at_once_and_told_so() -> None:
     async def main() -> None:
         hub = MemoryNetworkHub()
         async with Peer(hub, BERT, max_links=1) as bert, Peer(hub, ANNA) as anna:
             await anna.links.connect(BERT, timeout_s=5)
-            raw = RawStream(await hub.network(CARL).dial(BERT, 5))
-            raw.stream.write(HELLO)
-            await asyncio.sleep(1)
-            assert raw.ended is not None
-            assert bert.links.peers() == [ANNA]
+            async with Peer(hub, CARL) as carl:
+                began = asyncio.get_running_loop().time()
+                with pytest.raises(UnreachablePeerError, match="takes no further link") as raised:
+                    await carl.links.connect(BERT, timeout_s=5)
+                assert asyncio.get_running_loop().time() - began < 0.1
+                assert raised.value.peer == BERT
+                assert bert.links.peers() == [ANNA]
+                await anna.links.close()
+                await asyncio.sleep(0.1)
+                await carl.links.connect(BERT, timeout_s=5)
 
     run(main())
 
 
-def test_streams_without_hello_are_limited_over_all_peers() -> None:
+def test_a_crowd_behind_one_prefix_leaves_links_for_others() -> None:
     async def main() -> None:
         hub = MemoryNetworkHub()
-        async with Peer(hub, BERT, max_streams_without_hello=3):
+        async with AsyncExitStack() as stack:
+            groups = ClientGroups(["198.51.100.0/24"])
+            bert = await stack.enter_async_context(
+                Peer(hub, BERT, max_links=8, groups=groups, grace_s=0.5)
+            )
+
+            async def come(name: str, address: str) -> bool:
+                hub.set_address(PeerId(name), address)
+                peer = await stack.enter_async_context(Peer(hub, PeerId(name), listens=False))
+                try:
+                    await peer.links.connect(BERT, timeout_s=5)
+                except UnreachablePeerError:
+                    return False
+                return True
+
+            crowd = [await come(f"crowd-{n}", f"/ip4/192.0.2.{n}/tcp/1") for n in range(12)]
+            assert crowd == [True] * 2 + [False] * 10
+            assert await come("honest-1", "/ip4/203.0.113.1/tcp/1")
+            assert await come("honest-2", "/ip6/2001:db8::1/tcp/1")
+            assert not await come("crowd-12", "/ip4/192.0.2.99/tcp/1")
+            # Named by the operator, they need not leave any.
+            friends = [await come(f"friend-{n}", "/ip4/198.51.100.1/tcp/1") for n in range(6)]
+            assert friends == [True] * 4 + [False] * 2
+            hub.vanish(PeerId("crowd-0"))
+            await asyncio.sleep(2)
+            assert await come("honest-3", "/ip4/203.0.114.1/tcp/1")
+            assert len(bert.links.peers()) == 8
+
+    run(main())
+
+
+def test_streams_without_hello_are_limited_over_all_peers_and_sooner_of_one_prefix() -> None:
+    async def main() -> None:
+        hub = MemoryNetworkHub()
+        async with Peer(hub, BERT, max_streams_without_hello=5):
             ends = []
-            for name in "12345":
-                network = hub.network(PeerId(name))
+            for number, prefix in enumerate("aaabbcde", start=1):
+                network = hub.network(PeerId(str(number)))
+                hub.set_address(network.peer_id, f"/ip4/192.0.{ord(prefix)}.{number}/tcp/1")
                 ends.append(RawStream(await network.dial(BERT, 5)))
             await asyncio.sleep(1)
-            assert [end.ended is None for end in ends] == [True] * 3 + [False] * 2
+            taken = [number for number, end in enumerate(ends, start=1) if end.ended is None]
+            assert taken == [1, 2, 4, 6, 7]
 
     run(main())
