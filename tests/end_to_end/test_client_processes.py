@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -156,7 +156,10 @@ def test_a_client_whose_daemon_and_address_change_goes_on(
     daemon = daemon_of(client)
     daemon.kill()
     client.check(tiny_llama)
-    assert not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE
+    # The answer may have been at its end already, and who is killed is gone soon, not at once.
+    with suppress(psutil.NoSuchProcess):
+        while daemon.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.02)
 
 
 def test_a_server_that_is_asked_to_leave_hands_over_and_a_second_signal_ends_one_at_once(

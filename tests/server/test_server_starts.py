@@ -169,8 +169,9 @@ def test_servers_of_another_protocol_are_not_joined(maker: ServerMaker) -> None:
                 pass
             await first.stop()
             lonely, _ = maker.server("2:4", peers=(address,))
+            theirs, ours = PROTOCOL_VERSION + 1, PROTOCOL_VERSION
             with pytest.raises(
-                ProtocolVersionError, match=r"speak version 2 .* we speak 1; update"
+                ProtocolVersionError, match=rf"speak version {theirs} .* we speak {ours}; update"
             ):
                 await lonely.start()
 
