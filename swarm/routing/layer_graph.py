@@ -163,7 +163,10 @@ def _walk(case: _Case, width: int | None) -> Chain | None:
     level = np.full(len(among), np.inf)
     came: list[tuple[Indices, Indices]] = []
     """At each boundary: who was entered there, and from whom."""
-    before = np.zeros(0, dtype=np.intp)
+    before = nobody = np.zeros(0, dtype=np.intp)
+    between: Floats | None = None
+    """The ways between all hosts, where they are the same over more than one boundary."""
+    stayed = False
     blocks, numbers = _hosted(start, end, given.num_blocks).nonzero()
     hosts_of = np.split(numbers, np.searchsorted(blocks, np.arange(1, given.num_blocks)))
     for block, hosts in enumerate(hosts_of):
@@ -177,7 +180,15 @@ def _walk(case: _Case, width: int | None) -> Chain | None:
         else:
             exits = level[before] + block_s[before] * block
             senders = _followed(exits, end[before] == block, width)
-            ways = given.between_s(among[before[senders]], among[hosts])
+            same = np.array_equal(hosts, before)
+            if not (same and stayed):
+                between = None
+                ways = given.between_s(among[before[senders]], among[hosts])
+            else:
+                if between is None:
+                    between = given.between_s(among[hosts], among[hosts])
+                ways = between[senders]
+            stayed = same
             ways += exits[senders][:, None]
             at = ways.argmin(axis=0)
             arrived, source = ways[at, np.arange(len(hosts))], before[senders[at]]
@@ -187,8 +198,11 @@ def _walk(case: _Case, width: int | None) -> Chain | None:
                 level[hosts[~stays]] = np.inf
         entering = arrived + fixed_s[hosts] - block_s[hosts] * block
         entered = entering < level[hosts]
-        level[hosts[entered]] = entering[entered]
-        came.append((hosts[entered], source[entered]))
+        if entered.any():
+            level[hosts[entered]] = entering[entered]
+            came.append((hosts[entered], source[entered]))
+        else:
+            came.append((nobody, nobody))
         before = hosts
     total = level[before] + block_s[before] * given.num_blocks + given.leave_s[among[before]]
     last = int(total.argmin())
@@ -223,6 +237,8 @@ def _trace(came: Sequence[tuple[Indices, Indices]], last: int) -> tuple[Part, ..
     server, end = last, len(came)
     for boundary in range(len(came) - 1, -1, -1):
         entered, source = came[boundary]
+        if not len(entered):
+            continue
         at = np.flatnonzero(entered == server)
         if len(at):
             parts.append(Part(server, boundary, end))
