@@ -71,6 +71,15 @@ def test_what_is_missing_is_told_in_gigabytes() -> None:
         placement_named("by-hand", random.Random(0))
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["best", "gbp-cr"])  # which ask for the rate
+def test_a_rate_that_nobody_could_serve_takes_no_longer_to_plan(name: str) -> None:
+    given_inventory = inventory(model(4, 1.0, 0.01), machine("a", 60.0), machine("b", 60.0))
+    workload = Workload(10, 90, rate_per_s=1e12)
+    layout = placement_named(name, random.Random(0)).place(given_inventory, workload)
+    assert not layout.missing()
+
+
 def test_expectations_of_a_known_layout() -> None:
     given_inventory = inventory(
         model(4, 1.0, 0.01), machine("a", 6.0, 0.010), machine("b", 6.0, 0.010), rtt_s=0.1

@@ -93,7 +93,9 @@ def _bursts_s(inventory: Inventory, layout: Layout, workload: Workload) -> float
         chains = _slots(inventory, layout, workload, client)
         usual = workload.at_once
         if workload.rate_per_s > 0:
-            usual = max(1, round(workload.rate_per_s * min(chains)[0]))
+            # No more than there is room for: by a rate beyond that the line grows without end.
+            room = sum(capacity for _, capacity in chains)
+            usual = max(1, min(room, round(workload.rate_per_s * min(chains)[0])))
         total += sum(burst_response_s(chains, times * usual) for times in _BURSTS)
     return total
 
