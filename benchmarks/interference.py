@@ -30,7 +30,7 @@ from common import Report, arguments
 from interference_arms import ARMS
 from interference_bars import bar_rows
 from interference_measuring import PACES, Measuring
-from interference_network import QUEUE_MS, Namespaces, TestNetwork, make_network
+from interference_network import QUEUE_MS, USUAL_TCP, TestNetwork, make_network
 from interference_plot import plot
 from interference_report import arm_rows, ratio_row
 from interference_results import Results
@@ -64,10 +64,7 @@ def show(results: Results, report: Report, picture: str | None) -> None:
 
 def facts_of(network: TestNetwork) -> dict[str, str]:
     """What the figures were measured over."""
-    facts = {"network": network.kind, "bucket": f"{QUEUE_MS} ms"}
-    if isinstance(network, Namespaces):
-        facts["TCP"] = network.congestion_control()
-    return facts
+    return {"network": network.kind, "bucket": f"{QUEUE_MS} ms"}
 
 
 def _points(text: str) -> tuple[float, float]:
@@ -105,6 +102,11 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
         action="store_true",
         help="no namespaces: rate and delay are made in each process, as without root",
     )
+    parser.add_argument(
+        "--tcp",
+        default=USUAL_TCP,
+        help=f"congestion control, as of `ip route`; default {USUAL_TCP}",
+    )
     parser.add_argument("--results", help="JSON file that keeps each run, and is gone on with")
     parser.add_argument(
         "--budget-minutes", type=float, default=1e6, help="begin nothing new after this time"
@@ -117,10 +119,11 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
     report = Report("interference", as_json=options.json)
     results = Results(Path(options.results) if options.results else None)
     measuring = Measuring(options, report, results)
-    facts: dict[str, str] = {}
+    facts: dict[str, str | None] = {}
     if set(options.parts) - {"bulk"}:
-        with InterferenceSwarm(loopback=options.in_process_relay) as swarm:
+        with InterferenceSwarm(loopback=options.in_process_relay, tcp=options.tcp) as swarm:
             facts |= facts_of(swarm.network)
+            results.made_over(swarm.network.tcp)
             if "main" in options.parts:
                 measuring.main_table(swarm)
             if "always" in options.parts:
@@ -130,12 +133,13 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
             if "compute" in options.parts:
                 measuring.compute_table(swarm)
     if "bulk" in options.parts:
-        network = make_network(2, loopback=options.in_process_relay)
+        network = make_network(2, loopback=options.in_process_relay, tcp=options.tcp)
         with closing(network):
             facts |= facts_of(network)
+            results.made_over(network.tcp)
             if not network.relays:
                 measuring.bulk(network)
-    report.table("set-up", [facts] if facts else [])
+    report.table("set-up", [facts | {"TCP": results.tcp}] if results.tcp else [])
     paces = [{"Mbit/s": mbit, "pass": str(pace or "computed")} for mbit, pace in PACES.items()]
     report.table("passes", paces)
     show(results, report, options.plot)

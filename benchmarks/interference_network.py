@@ -3,15 +3,16 @@
 With root, each host is a network namespace whose only way out is a tun device with a token bucket
 (`tc ... tbf`) of the rate, and a process (`interference_hub.py`) that keeps each packet for half
 the round trip. The rate is that of each host's upload; downloads are not limited, as at most homes
-the upload is the narrow side. Without root there is only loopback, and the programs that run on it
-delay what they write themselves (`interference_relay.py`).
+the upload is the narrow side. TCP's congestion control is chosen by the hosts' routes. Without root
+there is only loopback, and the programs that run on it delay what they write themselves
+(`interference_relay.py`).
 """
 
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,10 @@ from processes import Program
 QUEUE_MS = 200
 """What the token bucket keeps at most; more is lost."""
 UNLIMITED_MBIT = 1000.0
+USUAL_TCP = "cubic"
+"""The congestion control that Linux, macOS and Windows come with. Linux' `bbr` (version 1) lets a
+busy connection send four packets a round trip for 0.2 s of every 10, which hides what is compared
+where links are fast."""
 _BURST_S = 0.001
 _LEAST_BURST_BYTES = 4096
 
@@ -46,6 +51,8 @@ class TestNetwork(Protocol):
     """What it is, for the table."""
     relays: bool
     """Whether programs must delay what they write themselves."""
+    tcp: str
+    """Its congestion control."""
 
     def command(self, host: int, command: Sequence[str]) -> list[str]:
         """How `command` is started on this host."""
@@ -68,7 +75,9 @@ class Namespaces:
     kind = "network namespaces, tc tbf, user-space delay"
     relays = False
 
-    def __init__(self, hosts: int) -> None:
+    def __init__(self, hosts: int, tcp: str = USUAL_TCP) -> None:
+        """Raises CalledProcessError if it cannot be made, as without `tcp` in this kernel."""
+        self.tcp = tcp
         self._stack = ExitStack()
         self._names = [f"swarm{os.getpid() % 100_000}-{host}" for host in range(hosts)]
         try:
@@ -93,6 +102,8 @@ class Namespaces:
             _run(*within, "ip", "link", "set", "lo", "up")
             _run(*within, "ip", "address", "add", f"{self.address(host)}/24", "dev", name)
             _run(*within, "ip", "link", "set", name, "up", "mtu", "1500", "txqueuelen", "2000")
+            route = ("ip", "route", "replace", f"{NETWORK}.0/24", "dev", name)
+            _run(*within, *route, "src", self.address(host), "congctl", self.tcp)
 
     def __enter__(self) -> Self:
         return self
@@ -127,10 +138,6 @@ class Namespaces:
     def sent_bytes(self) -> list[int]:
         return list(self._ask("bytes")["sent"])
 
-    def congestion_control(self) -> str:
-        """TCP's, which the namespaces have from this machine."""
-        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
-
     def _ask(self, line: str) -> dict[str, Any]:
         self._hub.send_line(line)
         return self._hub.wait_for(line.split()[0], 10)
@@ -144,6 +151,7 @@ class Loopback:
 
     kind = "loopback; rate and delay are made in each process, without root"
     relays = True
+    tcp = "this machine's"
 
     def command(self, host: int, command: Sequence[str]) -> list[str]:
         return list(command)
@@ -160,11 +168,16 @@ class Loopback:
     def close(self) -> None: ...
 
 
-def make_network(hosts: int, *, loopback: bool = False) -> TestNetwork:
+def make_network(hosts: int, *, loopback: bool = False, tcp: str = USUAL_TCP) -> TestNetwork:
     """Namespaces where that is possible and `loopback` is not asked for."""
     if not loopback and os.geteuid() == 0 and Path("/dev/net/tun").exists():
-        with suppress(OSError, subprocess.CalledProcessError):
-            return Namespaces(hosts)
+        try:
+            return Namespaces(hosts, tcp)
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip()
+            print(f"no namespaces: {' '.join(error.cmd)}: {said}", file=sys.stderr)
+        except OSError as error:
+            print(f"no namespaces: {error}", file=sys.stderr)
     return Loopback()
 
 

@@ -1,8 +1,8 @@
 """What the interference benchmark has measured, run by run, in a file that later runs go on with.
 
-A point's runs are kept by arm and seed, each with the commit that it was made of. Tables are made
-of the seeds that all of a point's arms have, so that a table of a run that was broken off compares
-the same prompts.
+A point's runs are kept by arm and seed, each with the commit that it was made of and the congestion
+control that it was made over. Tables are made of the seeds that all of a point's arms have, so that
+a table of a run that was broken off compares the same prompts.
 """
 
 import json
@@ -26,16 +26,35 @@ class Results:
         """`file`: is read if it is there; None: nothing is kept."""
         self._file = file
         self._commit = commit()
+        self._tcp: str | None = None
         self._points: dict[str, dict[str, dict[str, Run]]] = {}
         if file is not None and file.exists():
             self._points = json.loads(file.read_text())
+
+    @property
+    def tcp(self) -> str | None:
+        """The congestion control that the runs were made over; None: there are none yet."""
+        found = {
+            str(run["tcp"])
+            for arms in self._points.values()
+            for runs in arms.values()
+            for run in runs.values()
+        }
+        return " and ".join(sorted(found)) or None
+
+    def made_over(self, tcp: str) -> None:
+        """What is added now was made over this congestion control; a file is of one only, so that
+        nobody compares two. Raises ValueError."""
+        if self.tcp not in (None, tcp):
+            raise ValueError(f"{self._file} has runs over {self.tcp}, not {tcp}: name another file")
+        self._tcp = tcp
 
     def has(self, point: str, arm: str, seed: int) -> bool:
         return str(seed) in self._points.get(point, {}).get(arm, {})
 
     def add(self, point: str, arm: str, seed: int, run: Mapping[str, Any]) -> None:
         of_arm = self._points.setdefault(point, {}).setdefault(arm, {})
-        of_arm[str(seed)] = {**run, "commit": self._commit}
+        of_arm[str(seed)] = {**run, "commit": self._commit, "tcp": self._tcp}
         if self._file is not None:
             # Whole or not at all: whoever breaks the program off loses one run at most.
             new = self._file.with_name(f"{self._file.name}.new")

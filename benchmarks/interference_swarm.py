@@ -21,7 +21,7 @@ import psutil
 import torch
 from interference_arms import Chosen
 from interference_control import Pace, choose_line, paced
-from interference_network import Namespaces, Shape, make_network
+from interference_network import USUAL_TCP, Namespaces, Shape, make_network
 from processes import Program
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -119,7 +119,7 @@ def build_model(folder: Path) -> None:
 class InterferenceSwarm:
     """Use in a `with`; everything that it started is gone at its end."""
 
-    def __init__(self, *, loopback: bool = False) -> None:
+    def __init__(self, *, loopback: bool = False, tcp: str = USUAL_TCP) -> None:
         """`loopback`: no namespaces, also where they could be made."""
         self._stack = ExitStack()
         try:
@@ -127,7 +127,7 @@ class InterferenceSwarm:
                 self._stack.enter_context(tempfile.TemporaryDirectory(prefix="interference-"))
             )
             build_model(folder / "model")
-            self.network = make_network(STAGES + 2, loopback=loopback)
+            self.network = make_network(STAGES + 2, loopback=loopback, tcp=tcp)
             self._stack.callback(self.network.close)
             self._relay = ["--relay"] if self.network.relays else []
             self._start(folder)

@@ -68,6 +68,7 @@ def test_figures_are_pooled_over_sessions_and_seeds() -> None:
 
 def made_results(file: Path | None = None) -> Results:
     results = Results(file)
+    results.made_over("cubic")
     for arm, run in {
         "A": made_run(100, 4000, 2.0),
         "A'": made_run(100, 500, 2.0),
@@ -122,6 +123,18 @@ def test_what_was_measured_is_gone_on_with_and_says_of_which_commit(tmp_path: Pa
     assert figures(runs["C"]).p99 == 600
     assert all(run["commit"] for of_arm in runs.values() for run in of_arm)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_is_of_one_congestion_control(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json")
+    assert results.tcp is None
+    results.made_over("bbr")
+    results.add("main 20 Mbit/s, 20 ms, use 0.45", "C", 1, made_run(100, 900, 2.0))
+    again = Results(tmp_path / "results.json")
+    assert again.tcp == "bbr"
+    again.made_over("bbr")
+    with pytest.raises(ValueError, match=r"results.json has runs over bbr, not cubic"):
+        again.made_over("cubic")
 
 
 def test_the_picture_is_svg_with_a_row_for_each_point() -> None:

@@ -18,10 +18,12 @@ from swarm.wire.virtual_time import run
 
 ANNA, BERT = PeerId("peer-anna"), PeerId("peer-bert")
 ECHO = """
-import socket, sys
+import json, socket, sys
 listener = socket.create_server((sys.argv[1], 5000))
 print('{"event": "up"}', flush=True)
 connection, _ = listener.accept()
+tcp = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+print(json.dumps({"event": "over", "tcp": tcp.rstrip(bytes(1)).decode()}), flush=True)
 while data := connection.recv(1000):
     connection.sendall(data)
 """
@@ -128,7 +130,7 @@ def test_what_was_written_before_the_end_still_comes() -> None:
 def test_namespaces_keep_packets_for_the_delay_and_are_gone_afterwards() -> None:
     from processes import Program
 
-    network = make_network(2)
+    network = make_network(2, tcp="reno")  # which every Linux has
     if not isinstance(network, Namespaces):
         pytest.skip("no namespaces here, in spite of root")
     with network:
@@ -140,6 +142,7 @@ def test_namespaces_keep_packets_for_the_delay_and_are_gone_afterwards() -> None
             ask = network.command(1, [sys.executable, "-c", ASK, network.address(0)])
             with Program("ask", ask) as client:
                 assert client.wait_for("took", 20)["seconds"] >= 0.06
+            assert server.wait_for("over", 20)["tcp"] == "reno"
         after = network.sent_bytes()
         assert all(b > a for a, b in zip(before, after, strict=True))
     left = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
