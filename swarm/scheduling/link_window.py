@@ -45,7 +45,13 @@ double in that time, too."""
 PACE_GAIN = 1.25
 """Beside decode, fragments leave at most so much faster than the path delivers: a window that
 opens at once would stand in the path's queue at once."""
+EVEN_ENOUGH = 2
+"""Bursts of no more than this part of what the path holds cost prompts less than a fifth of its
+rate. They are not kept in flight: decode would wait for them, twice as long on such a path."""
 RTT_MEMORY_S = 10.0
+_LOOKS = 3
+"""Before a longer round trip is believed: one alone may have met decode, or a busy peer, and what
+is believed wrongly fills the path's queue until the next look."""
 _SAME_RTT = 1.05
 """An answer so little later than the least round trip says that this is still right."""
 _LEAST_PAUSE_S = 1e-4
@@ -100,6 +106,8 @@ class LinkWindow:
         self._round_rtt_s = float("inf")
         """The least round trip of the present round."""
         self._probing_rtt = False
+        self._longer: list[float] = []
+        """Round trips that were measured since the least one is old."""
         self._late_answers = 0
         self._much_late_answers = 0
         self.begin_stream(0.0)
@@ -150,7 +158,9 @@ class LinkWindow:
         path = int(self.rate_bytes_per_s * self.min_rtt_s)
         if self._startup:
             return max(initial, int(STARTUP_GAIN * path) + 2 * fragment)
-        path += self._bursts.beyond(fragment)
+        bursts = self._bursts.beyond(fragment)
+        if bursts > path // EVEN_ENOUGH:
+            path += bursts
         if decode_active:
             return path + fragment
         return 2 * path + max(4 * fragment, int(self.rate_bytes_per_s * IDLE_QUEUE_S))
@@ -273,14 +283,18 @@ class LinkWindow:
         """A round trip was measured, by a fragment or by a ping. `drained`: when that was sent,
         nothing was in flight."""
         old = now - self._rtt_at > RTT_MEMORY_S
-        if self.min_rtt_s is None or rtt_s <= self.min_rtt_s or (drained and old):
-            self.min_rtt_s, self._rtt_at = rtt_s, now
-            self._probing_rtt = False
-        elif rtt_s <= _SAME_RTT * self.min_rtt_s:
-            self._rtt_at = now
-            self._probing_rtt = False
-        elif old:
-            self._probing_rtt = True
+        if drained and old:
+            self._longer.append(rtt_s)
+            if len(self._longer) == _LOOKS:
+                self.min_rtt_s = rtt_s = min(self._longer)
+        if self.min_rtt_s is None or rtt_s <= self.min_rtt_s:
+            self.min_rtt_s = rtt_s
+        elif rtt_s > _SAME_RTT * self.min_rtt_s:
+            self._probing_rtt = old
+            return
+        self._rtt_at = now
+        self._probing_rtt = False
+        self._longer.clear()
 
     @property
     def _memory_s(self) -> float:

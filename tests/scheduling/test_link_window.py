@@ -192,6 +192,54 @@ def test_a_longer_path_is_noticed() -> None:
     assert line.run(5.0, True) > 0.9 * 5.0 * 2.5e6
 
 
+def test_one_late_look_makes_no_path_longer() -> None:
+    """What a look meets once, decode or a busy peer, would fill the queue until the next one."""
+    window = LinkWindow()
+    window.round_trip(0.02, 0.0, drained=True)
+    later = RTT_MEMORY_S + 1.0
+    window.round_trip(0.05, later)  # of a fragment behind others: a look is due
+    assert window.window_bytes(True) == 0
+    window.round_trip(0.035, later + 0.1, drained=True)
+    assert (window.min_rtt_s, window.window_bytes(True)) == (0.02, 0)
+    window.round_trip(0.0205, later + 0.2, drained=True)
+    assert window.min_rtt_s == 0.02
+    assert window.window_bytes(True) > 0
+    again = later + 0.2 + RTT_MEMORY_S + 1.0
+    for number, rtt_s in enumerate((0.06, 0.04, 0.05)):
+        assert window.min_rtt_s == 0.02
+        window.round_trip(rtt_s, again + 0.1 * number, drained=True)
+    assert window.min_rtt_s == 0.04
+    assert window.window_bytes(True) > 0
+
+
+def settled_window(rate: float, rtt_s: float, together: int) -> tuple[LinkWindow, int]:
+    """After fragments that a path brings at this rate, and that are answered so many together."""
+    window = LinkWindow()
+    window.begin_stream(0.0)
+    window.round_trip(rtt_s, 0.0, drained=True)
+    now, sent = 0.0, 0
+    for number in range(int(8.0 * rate / 6000)):
+        window.sent(6000, now, urgent=False)
+        sent += 6000
+        now += 6000 / rate
+        if number % together == together - 1:
+            # The last of them came at once, and its answer took the least round trip.
+            window.round_trip(rtt_s, now)
+            window.acknowledged(sent - 6000 * min(together, 3), now)
+    return window, window.fragment_bytes(True)
+
+
+@pytest.mark.parametrize(("together", "more"), [(1, False), (4, False), (15, True)])
+def test_only_bursts_that_would_cost_much_of_the_rate_are_kept_in_flight(
+    together: int, more: bool
+) -> None:
+    rate, rtt_s = 1e6, 0.04
+    window, fragment = settled_window(rate, rtt_s, together)
+    assert window.rate_bytes_per_s is not None
+    path = int(window.rate_bytes_per_s * rtt_s)
+    assert (window.window_bytes(True) > path + fragment) == more
+
+
 def test_idle_times_prove_no_limit() -> None:
     line = Line(2.5e6, 0.05)
     line.run(3.0, False)
