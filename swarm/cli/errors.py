@@ -1,5 +1,6 @@
 """How a command ends: one clear line and an exit code, never a traceback."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -7,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from swarm.cli.terminal import give_up
 from swarm.errors import SwarmError, UsageError
 from swarm.printable import printable
 
@@ -27,10 +29,11 @@ def one_line(error: BaseException | str) -> str:
 
 def exit_code(error: BaseException) -> int:
     """2 for what the caller can mend, 1 for everything else."""
-    return EXIT_USAGE if isinstance(error, UsageError) or _no_space(error) else EXIT_FAILED
+    return EXIT_USAGE if isinstance(error, UsageError) or no_space(error) else EXIT_FAILED
 
 
-def _no_space(error: BaseException) -> bool:
+def no_space(error: BaseException) -> bool:
+    """Whether a disk, or our share of it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -40,7 +43,7 @@ def explain(error: BaseException) -> str:
         return one_line(error)
     if isinstance(error, MemoryError):
         return "out of memory; host fewer --blocks or ask for fewer --cache-tokens"
-    if isinstance(error, OSError) and _no_space(error):
+    if isinstance(error, OSError) and no_space(error):
         where = error.filename or "what this writes"
         return f"no space is left for {where}; free some, or write elsewhere"
     return (
@@ -58,12 +61,16 @@ def _tell(error: BaseException, report: Callable[[str], None] | None = None) -> 
     if os.environ.get(DEBUG_VARIABLE) == "1":
         import traceback
 
-        traceback.print_exception(error)
-    if report is None:
-        sys.stderr.write(f"error: {explain(error)}\n")
-    else:
-        report(explain(error))
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
+    (report or say_error)(explain(error))
     return exit_code(error)
+
+
+def say_error(message: str) -> None:
+    """One line on standard error. Where that is closed or full, the exit code has to say it."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"error: {message}\n")
 
 
 def run(
@@ -100,7 +107,7 @@ def run_program(app: Callable[..., Any], program: str, arguments: Sequence[str])
         else:
             # Of the command itself, where a program has several.
             asked = getattr(getattr(error, "ctx", None), "command_path", program)
-            sys.stderr.write(f"error: {one_line(explain_usage())} (see {asked} --help)\n")
+            say_error(f"{one_line(explain_usage())} (see {asked} --help)")
             code = EXIT_USAGE
     _leave(code if isinstance(code, int) else EXIT_FAILED)
 
@@ -123,9 +130,10 @@ def _leave(code: int) -> NoReturn:
         try:
             stream.flush()
         except OSError:
-            # What is left cannot be written, and the interpreter's end shall not try it again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            code = code or EXIT_FAILED
+            # The interpreter's end shall not try it again.
+            give_up(stream)
+            if stream is sys.stdout:
+                code = code or EXIT_FAILED
     if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):
         os._exit(code)
     raise SystemExit(code)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from swarm.cli.arguments import Version, repeat_address_options, split_addresses
-from swarm.cli.errors import EXIT_USAGE, run, run_program
+from swarm.cli.errors import EXIT_USAGE, run, run_program, say_error
 from swarm.cli.interrupts import end_on_sigterm
 from swarm.errors import UsageError
 
@@ -247,7 +247,7 @@ def _run(command: Callable[[], None]) -> None:
             if not lines:
                 raise
             for line in lines:
-                sys.stderr.write(f"error: {line}\n")
+                say_error(line)
             raise SystemExit(EXIT_USAGE) from None
 
     run(checked)

@@ -1,7 +1,9 @@
 """What commands write: answers and tables to standard output, all else to standard error."""
 
+import errno
+import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -31,9 +33,28 @@ def say(text: str) -> None:
 
 def table_console() -> "Console":
     """For tables on standard output: as wide as the terminal, or `TABLE_COLUMNS`."""
+    return plain_console(width=None if sys.stdout.isatty() else TABLE_COLUMNS)
+
+
+def plain_console(**options: Any) -> "Console":
+    """rich's, with these options of it; that its reader has gone is an error like others."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else TABLE_COLUMNS, highlight=False)
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would raise SystemExit here, which ends a server from within any of its tasks.
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    return PlainConsole(highlight=False, **options)
+
+
+def give_up(stream: TextIO) -> None:
+    """What the stream still holds cannot be written: it goes nowhere, and so does what follows."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
 
 
 def say_prefill(done: int, total: int) -> None:

@@ -49,6 +49,14 @@ def test_who_reads_no_more_is_told_nothing(plan: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("arguments", [["generate", "--peers", "x"], ["--no-such-option"]])
+def test_a_mistake_keeps_its_exit_code_where_it_cannot_be_told(arguments: list[str]) -> None:
+    command = [*command_line("swarm-client"), *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stderr=full, timeout=60)
+    assert done.returncode == 2
+
+
 def test_closed_streams_are_like_the_null_device(plan: list[str]) -> None:
     shell = ["/bin/sh", "-c", 'exec "$@" <&- >&-', "sh", *plan]
     done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, timeout=60)
