@@ -15,7 +15,7 @@ from swarm.cli.arguments import (
     split_addresses,
 )
 from swarm.cli.errors import run, run_program
-from swarm.cli.events import EventPrinter
+from swarm.cli.events import EventPrinter, LastingPrinter
 from swarm.cli.logs import log_to_stderr
 from swarm.cli.serving import Serving, serve
 
@@ -43,7 +43,7 @@ def dht(
 
     Give it a fixed port and --identity, and its address stays the same.
     """
-    printer = EventPrinter(json_logs)
+    printer = LastingPrinter(EventPrinter(json_logs))
 
     def command() -> None:
         from swarm.server.config import Listening, make_config
@@ -62,7 +62,10 @@ def dht(
 
             return BootstrapPeer(config, on_event=printer)
 
-        serve(make)
+        try:
+            serve(make)
+        finally:
+            printer.close()
 
     run(command, printer.error)
 

@@ -1,7 +1,9 @@
 """A server's events on the terminal: lines and tables for people, or one JSON object a line."""
 
+import contextlib
 import io
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -9,8 +11,11 @@ from typing import Any, Protocol
 
 import typer
 
-from swarm.cli.terminal import table_console
+from swarm.cli.errors import no_space
+from swarm.cli.terminal import give_up, table_console
 from swarm.printable import printable
+
+logger = logging.getLogger(__name__)
 
 
 class Event(Protocol):
@@ -68,13 +73,60 @@ class EventPrinter:
 
     def error(self, message: str) -> None:
         """The last word of a command that fails."""
-        if self._json_lines:
-            line = {"event": "error", "time": round(time.time(), 3), "message": message}
-            typer.echo(json.dumps(line, separators=(",", ":")))
-        typer.echo(f"error: {message}", err=True)
+        try:
+            if self._json_lines:
+                line = {"event": "error", "time": round(time.time(), 3), "message": message}
+                typer.echo(json.dumps(line, separators=(",", ":")))
+        finally:
+            typer.echo(f"error: {message}", err=True)
 
     def close(self) -> None:
         """Nothing is kept back."""
+
+
+class LastingPrinter:
+    """Shows events while that can be done: who serves others goes on when nobody reads them.
+
+    The first event that cannot be written is told once, in the log. A full disk may have room
+    again, so the next ones are tried all the same; when the reader has gone or the terminal was
+    closed, they are not. None of it changes the exit code.
+    """
+
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
+        self._warned = False
+        self._nobody_reads = False
+
+    def __call__(self, event: Event) -> None:
+        if self._nobody_reads:
+            return
+        try:
+            self._printer(event)
+        except OSError as error:
+            self._failed(error)
+
+    def error(self, message: str) -> None:
+        """The last word of a command that fails, if anybody hears it."""
+        with contextlib.suppress(OSError):
+            self._printer.error(message)
+
+    def close(self) -> None:
+        """Nothing more will come, and what could not be written until now is given up."""
+        try:
+            self._printer.close()
+            sys.stdout.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                give_up(sys.stdout)
+
+    def _failed(self, error: OSError) -> None:
+        if not no_space(error):
+            self._nobody_reads = True
+            self.close()
+        if not self._warned:
+            self._warned = True
+            reason = error.strerror or str(error)
+            logger.warning("events can no longer be written (%s); going on without them", reason)
 
 
 def _print_table(fields: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from swarm.cli.arguments import (
     split_addresses,
 )
 from swarm.cli.errors import run, run_program
-from swarm.cli.events import EventPrinter, Printer
+from swarm.cli.events import EventPrinter, LastingPrinter, Printer
 from swarm.cli.importing import importing
 from swarm.cli.logs import log_to_stderr
 from swarm.cli.serving import Serving, serve
@@ -215,7 +215,7 @@ def server(
 
     Without --peers it begins a new swarm and prints the address to join with.
     """
-    printer = _printer(json_logs, watch)
+    printer = LastingPrinter(_printer(json_logs, watch))
 
     def command() -> None:
         if watch and json_logs:

@@ -44,10 +44,10 @@ async def _serve(make: Callable[[], Serving], tell_first: bool) -> None:
 
 async def _run(serving: Serving, signals: Signals, tell_first: bool) -> None:
     if await _until(serving.start(), signals.asked):
-        if tell_first:
-            serving.tell_now()
         drain = False
         try:
+            if tell_first:
+                serving.tell_now()
             await _until(serving.failed(), signals.asked)
             drain = True
         finally:

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from swarm.cli.events import Event
 from swarm.cli.server_table import report_table
+from swarm.cli.terminal import plain_console
 from swarm.printable import printable
 
 
@@ -13,7 +14,7 @@ class WatchScreen:
     """Shows a server's events on a terminal; `close` gives the terminal back."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        self._console = console or plain_console()
         self._live: Live | None = None
 
     def __call__(self, event: Event) -> None:
@@ -27,16 +28,17 @@ class WatchScreen:
     def error(self, message: str) -> None:
         """The last word of a command that fails."""
         self.close()
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {message}"))
+        plain_console(stderr=True, soft_wrap=True).print(Text(f"error: {message}"))
 
     def close(self) -> None:
         """The last table stays."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
 
     def _show(self, what: RenderableType) -> None:
         if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False)
-            self._live.start()
+            live = Live(console=self._console, auto_refresh=False)
+            live.start()
+            self._live = live
         self._live.update(what, refresh=True)
