@@ -6,7 +6,7 @@ import contextlib
 from swarm.dht.node import DhtNode
 from swarm.server import telling
 from swarm.server.config import Listening
-from swarm.server.events import EventSink, ServerEvent, log_event
+from swarm.server.events import EventSink, ServerEvent, log_event, unfailing
 from swarm.server.identity_claim import claim_identity
 from swarm.server.reachability import check_announced, join_addresses
 from swarm.wire.libp2p import Libp2pNetwork
@@ -17,7 +17,7 @@ class BootstrapPeer:
 
     def __init__(self, config: Listening, *, on_event: EventSink = log_event) -> None:
         self.config = config
-        self._tell = on_event
+        self._tell = unfailing(on_event)
         self._stack = contextlib.AsyncExitStack()
         self._network: Libp2pNetwork | None = None
         self._stopped = False

@@ -22,6 +22,19 @@ class ServerEvent:
 EventSink = Callable[[ServerEvent], None]
 
 
+def unfailing(sink: EventSink) -> EventSink:
+    """The same, with its errors in the log: a server that cannot tell something goes on, and one
+    that stops closes everything all the same."""
+
+    def tell(event: ServerEvent) -> None:
+        try:
+            sink(event)
+        except Exception:
+            logger.exception("the event %r was not told", event.event)
+
+    return tell
+
+
 def log_event(event: ServerEvent) -> None:
     """The sink of a server that is embedded in another program."""
     logger.info("%s", event.text)

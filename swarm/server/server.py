@@ -18,7 +18,7 @@ from swarm.routing.view import ServerState
 from swarm.server import telling
 from swarm.server.config import ServerConfig
 from swarm.server.distances import Distances
-from swarm.server.events import EventSink, ServerEvent, log_event
+from swarm.server.events import EventSink, ServerEvent, log_event, unfailing
 from swarm.server.free_memory import free_memory
 from swarm.server.hosted import Plan, make_plan
 from swarm.server.hosting import check_memory
@@ -51,13 +51,14 @@ class Server:
     """Hosts a span of blocks from `start` to `stop`.
 
     `async with Server(ServerConfig(...)) as server:` serves inside the block and drains at its
-    end. Each change of state is told to `on_event`, in the event loop's thread.
+    end. Each change of state is told to `on_event`, in the event loop's thread; what that raises
+    is logged.
     """
 
     def __init__(self, config: ServerConfig, *, on_event: EventSink = log_event) -> None:
         self.config = config
         self.state = ServerState.OFFLINE
-        self._tell = on_event
+        self._tell = unfailing(on_event)
         self._threads = pick_threads(config.threads)
         self._lag = LoopLag()
         self._stack = contextlib.AsyncExitStack()

@@ -1,9 +1,11 @@
-"""What the events `stats` tell of work that real servers did, and of the link between them."""
+"""What the events `stats` tell of work that real servers did, and of the link between them; and
+listeners that fail."""
 
 import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from swarm.server.events import ServerEvent
@@ -54,3 +56,25 @@ def test_a_server_tells_tokens_waits_shares_and_how_its_links_are(tiny_llama: Pa
     assert link["window_bytes"] >= link["fragment_bytes"] > 0
     assert link["decode_active"]
     assert link["sent"] > PROMPT_TOKENS * 32 * 4, "the prompt's activations"
+
+
+def test_a_listener_that_fails_ends_no_server(
+    tiny_llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a server that stops closes everything all the same."""
+    told: list[str] = []
+
+    def listener(event: ServerEvent) -> None:
+        told.append(event.event)
+        raise RuntimeError("nobody listens")
+
+    with LocalSwarm(tiny_llama) as swarm:
+        first = swarm.start("0:4", on_event=listener)
+        swarm.call(first.tell_now)
+        with swarm.client() as model:
+            ids = torch.arange(4)[None] + 3
+            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)
+        swarm.stop(first)
+    assert {"listening", "online", "stats", "draining"} <= set(told)
+    assert told[-1] == "stopped"
+    assert "the event 'online' was not told" in caplog.text
