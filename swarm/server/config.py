@@ -11,7 +11,7 @@ from swarm.errors import AddressError, UsageError
 from swarm.server.reachability import check_dialable
 from swarm.server.sizes import parse_bytes
 from swarm.spans import Span
-from swarm.wire.addresses import check_address, split_peer
+from swarm.wire.addresses import check_address, check_listening, is_in_memory, split_peer
 from swarm.wire.identity import is_peer_id
 
 Config = TypeVar("Config", bound="Listening")
@@ -63,6 +63,9 @@ class Listening(BaseModel):
     def _check_listen(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise AddressError("a server needs at least one address to listen on")
+        for address in value:
+            if not is_in_memory(address):
+                check_listening(address)
         return value
 
 

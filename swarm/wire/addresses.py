@@ -20,6 +20,14 @@ _ADDRESS = re.compile(
     r"(?:/p2p/(?P<peer>[^/]+))?"
 )
 _EXAMPLE = "an address is written as /ip4/1.2.3.4/tcp/31330"
+_TRANSPORTS = {"tcp": ("", "/ws", "/wss", "/tls/ws"), "udp": ("/quic-v1",)}
+"""What our libp2p daemon speaks over each, as it stands behind the port."""
+_LISTENS = ("", "/ws", "/quic-v1")
+"""Of these, what needs no certificate."""
+_LISTEN_EXAMPLE = (
+    "write it as /ip4/0.0.0.0/tcp/31330 (this machine's address, port 0 for any free one), or"
+    " /ip4/0.0.0.0/udp/31330/quic-v1"
+)
 
 
 def check_address(address: str) -> str:
@@ -37,6 +45,11 @@ def check_address(address: str) -> str:
             raise AddressError(f"{host} in {address} is no {kind} address; {_EXAMPLE}")
     if port is not None and int(port) > 65535:
         raise AddressError(f"port {port} in {address} is over 65535")
+    if port is not None and match["rest"] not in _TRANSPORTS[match["transport"]]:
+        raise AddressError(
+            f"nothing goes over /{match['transport']}/{port}{match['rest']} in {address}; write"
+            f" /tcp/{port} or /udp/{port}/quic-v1 in its place"
+        )
     if match["peer"] is not None and not is_peer_id(match["peer"]):
         raise AddressError(f"{match['peer']!r} in {address} is not a peer id of this swarm's kind")
     return address
@@ -63,18 +76,37 @@ def is_relayed(address: str) -> bool:
     return "/p2p-circuit" in address
 
 
+def check_listening(address: str) -> str:
+    """The address itself. Raises AddressError when no machine can listen on it."""
+    _listening(address)
+    return address
+
+
 def with_fixed_port(address: str) -> str:
     """A listening address whose port 0 is replaced by a free one.
 
     Raises AddressError when the address is malformed, is not this machine's, or its port is in use.
     (libp2p itself shares a port that is in use with its other user, silently.)
     """
-    match = _ADDRESS.fullmatch(check_address(address))
-    if match is None or match["port"] is None or match["kind"] not in ("ip4", "ip6"):
-        raise AddressError(f"cannot listen on {address}; write it as /ip4/0.0.0.0/tcp/31330")
+    match = _listening(address)
     port = _probe(match["kind"], match["host"], match["transport"], int(match["port"]), address)
     start, end = match.span("port")
     return f"{address[:start]}{port}{address[end:]}"
+
+
+def _listening(address: str) -> re.Match[str]:
+    match = _ADDRESS.fullmatch(check_address(address))
+    if match is None or match["kind"] not in ("ip4", "ip6"):
+        why = "it is no IP address of this machine"
+    elif match["port"] is None:
+        why = "it has no port"
+    elif match["circuit"] is not None or match["peer"] is not None:
+        why = "it names a peer, and who listens is named by its --identity"
+    elif match["rest"] not in _LISTENS:
+        why = f"{match['rest']} needs a certificate, which no option gives"
+    else:
+        return match
+    raise AddressError(f"cannot listen on {address}: {why}; {_LISTEN_EXAMPLE}")
 
 
 def _probe(kind: str, host: str, transport: str, port: int, address: str) -> int:

@@ -67,6 +67,7 @@ def test_a_program_says_which_version_it_is(program: str) -> None:
         (["--blocks", "0:31"], 2, "0:30"),
         (["--blocks", "0:1", "--peers", NOBODY], 1, "cannot reach"),
         (["--peers", "nonsense"], 2, "nonsense"),
+        (["--listen", "/ip4/0.0.0.0/udp/31330"], 2, "write /tcp/31330 or /udp/31330/quic-v1"),
         (["--dtype", "int3"], 2, "float32"),
         (["--cache-tokens", "63"], 2, "--cache-tokens"),
         (["--threads", "many"], 2, "--threads"),

@@ -315,6 +315,8 @@ def test_a_wrong_setting_is_one_line_that_names_its_option(
     [
         {"listen": ()},
         {"listen": ("0.0.0.0:80",)},
+        {"listen": ("/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/31330")},
+        {"listen": ("/ip4/0.0.0.0",)},
         {"peers": ("/ip4/127.0.0.1/tcp/80",)},
         {"announce": ("here",)},
     ],
