@@ -1,7 +1,7 @@
 """Where peers may be found: what others told us, and where we were connected to them. Pure."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from swarm.errors import AddressError
 from swarm.spans import PeerId
@@ -26,19 +26,12 @@ class KnownPeers:
     def told(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Others say so, with or without its id at the end; replaces what they said before.
         Malformed addresses are left out."""
-        known: list[str] = []
-        for address in addresses:
-            try:
-                known.append(check_address(address).removesuffix(f"/p2p/{peer}"))
-            except AddressError as error:
-                logger.info("an address of %s is left out: %s", peer, error)
-        _put_last(self._told, peer, tuple(known), MAX_TOLD_PEERS)
+        _put_last(self._told, peer, tuple(_well_formed(peer, addresses)), MAX_TOLD_PEERS)
 
     def met(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        """We are connected to it there."""
-        direct = tuple(
-            address.removesuffix(f"/p2p/{peer}") for address in addresses if not is_relayed(address)
-        )
+        """We are connected to it there. Left out are addresses over relays, and those that nobody
+        could give us: libp2p knows more kinds, such as those of one network card."""
+        direct = tuple(one for one in _well_formed(peer, addresses) if not is_relayed(one))
         _put_last(self._met, peer, direct, MAX_MET_PEERS)
 
     def addresses(self, peer: PeerId) -> tuple[str, ...]:
@@ -57,6 +50,15 @@ class KnownPeers:
             for address in addresses[:1]
         ]
         return [*self.initial_peers, *(one for one in met if one not in self.initial_peers)]
+
+
+def _well_formed(peer: PeerId, addresses: Iterable[str]) -> Iterator[str]:
+    """Without the peer's id at the end."""
+    for address in addresses:
+        try:
+            yield check_address(address).removesuffix(f"/p2p/{peer}")
+        except AddressError as error:
+            logger.info("an address of %s is left out: %s", peer, error)
 
 
 def _put_last(

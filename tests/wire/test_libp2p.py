@@ -193,6 +193,19 @@ def test_the_addresses_of_those_named_longest_ago_are_forgotten(
     assert known.addresses(second) == ()
 
 
+def test_a_peer_that_was_met_at_an_odd_address_can_still_be_joined_by() -> None:
+    known = KnownPeers([])
+    peer = Identity.create().peer_id
+    odd = [
+        "/ip6zone/eth0/ip6/fe80::1/tcp/9",
+        "/ip4/127.0.0.1/udp/9/quic-v1/webtransport/certhash/uE",
+    ]
+    known.met(peer, [*odd, "/ip4/127.0.0.1/tcp/9"])
+    assert known.bootstrap_peers() == [f"/ip4/127.0.0.1/tcp/9/p2p/{peer}"]
+    known.met(peer, odd)
+    assert known.bootstrap_peers() == []
+
+
 # ---- the process that it runs in
 
 
