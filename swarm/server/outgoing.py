@@ -22,8 +22,9 @@ CONNECT_TIMEOUT_S = 5.0
 LOCATE_TIMEOUT_S = 12.0
 """How long a look at the directory may take."""
 MAX_WAITING_BYTES = MAX_UNFINISHED_BYTES
-"""Of what waits for links that are being made, all together; one session may have as large a part
-of it as of a link. A small message can ask for the same megabytes to be pushed on again and again.
+"""Of what waits for links that are being made, all together, where there is plenty of memory: never
+more than links may hold. One session may have as large a part of it as of a link. A small message
+can ask for the same megabytes to be pushed on again and again.
 """
 
 
@@ -51,6 +52,7 @@ class Outgoing:
         `on_unreachable(peer, why)`: what was sent to the peer is lost. `on_full(session, why)`: a
         message of this session is lost, and nothing else; called in a later turn of the loop."""
         self._links = links
+        self._max_waiting_bytes = min(MAX_WAITING_BYTES, links.memory_bytes)
         self._locate = locate
         self._on_unreachable = on_unreachable
         self._on_full = on_full
@@ -91,12 +93,13 @@ class Outgoing:
         size += MESSAGE_OVERHEAD_BYTES
         held = connecting.waiting_bytes[session]
         total = sum(one.waiting_bytes.total() for one in self._connecting.values())
-        most = MAX_WAITING_BYTES // SESSION_SHARE
+        in_all = self._max_waiting_bytes
+        most = in_all // SESSION_SHARE
         # As on a link: one message of a session may wait, however long it is.
-        if total + size > MAX_WAITING_BYTES or (held and held + size > most):
+        if total + size > in_all or (held and held + size > most):
             raise LinkFullError(
                 f"{held} bytes of this session and {total} in all wait for links that are being "
-                f"made, {most} and {MAX_WAITING_BYTES} may; send less, or later",
+                f"made, {most} and {in_all} may; send less, or later",
                 peer=peer,
             )
         connecting.waiting_bytes[session] += size

@@ -132,6 +132,11 @@ class Links:
         """Whether it has said that it cannot be dialled."""
         return peer in self._clients
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it was made with; who keeps messages until there is a link keeps within it, too."""
+        return self._limits.outstanding.max_bytes
+
     def stats(self, peer: PeerId) -> LinkStats | None:
         """None if there is no link, neither up nor in its grace time."""
         link = self._links.get(peer)

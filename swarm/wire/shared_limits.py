@@ -17,7 +17,7 @@ MAX_LINK_MEMORY_BYTES = 1 << 30
 is plenty of memory."""
 LINK_MEMORY_SHARE = 12
 """The same as a part of what is free. Both kinds, at three times that, which a `FairBudget` can
-come to, are half of it."""
+come to, are half of it. A server may keep as much again, once, for links that are being made."""
 
 
 def link_memory_bytes(free_bytes: int) -> int:

@@ -8,10 +8,11 @@ import pytest
 from service_world import World, in_world, tokens
 
 from swarm.errors import PeerTimeoutError, UnreachablePeerError
+from swarm.scheduling.classes import ServiceClass
 from swarm.server import outgoing as outgoing_module
 from swarm.server.outgoing import Outgoing
 from swarm.sessions.messages import Commit, Fail, FailKind, Held, Open, Replay
-from swarm.spans import PeerId, Span
+from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.identity import Identity
 from swarm.wire.virtual_time import run
 
@@ -33,7 +34,7 @@ def test_the_directory_is_asked_only_after_what_is_known_and_may_fail() -> None:
         raise PeerTimeoutError("no directory", peer=PEER)
 
     async def main() -> None:
-        links = SimpleNamespace(stats=lambda _: None, connect=connect)
+        links = SimpleNamespace(stats=lambda _: None, connect=connect, memory_bytes=1 << 20)
         outgoing = Outgoing(
             cast(Any, links), locate, lambda _, why: lost.append(why), lambda *_: None
         )
@@ -44,6 +45,30 @@ def test_the_directory_is_asked_only_after_what_is_known_and_may_fail() -> None:
     run(main())
     assert calls == ["connect", "locate", "connect"]
     assert not lost
+
+
+def test_what_waits_for_links_follows_the_memory_that_links_have() -> None:
+    """On a machine with little of it a silent hop costs no more than a link does."""
+    full: list[SessionId] = []
+
+    async def never(peer: PeerId, timeout_s: float) -> None:
+        await asyncio.sleep(3600)
+
+    async def main() -> None:
+        links = SimpleNamespace(stats=lambda _: None, connect=never, memory_bytes=1 << 20)
+        outgoing = Outgoing(
+            cast(Any, links), None, lambda *_: None, lambda session, _: full.append(session)
+        )
+        outgoing.prepare(PEER)
+        for number in range(32):
+            session = bytes([number]) * 16
+            output = [memoryview(bytes(1 << 16))]
+            outgoing.send(PEER, Commit(session, 0), output, ServiceClass.DECODE, session)
+        await asyncio.sleep(0)
+        await outgoing.close()
+
+    run(main())
+    assert full == [bytes([number]) * 16 for number in range(15, 32)]
 
 
 def test_what_waits_for_a_link_that_is_being_made_is_bounded(
