@@ -9,10 +9,9 @@ from typing import Any
 
 from swarm.client.runtime import Runtime, runtime
 from swarm.client.settings import ClientSettings
-from swarm.client.swarm import Swarm, close_quietly
+from swarm.client.swarm import CLOSED_AFTER_S, Swarm, close_quietly
 from swarm.errors import SwarmError, UsageError
 
-LEAVE_TIMEOUT_S = 10.0
 LEAVE_POLL_S = 0.05
 _Key = tuple[tuple[str, ...], ClientSettings]
 
@@ -72,8 +71,8 @@ class Membership:
         with _lock:
             entry = self._leave()
         if entry is not None:
+            entry.runtime.run(close_quietly(entry.swarm), CLOSED_AFTER_S)
             entry.runtime.forget(entry.swarm)
-            entry.runtime.run(close_quietly(entry.swarm), LEAVE_TIMEOUT_S)
 
     def close_soon(self) -> None:
         """As `close`, from a finalizer in any thread: never waits."""
@@ -90,8 +89,9 @@ class Membership:
         finally:
             _lock.release()
         if entry is not None:
-            entry.runtime.forget(entry.swarm)
+            # Until it is closed the end of the program waits for it.
             await close_quietly(entry.swarm)
+            entry.runtime.forget(entry.swarm)
 
     def _join(self) -> _Joined:
         with _lock:
@@ -100,7 +100,7 @@ class Membership:
                 peers, settings = self._key
                 loop = runtime()
                 swarm = loop.run(Swarm.join(peers, settings), discard=_close_in_task)
-                loop.close_at_exit(swarm, swarm.close)
+                loop.close_at_exit(swarm, swarm.close, CLOSED_AFTER_S)
                 entry = _joined[self._key] = _Joined(loop, swarm, 0)
             entry.users += 1
             return entry

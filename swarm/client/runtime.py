@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
@@ -17,9 +17,6 @@ from swarm.errors import SwarmError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-EXIT_DEADLINE_S = 5.0
-"""How long the end of the program waits for goodbyes."""
 
 
 class _Waited(Generic[T]):
@@ -59,7 +56,8 @@ class Runtime:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._closers: dict[object, Callable[[], Awaitable[None]]] = {}
+        self._closers: dict[object, tuple[Callable[[], Awaitable[None]], float]] = {}
+        """What to await at the end, and how long that may take."""
         self._thread = threading.Thread(target=self._serve, name="swarm client", daemon=True)
         self._thread.start()
 
@@ -95,28 +93,32 @@ class Runtime:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to do
             self._loop.call_soon_threadsafe(callback, *args, context=Context())
 
-    def close_at_exit(self, key: object, close: Callable[[], Awaitable[None]]) -> None:
-        """Await `close()` when the program ends, unless `forget(key)` was called before."""
-        self._closers[key] = close
+    def close_at_exit(
+        self, key: object, close: Callable[[], Awaitable[None]], within_s: float
+    ) -> None:
+        """Await `close()` when the program ends, unless `forget(key)` was called before. It gets at
+        least `within_s`, and is cut off when everybody's time is over."""
+        self._closers[key] = (close, within_s)
 
     def forget(self, key: object) -> None:
         self._closers.pop(key, None)
 
     def stop(self) -> None:
-        """Close what is open, within a deadline, and end the thread."""
+        """Close what is open, all at once and within its time, and end the thread."""
         if self._loop.is_closed() or not self._thread.is_alive():
             return
+        closers = list(self._closers.values())
         try:
-            self.run(self._close_all(), EXIT_DEADLINE_S)
+            if closers:
+                longest_s = max(within_s for _, within_s in closers)
+                self.run(self._close_all([close for close, _ in closers]), longest_s)
         except (TimeoutError, SwarmError):
             logger.warning("the swarm was left without goodbye: too slow to answer")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(1.0)
 
-    async def _close_all(self) -> None:
-        results = await asyncio.gather(
-            *(close() for close in list(self._closers.values())), return_exceptions=True
-        )
+    async def _close_all(self, closers: Iterable[Callable[[], Awaitable[None]]]) -> None:
+        results = await asyncio.gather(*(close() for close in closers), return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 logger.warning("a swarm was not closed in order", exc_info=result)

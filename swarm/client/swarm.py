@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 """How often sessions look at their deadlines and their links."""
 CLOSE_TIMEOUT_S = 5.0
+"""For each part that `Swarm.close` ends. By themselves links take 2 s at most, the directory's node
+3 s and the daemon about 4 s, so this is for what hangs."""
+CLOSED_AFTER_S = 3 * CLOSE_TIMEOUT_S + 1.0
+"""`Swarm.close` has ended by then. Whoever ends its loop waits so long: closing that is cut off
+leaves the daemon running, which is ended last."""
 RATED_BYTES = 1 << 18
 """A link that has sent less does not know how fast its way is."""
 UNANSWERED_S = 1.5
@@ -83,7 +88,7 @@ class Swarm:
         """Who was asked for its status, by the number of the question."""
         self._request_numbers = count(1)
         self._timer = self._loop.call_later(TICK_S, self._tick)
-        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     @classmethod
     async def join(
@@ -114,10 +119,13 @@ class Swarm:
         return swarm
 
     async def close(self) -> None:
-        """Sessions that are still open are closed; the daemon ends."""
-        if self._closed:
-            return
-        self._closed = True
+        """Sessions that are still open are closed; the daemon ends. It takes less than
+        `CLOSED_AFTER_S`, whatever hangs, and goes on when who waits for it is cancelled."""
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close(), name="leaving the swarm")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._timer.cancel()
         self.on_link_lost(self.identity.peer_id, "the client left the swarm")
         lookups = list(self._lookups.values())

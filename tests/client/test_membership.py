@@ -9,6 +9,7 @@ import pytest
 
 from swarm.client import membership
 from swarm.client.membership import Membership
+from swarm.client.runtime import Runtime
 from swarm.client.settings import ClientSettings
 from swarm.errors import SwarmError, UnreachablePeerError, UsageError
 
@@ -82,6 +83,23 @@ def test_a_finalizer_leaves_although_another_thread_is_joining(made):
         assert not made[0].closed.wait(0.2)
     assert made[0].closed.wait(10)
     assert not membership._joined
+
+
+def test_the_end_of_the_program_waits_for_a_swarm_that_is_being_left(made, monkeypatch):
+    begun = threading.Event()
+
+    async def close(swarm):
+        begun.set()
+        await asyncio.sleep(0.2)
+        swarm.closed.set()
+
+    loop = Runtime()
+    monkeypatch.setattr(membership, "runtime", lambda: loop)
+    monkeypatch.setattr(FakeSwarm, "close", close)
+    Membership(PEERS, ClientSettings()).close_soon()
+    assert begun.wait(10)
+    loop.stop()
+    assert made[0].closed.is_set()
 
 
 def test_what_a_fork_has_closed_stays_closed(made, monkeypatch):

@@ -161,8 +161,8 @@ def test_stop_closes_what_is_open():
     async def close(name):
         closed.append(name)
 
-    one.close_at_exit("a", lambda: close("a"))
-    one.close_at_exit("b", lambda: close("b"))
+    one.close_at_exit("a", lambda: close("a"), 10)
+    one.close_at_exit("b", lambda: close("b"), 10)
     one.forget("b")
     one.stop()
     one.stop()
@@ -213,9 +213,7 @@ def test_the_end_of_the_program_says_goodbye_and_does_not_hang():
 async def endless():
     print("closing", flush=True)
     await asyncio.sleep(3600)
-import swarm.client.runtime as module
-module.EXIT_DEADLINE_S = 0.2
-runtime().close_at_exit("never", endless)
+runtime().close_at_exit("never", endless, 0.2)
 runtime().run(number())
 """
     )

@@ -251,7 +251,7 @@ from swarm.wire.libp2p import Libp2pNetwork
 
 logging.basicConfig()
 network = runtime().run(Libp2pNetwork.create(Identity.create()))
-runtime().close_at_exit(network, network.close)
+runtime().close_at_exit(network, network.close, 10)
 print(network.daemon_pid, flush=True)
 """
 
