@@ -13,7 +13,7 @@ from swarm.cli.terminal import table_console
 from swarm.client.membership import Membership
 from swarm.client.settings import ClientSettings
 from swarm.client.status import best_status
-from swarm.errors import CheckpointError
+from swarm.errors import CheckpointError, PeerTimeoutError, UsageError
 from swarm.routing.view import Numerics
 
 if TYPE_CHECKING:
@@ -21,16 +21,26 @@ if TYPE_CHECKING:
     from swarm.dht.directory import ModelEntry
 
 ANSWER_S = 60.0
-"""Longest time for everything; every single answer has its own deadline."""
+"""Longest time for everything but the servers' own answers, which get `--timeout`."""
+MOST_TIMEOUT_S = 3600.0
 
 
 def show_status(peers: Sequence[str], model: str | None, timeout_s: float, as_json: bool) -> None:
-    """Print the table, or one JSON object."""
+    """Print the table, or one JSON object. UsageError for no time that can be waited."""
+    if not timeout_s <= MOST_TIMEOUT_S:
+        raise UsageError(f"--timeout {timeout_s:g}: give seconds, {MOST_TIMEOUT_S:g} at most")
     log_to_stderr()
     membership = Membership(peers, ClientSettings())
     try:
         runtime, swarm = membership.get()
-        found = runtime.run(_find(swarm, model, timeout_s), ANSWER_S)
+        found = runtime.run(_find(swarm, model, timeout_s), ANSWER_S + timeout_s)
+    except PeerTimeoutError:
+        raise
+    except TimeoutError:
+        raise PeerTimeoutError(
+            f"the swarm did not tell its status within {ANSWER_S + timeout_s:g} s; try again, by "
+            "another member (--peers)"
+        ) from None
     finally:
         membership.close()
     if as_json:

@@ -69,6 +69,12 @@ def test_bad_input_of_generate(run_client, arguments, words):
     assert_one_line(subprocess.CompletedProcess(arguments, code, "", errors), 2, *words)
 
 
+@pytest.mark.parametrize("timeout", ["nan", "inf", "1e9"])
+def test_a_time_that_nobody_can_wait(run_client, timeout):
+    code, _, errors = run_client(["status", "--peers", NOBODY, "--timeout", timeout])
+    assert_one_line(subprocess.CompletedProcess([], code, "", errors), 2, "--timeout", "3600")
+
+
 def test_nobody_at_the_address():
     done = client("generate", "--peers", NOBODY, "--prompt", "Hi")
     assert_one_line(done, 1, "cannot reach", NOBODY)
@@ -182,6 +188,18 @@ def test_status(address, run_client):
     _, table, _ = run_client(["status", found["model"], "--peers", address])
     assert "all served" in table
     assert "10:20" in table
+
+
+def test_a_status_may_take_as_long_as_its_servers_and_not_for_ever(
+    address, run_client, monkeypatch
+):
+    monkeypatch.setattr("swarm.cli.status.ANSWER_S", 0.0)
+    code, _, errors = run_client(["status", "--peers", address, "--timeout", "60"])
+    assert code == 0, errors
+    monkeypatch.setattr("swarm.cli.status.ANSWER_S", -5.0)
+    code, _, errors = run_client(["status", "--peers", address])
+    done = subprocess.CompletedProcess([], code, "", errors)
+    assert_one_line(done, 1, "did not tell its status within 0 s", "--peers")
 
 
 def test_status_of_a_model_that_is_not_served(address, run_client):
