@@ -92,7 +92,7 @@ class ServerConfig(Listening):
     part of the free memory."""
     max_memory: Annotated[int, Field(gt=0)] | None = None
     """Bytes that blocks and cache may take together, or text such as `8GiB`; None: what is free."""
-    max_upload_mbit: Annotated[float, Field(ge=0.1, le=1e9)] | None = None
+    max_upload_mbit: Annotated[float, Field(ge=0.1, le=1e9, allow_inf_nan=False)] | None = None
     """Mbit/s that all links of the server together may send; None: as fast as they can."""
     sessions_per_client: Annotated[int, Field(ge=1)] = 256
     """Open or in line, of one peer id."""
@@ -105,9 +105,9 @@ class ServerConfig(Listening):
     """CPU threads to compute with; None: as OMP_NUM_THREADS says, else one for each core."""
     name: str = ""
     """A name that people see in `swarm-client status`: at most 60 bytes, printable, one line."""
-    stats_s: Annotated[float, Field(gt=0)] | None = None
+    stats_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds between two `stats` events; None: none."""
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
+    drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """How long a stopping server waits for its sessions to move to other servers, or to end."""
     backup_memory: Annotated[int, Field(ge=0)] | None = None
     """MiB for the backups of all sessions; None: an eighth of the cache, at least 64."""
