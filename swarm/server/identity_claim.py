@@ -43,7 +43,7 @@ def claim_identity(path: Path | None, program: str = "server") -> ClaimedIdentit
     explicit `path` that is in use raises `UsageError`, as does a file that cannot be written.
     """
     if path is not None:
-        claimed = _try_claim(path.expanduser(), sibling=1)
+        claimed = _try_claim(_without_tilde(path), sibling=1)
         if claimed is None:
             raise UsageError(
                 f"the identity {path} is in use by another running server; stop that one, or give"
@@ -61,6 +61,16 @@ def claim_identity(path: Path | None, program: str = "server") -> ClaimedIdentit
     )
 
 
+def _without_tilde(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"the identity {path} cannot be kept: nobody here has such a home; write --identity"
+            " with the whole path"
+        ) from None
+
+
 def _try_claim(path: Path, sibling: int) -> ClaimedIdentity | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,11 +83,24 @@ def _try_claim(path: Path, sibling: int) -> ClaimedIdentity | None:
             " file in a folder that you may write to"
         ) from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return ClaimedIdentity(Identity.load_or_create(path), path, sibling, lock)
-    except BlockingIOError:
-        os.close(lock)
-        return None
+        if _is_ours(lock, path):
+            return ClaimedIdentity(Identity.load_or_create(path), path, sibling, lock)
     except BaseException:
         os.close(lock)
         raise
+    os.close(lock)
+    return None
+
+
+def _is_ours(lock: int, path: Path) -> bool:
+    """False: another process holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UsageError(
+            f"the identity {path} cannot be locked: {error.strerror}; use --identity FILE with a"
+            " file on a disk of this machine"
+        ) from None
+    return True
