@@ -22,6 +22,9 @@ LATE_S = 0.5
 """By which a deadline may pass unnoticed; if it is more, this process does not run as it should."""
 MOST_FAILURES = 2
 """A server that does not answer so many times in a row is taken for dead."""
+SILENT_ASKED = 16
+"""In each round, of those that did not answer; anybody may write any number of servers into the
+directory that never do."""
 REMEMBERED_ROUNDS = 30
 
 
@@ -84,7 +87,10 @@ class Distances:
         self._round += 1
         by_peer = {one.peer: one for one in records}
         self._failures = {p: n for p, n in self._failures.items() if p in by_peer}
-        asked = {*whom_to_ask(records, self._me, span, self._rng), *self._failures}
+        silent = list(self._failures)
+        if len(silent) > SILENT_ASKED:
+            silent = self._rng.sample(silent, SILENT_ASKED)
+        asked = {*whom_to_ask(records, self._me, span, self._rng), *silent}
         found = {peer: rtt for peer, rtt in linked_s.items() if peer in by_peer}
         doubted, loop = False, asyncio.get_running_loop()
 

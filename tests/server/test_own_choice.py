@@ -149,6 +149,18 @@ def test_who_does_not_answer_twice_is_dead_until_it_answers() -> None:
     assert found.rtt_s(set(PEERS)) == {PEERS[1]: 0.1}, "who left is forgotten"
 
 
+def test_a_directory_full_of_the_dead_costs_no_more_than_a_few_questions() -> None:
+    found, fake = distances()
+    dead = [Identity(bytes([1, number]) + bytes(30)).peer_id for number in range(100)]
+    records = [record(PEERS[1], 10, 20), *(record(peer, 10, 20) for peer in dead)]
+    fake.rtts = {PEERS[1]: 0.1}
+    for _ in range(100):
+        fake.asked.clear()
+        asyncio.run(found.survey(records, Span(0, 10), {PEERS[1]: 0.1}))
+        assert len(fake.asked) <= 22
+    assert len(found.silent()) > 50, "most of them are found out all the same"
+
+
 def test_whose_own_line_is_down_believes_the_records() -> None:
     found, fake = distances()
     records = [record(peer, 10, 20) for peer in PEERS[1:5]]
