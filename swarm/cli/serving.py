@@ -25,7 +25,8 @@ class Serving(Protocol):
 
 
 def serve(make: Callable[[], Serving], *, tell_first: bool = False) -> None:
-    """Runs what `make` makes until Ctrl-C or SIGTERM; a second signal ends it without draining.
+    """Runs what `make` makes until Ctrl-C, SIGTERM or SIGHUP; a second one of the first two ends it
+    without draining.
 
     SIGUSR1 lets it tell what it does, and so does `tell_first` once when it serves. `make` may
     take seconds, for imports; signals count from the beginning. Returns after a clean end, raises

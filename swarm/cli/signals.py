@@ -5,28 +5,33 @@ import signal
 from collections.abc import Callable
 from typing import Self
 
-_STOP = (signal.SIGINT, signal.SIGTERM)
-
 
 class Signals:
-    """Ctrl-C and SIGTERM: the first one sets `asked`, the next one `insisted`. SIGUSR1 calls
-    `on_tell`, if there is one by then."""
+    """Ctrl-C and SIGTERM: the first one sets `asked`, the next one `insisted`. SIGHUP, when the
+    terminal is closed, sets `asked`, unless it is ignored, as by `nohup`. SIGUSR1 calls `on_tell`,
+    if there is one by then."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.asked: asyncio.Future[None] = self._loop.create_future()
         self.insisted: asyncio.Future[None] = self._loop.create_future()
         self.on_tell: Callable[[], None] | None = None
+        # SIGUSR1 is handled from the beginning: its default is to end the process.
+        self._handlers = {
+            signal.SIGINT: self._on_stop,
+            signal.SIGTERM: self._on_stop,
+            signal.SIGUSR1: self._on_usr1,
+        }
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            self._handlers[signal.SIGHUP] = self._on_hangup
 
     def __enter__(self) -> Self:
-        for number in _STOP:
-            self._loop.add_signal_handler(number, self._on_stop)
-        # Handled from the beginning: its default is to end the process.
-        self._loop.add_signal_handler(signal.SIGUSR1, self._on_usr1)
+        for number, handler in self._handlers.items():
+            self._loop.add_signal_handler(number, handler)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number in (*_STOP, signal.SIGUSR1):
+        for number in self._handlers:
             self._loop.remove_signal_handler(number)
 
     def _on_stop(self) -> None:
@@ -34,6 +39,11 @@ class Signals:
             if not future.done():
                 future.set_result(None)
                 return
+
+    def _on_hangup(self) -> None:
+        # The shell sends one and the system another: neither insists.
+        if not self.asked.done():
+            self.asked.set_result(None)
 
     def _on_usr1(self) -> None:
         if self.on_tell is not None:
