@@ -17,7 +17,8 @@ _ADDRESS = re.compile(
     r"/(?P<kind>ip4|ip6|dns|dns4|dns6|dnsaddr|memory)/(?P<host>[^/]+)"
     r"(?:/(?P<transport>tcp|udp)/(?P<port>\d{1,5})(?P<rest>(?:/[a-z0-9-]+)*?))?"
     r"(?P<circuit>(?:/p2p/[^/]+)?/p2p-circuit)?"
-    r"(?:/p2p/(?P<peer>[^/]+))?"
+    r"(?:/p2p/(?P<peer>[^/]+))?",
+    re.ASCII,
 )
 _EXAMPLE = "an address is written as /ip4/1.2.3.4/tcp/31330"
 _TRANSPORTS = {"tcp": ("", "/ws", "/wss", "/tls/ws"), "udp": ("/quic-v1",)}
@@ -41,7 +42,8 @@ def check_address(address: str) -> str:
             version = ipaddress.ip_address(host).version
         except ValueError as error:
             raise AddressError(f"{host!r} in {address} is no IP address; {_EXAMPLE}") from error
-        if (kind, version) not in (("ip4", 4), ("ip6", 6)):
+        # Python takes names of network cards behind a %; multiaddresses have no place for them.
+        if (kind, version) not in (("ip4", 4), ("ip6", 6)) or "%" in host:
             raise AddressError(f"{host} in {address} is no {kind} address; {_EXAMPLE}")
     if port is not None and int(port) > 65535:
         raise AddressError(f"port {port} in {address} is over 65535")

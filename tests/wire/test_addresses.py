@@ -34,6 +34,8 @@ def test_addresses_that_are_well_formed(address: str) -> None:
         "/ip4/localhost/tcp/1",
         "/ip4/::1/tcp/1",
         "/ip6/1.2.3.4/tcp/1",
+        "/ip6/fe80::1%eth0/tcp/1",
+        "/ip4/1.2.3.4/tcp/\u0663",
         "/ip4/1.2.3.4/tcp/65536",
         "/ip4/1.2.3.4/tcp/",
         "/ip4/1.2.3.4/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",
