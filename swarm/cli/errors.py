@@ -78,15 +78,18 @@ def run(
     report: Callable[[str], None] | None = None,
     interrupted: int = EXIT_INTERRUPTED,
 ) -> None:
-    """Runs `command`; any error becomes one line and an exit code."""
+    """Runs `command`; any error becomes one line and an exit code.
+
+    `report`: tells errors, of a command that goes on when its output cannot be written.
+    """
     try:
         command()
     except KeyboardInterrupt:
         raise SystemExit(interrupted) from None
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): there is nobody left to tell.
-        raise SystemExit(EXIT_FAILED) from None
     except Exception as error:
+        if report is None and isinstance(error, BrokenPipeError):
+            # The reader of our output has gone (`| head`): there is nobody left to tell.
+            raise SystemExit(EXIT_FAILED) from None
         fail(error, report)
 
 

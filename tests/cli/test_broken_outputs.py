@@ -9,6 +9,7 @@ import pytest
 from processes import command_line
 
 from swarm.cli.batch_files import Result, ResultFile
+from swarm.cli.errors import run
 from swarm.errors import UsageError
 
 PLAN = """
@@ -55,6 +56,20 @@ def test_a_mistake_keeps_its_exit_code_where_it_cannot_be_told(arguments: list[s
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stderr=full, timeout=60)
     assert done.returncode == 2
+
+
+def test_a_broken_pipe_of_a_server_is_not_its_output_and_is_told() -> None:
+    """As one to its daemon: what it prints ends no server."""
+    told: list[str] = []
+
+    def command() -> None:
+        raise BrokenPipeError("to the daemon")
+
+    with pytest.raises(SystemExit) as end:
+        run(command, told.append)
+    assert end.value.code == 1
+    (line,) = told
+    assert "to the daemon" in line
 
 
 def test_closed_streams_are_like_the_null_device(plan: list[str]) -> None:
