@@ -135,12 +135,13 @@ class Improving:
         if announced_s is not None:
             router.saw_step(grant.hops, seen_s - announced_s)
             present_s = max(announced_s, seen_s)
+        left_out = self._swarm.in_trouble() | self._swarm.doubted(records)
         try:
             best = router.route(
                 view,
                 rtt_s=rtt_s,
                 tokens_needed=0,
-                avoid=self._swarm.in_trouble() - {PeerId(hop.peer) for hop in grant.hops},
+                avoid=left_out - {PeerId(hop.peer) for hop in grant.hops},
                 leaving=session,
             )
         except SwarmError:

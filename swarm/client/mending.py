@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from swarm.client.agreement import warn_of_doubted
 from swarm.client.loads import ask_loads
 from swarm.client.opening_run import OpeningRun
 from swarm.client.probing import silent_servers
@@ -206,13 +207,15 @@ class Mending:
     def _choose(
         self, records: "Sequence[ServerRecord]", silent: set[PeerId], *, last_resort: bool
     ) -> tuple[Hop, ...]:
-        """`last_resort`: where nobody else is left, servers that failed lately may be back."""
+        """`last_resort`: where nobody else is left, servers that failed lately may be back, and
+        those whose blocks are not what others announce are taken."""
         view = self._target.view(records)
         self._router.closed(self._planned)
         self._retried = ()
         avoided = self._avoided() | silent
+        doubted = self._swarm.doubted(records, tell=True)
         try:
-            return self._replaced(view, avoided)
+            return self._replaced(view, avoided | doubted)
         except MissingBlocksError as missing:
             if self._full and not self._urgent():
                 # The session keeps its room while it asks: two that waited in line for each
@@ -224,6 +227,7 @@ class Mending:
                 failed = self._swarm.troubles.left_out(self._swarm.time)
                 hops = self._replaced(view, avoided - (failed - silent - set(self._barred())))
                 self._retried = missing.blocks
+                warn_of_doubted(hops, doubted)
                 return hops
             raise
 

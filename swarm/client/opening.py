@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from swarm.client.agreement import warn_of_doubted
 from swarm.client.chain import OnPrefill
 from swarm.client.loads import ask_loads
 from swarm.client.opening_run import OpeningRun
@@ -22,6 +23,7 @@ from swarm.errors import (
     RefusedError,
     SwarmError,
 )
+from swarm.routing.view import SwarmView
 from swarm.sessions.messages import Grant, Hop
 from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.versions import check_versions
@@ -161,18 +163,27 @@ class _Search:
         wanted = [Span(0, view.num_blocks)]
         in_trouble |= await silent_servers(self._swarm, choice, wanted)
         await ask_loads(self._swarm, self._router, choice, wanted)
-        tokens = self._rows * self._length
-        rtt_s = self._swarm.rtt_s(online)
+        doubted = self._swarm.doubted(records, tell=True)
         self._patient = False
         self._router.closed(self._planned)
-        try:
-            return self._router.route(
-                view, rtt_s=rtt_s, tokens_needed=tokens, avoid=avoid | in_trouble
-            )
-        except MissingBlocksError:
-            # Better a server that failed lately than none.
-            self._patient = True
-            return self._router.route(view, rtt_s=rtt_s, tokens_needed=tokens, avoid=avoid)
+        # Better a server that failed lately than none. One with other blocks is the last that is
+        # taken: if there are full ones, these are waited for.
+        for left_out in (avoid | in_trouble | doubted, avoid | doubted):
+            try:
+                return self._route(view, left_out)
+            except MissingBlocksError:
+                self._patient = True
+        hops = self._route(view, avoid | doubted if full else avoid)
+        warn_of_doubted(hops, doubted)
+        return hops
+
+    def _route(self, view: SwarmView, left_out: Collection[PeerId]) -> tuple[Hop, ...]:
+        return self._router.route(
+            view,
+            rtt_s=self._swarm.rtt_s([server.peer for server in view.servers]),
+            tokens_needed=self._rows * self._length,
+            avoid=left_out,
+        )
 
     async def _wait_for_blocks(self, missing: MissingBlocksError) -> None:
         """Return when it is worth to look again; raise when it is not."""

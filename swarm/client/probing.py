@@ -5,6 +5,7 @@ import random
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from swarm.client.agreement import contested
 from swarm.errors import PeerError
 from swarm.spans import PeerId, Span, missing_spans
 
@@ -27,6 +28,9 @@ async def silent_servers(
 
     `wanted`: the runs of blocks that somebody is looked for, apart from each other. Afterwards
     `swarm.rtt_s` has those that answered. Returns those that were asked and did not.
+
+    Where servers announce different contents of a block, half of those that are asked are among
+    these, so that who is there counts for more than who is only announced.
     """
     spans = {record.peer: record.span for record in records if shared(record.span, wanted)}
     records = [record for record in records if record.peer in spans]
@@ -34,14 +38,15 @@ async def silent_servers(
         return set()
     answered = set(swarm.rtt_s(list(spans)))
     unknown = [record for record in records if record.peer not in answered]
-    probed = random.sample(unknown, min(MAX_PROBED, len(unknown)))
+    probed = _sample(unknown, contested(records))
     if not probed:
         return set()
+    doubted = swarm.doubted(records)
     tasks = {
         asyncio.ensure_future(swarm.connect(record, TIMEOUT_S)): record.peer for record in probed
     }
     try:
-        answered |= await _answers(tasks, answered, spans, wanted)
+        answered |= await _answers(tasks, answered, spans, wanted, doubted)
     finally:
         for task in tasks:
             task.cancel()
@@ -51,20 +56,32 @@ async def silent_servers(
     return set(tasks.values()) - answered
 
 
+def _sample(
+    unknown: "Sequence[ServerRecord]", contested: Collection[PeerId]
+) -> "list[ServerRecord]":
+    among = [record for record in unknown if record.peer in contested]
+    first = random.sample(among, min(MAX_PROBED // 2, len(among)))
+    taken = {record.peer for record in first}
+    others = [record for record in unknown if record.peer not in taken]
+    return first + random.sample(others, min(MAX_PROBED - len(first), len(others)))
+
+
 async def _answers(
     tasks: dict[asyncio.Task[None], PeerId],
     known: set[PeerId],
     spans: dict[PeerId, Span],
     wanted: Collection[Span],
+    doubted: Collection[PeerId],
 ) -> set[PeerId]:
-    """Who was reached in time, and who was known."""
+    """Who was reached in time, and who was known; the `doubted` are no reason to wait less."""
     loop = asyncio.get_running_loop()
     began, enough = loop.time(), False
     ends = began + TIMEOUT_S
     reached = {peer: spans[peer] for peer in known}
     pending = set(tasks)
     while pending:
-        if not enough and _covered(reached.values(), wanted):
+        agreed = [span for peer, span in reached.items() if peer not in doubted]
+        if not enough and _covered(agreed, wanted):
             enough, now = True, loop.time()
             ends = min(ends, now + max(SPARE_S, now - began))
         if (left_s := ends - loop.time()) <= 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
-from swarm.client.agreement import outvoted
+from swarm.client.agreement import Agreement
 from swarm.client.routes import ClientRouter
 from swarm.client.settings import ClientSettings
 from swarm.client.target import Target
@@ -82,8 +82,7 @@ class Swarm:
         self._snapshots: dict[str, _Snapshot] = {}
         self._lookups: dict[str, asyncio.Task[tuple[ServerRecord, ...]]] = {}
         self._routers: dict[str, ClientRouter] = {}
-        self._damaged: set[PeerId] = set()
-        """Servers whose files were found to be damaged and that were told of."""
+        self._agreement = Agreement()
         self._requests: dict[int, tuple[PeerId, asyncio.Future[StatusReply]]] = {}
         """Who was asked for its status, by the number of the question."""
         self._request_numbers = count(1)
@@ -147,8 +146,7 @@ class Swarm:
     async def servers(
         self, checkpoint: str, max_age_s: float | None = None
     ) -> "tuple[ServerRecord, ...]":
-        """The servers of a checkpoint, from a list of at most `max_age_s`, without those whose
-        blocks are not what most servers announce as these.
+        """The servers of a checkpoint, from a list of at most `max_age_s`.
 
         By default an older list is good enough and is looked up anew behind the caller's back.
         Raises PeerTimeoutError.
@@ -177,20 +175,21 @@ class Swarm:
     async def _find_servers(self, checkpoint: str) -> "tuple[ServerRecord, ...]":
         assert self._directory is not None
         records = tuple(await self._directory.snapshot(checkpoint))
-        damaged = outvoted(records)
-        for peer in damaged.keys() - self._damaged:
-            logger.warning(
-                "%s is not used: most servers of this model serve another block %d than it does;"
-                " its files are damaged",
-                peer,
-                damaged[peer],
-            )
-        self._damaged |= damaged.keys()
-        records = tuple(record for record in records if record.peer not in damaged)
         self._snapshots[checkpoint] = _Snapshot(self._loop.time(), records)
+        known = (record for found in self._snapshots.values() for record in found.records)
+        self._agreement.keep({record.peer for record in known})
         if (router := self._routers.get(checkpoint)) is not None:
             router.learn(records)
         return records
+
+    def doubted(self, records: "Sequence[ServerRecord]", *, tell: bool = False) -> set[PeerId]:
+        """Those of a checkpoint's servers that announce other contents of a block than others do
+        (`swarm.client.agreement`): to be used where nobody else serves their blocks. `tell`: they
+        are named in the log, each once."""
+        for record in records:
+            if (address := self._links.address(record.peer)) is not None:
+                self._agreement.reached(record.peer, address)
+        return self._agreement.doubted(records, tell=tell)
 
     async def models(self) -> "Sequence[ModelEntry]":
         """What is served at all in this swarm."""

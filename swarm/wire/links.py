@@ -142,6 +142,11 @@ class Links:
         link = self._links.get(peer)
         return link.stats() if link is not None else None
 
+    def address(self, peer: PeerId) -> str | None:
+        """Where the peer is, as a multiaddress, empty if unknown; None while its link is not up."""
+        link = self._links.get(peer)
+        return None if link is None or link.connection is None else link.connection.address
+
     async def connect(self, peer: PeerId, timeout_s: float) -> None:
         """Returns when the link is up and both hellos are exchanged.
 

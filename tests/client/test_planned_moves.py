@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeAlias
 
-from test_routes_of_sessions import TARGET, FakeSwarm, Server
+from fake_swarm import TARGET, FakeSwarm, Server
 
 from swarm.client.mending import Mending
 from swarm.errors import MissingBlocksError

@@ -311,6 +311,9 @@ def test_every_server_that_may_be_taken_is_measured_not_only_those_of_one_side()
         async def connect(self, record: ServerRecord, timeout_s: float) -> None:
             self.rtts[record.peer] = 0.01
 
+        def doubted(self, records: Collection[ServerRecord]) -> set[PeerId]:
+            return set()
+
     network = Network()
     records = [record(name, 0, 2) for name in "abc"] + [record(name, 2, 4) for name in "def"]
     wanted = [Span(0, BLOCKS)]

@@ -12,10 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_pairs import greedy, joined_by, plain_model, save_tiny, some_ids
 
+from swarm.dht.directory import Directory
+from swarm.dht.joining import join_directory
 from swarm.errors import CheckpointError
 from swarm.models.checkpoint import open_checkpoint
 from swarm.server.neighbourhood import Neighbourhood
+from swarm.spans import Span
 from swarm.testing import LocalSwarm
+from swarm.wire.entrance import enter
+from swarm.wire.identity import Identity
 
 
 def generates_as(remote: Any, folder: Path) -> bool:
@@ -101,5 +106,28 @@ def test_a_damaged_copy_is_noticed_and_not_used(
         ):
             assert generates_as(remote, folder)
             assert liar.peer_id not in {hop.peer for hop in session.route}
-        (told,) = [one for one in caplog.records if "is not used" in one.message]
+        (told,) = [one for one in caplog.records if "used only where" in one.message]
         assert liar.peer_id in told.message and "block 1" in told.message
+
+
+def test_made_up_records_hide_no_honest_servers(tmp_path: Path) -> None:
+    """Identities are free: anybody may announce more servers than there are, with other blocks."""
+    folder = tmp_path / "tiny"
+    save_tiny("llama", folder)
+    checkpoint = open_checkpoint(str(folder)).identity
+
+    async def announce_one(address: str) -> None:
+        network = await enter(Identity.create(), initial_peers=[address], client_only=True)
+        directory = Directory(await join_directory(network))
+        like = (await directory.snapshot(checkpoint))[0]
+        invented = {"span": Span(0, 4), "block_digests": b"fake" * 4, "peer": network.peer_id}
+        assert await directory.announce(like.model_copy(update=invented))
+        await directory.close()
+        await network.close()
+
+    with LocalSwarm(folder, "0:2", "2:4") as swarm:
+        for _ in range(3):
+            swarm.run(announce_one(swarm.address))
+        with swarm.client() as remote, remote.session(max_length=40) as session:
+            assert generates_as(remote, folder)
+            assert {hop.peer for hop in session.route} <= {one.peer_id for one in swarm.servers}
