@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from swarm.dht.directory import Directory
 from swarm.dht.records import DIGEST_BYTES, ServerRecord
@@ -25,6 +25,10 @@ MOST_MODELS = 16
 """Of a swarm, that a server looks at before it joins with another one."""
 LOOK_ROUND_S = 20.0
 """How often the directory is read."""
+MOST_ASKED = 16
+"""Of those that announce other contents of our blocks than we have."""
+ANSWER_S = 3.0
+"""How long they have to say that they are there."""
 DOUBT_S = 1.0
 """How soon a server that did not answer is asked again."""
 
@@ -108,19 +112,44 @@ class Neighbourhood:
 
         `digests`: of the blocks of `span`, as in a record. A block is wrong if more of the servers
         that announce its digest contradict ours than confirm it: the checkpoint's identity is made
-        of samples, and does not see every damaged byte.
+        of samples, and does not see every damaged byte. Who contradicts has to be there, for
+        anybody may announce any number of servers.
         """
         records = await self._directory.snapshot(self._plan.identity)
+        others: dict[int, list[PeerId]] = {}
+        confirmed: dict[int, int] = {}
         for block in range(span.start, span.end):
             start = DIGEST_BYTES * (block - span.start)
             ours = digests[start : start + DIGEST_BYTES]
-            others = [digest for one in records if (digest := one.digest_of(block)) is not None]
-            if others.count(ours) < len(others) / 2:
+            said = {one.peer: found for one in records if (found := one.digest_of(block))}
+            others[block] = [peer for peer, digest in said.items() if digest != ours]
+            confirmed[block] = len(said) - len(others[block])
+        contradicted = [block for block in others if len(others[block]) > confirmed[block]]
+        there = await self._answering({peer for block in contradicted for peer in others[block]})
+        for block in contradicted:
+            if len(there.intersection(others[block])) > confirmed[block]:
                 raise CheckpointError(
                     f"block {block} of {self._plan.checkpoint.name} is damaged here, or not what "
-                    f"{counted(len(others), 'server')} of this swarm serve as block {block}; fetch "
-                    "the model again"
+                    f"{counted(len(others[block]), 'server')} of this swarm serve as block {block};"
+                    " fetch the model again"
                 )
+
+    async def _answering(self, peers: Collection[PeerId]) -> set[PeerId]:
+        """Those of a few of them that answer when they are asked."""
+        asked = random.sample(sorted(peers), min(MOST_ASKED, len(peers)))
+        answers = await asyncio.gather(
+            *(self._directory.round_trip_s(peer, ANSWER_S) for peer in asked),
+            return_exceptions=True,
+        )
+        there: set[PeerId] = set()
+        for peer, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, float):
+                there.add(peer)
+            elif isinstance(answer, PeerError):
+                logger.warning("its record contradicts our blocks, and does not count: %s", answer)
+            else:
+                raise answer
+        return there
 
     async def _served(self) -> list[ServerRecord]:
         """The servers of the other models, those of our name first and then those that have most

@@ -128,6 +128,7 @@ def test_made_up_records_hide_no_honest_servers(tmp_path: Path) -> None:
     with LocalSwarm(folder, "0:2", "2:4") as swarm:
         for _ in range(3):
             swarm.run(announce_one(swarm.address))
+        swarm.start("1:3")
         with swarm.client() as remote, remote.session(max_length=40) as session:
             assert generates_as(remote, folder)
             assert {hop.peer for hop in session.route} <= {one.peer_id for one in swarm.servers}

@@ -138,7 +138,8 @@ async def stranger_like(started: Server, **changes: Any) -> AsyncIterator[str]:
     checkpoint = await asyncio.to_thread(lambda: open_checkpoint(started.config.model).identity)
     [like] = await directory.snapshot(checkpoint)
     assert len(like.block_digests) == DIGEST_BYTES * len(started.span)
-    record = like.model_copy(update={"peer": network.peer_id, **changes})
+    where = {"addresses": tuple(one.partition("/p2p/")[0] for one in network.addresses)}
+    record = like.model_copy(update={"peer": network.peer_id, **where, **changes})
     assert await directory.announce(record)
     yield network.addresses[0]
     await directory.close()
