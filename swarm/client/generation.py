@@ -22,6 +22,8 @@ from swarm.sessions.messages import Hop
 LOOKAHEAD_TOKENS = 32
 """A session has so many slots beyond its `max_length`, where there is room: `generate()` tries
 candidates there that lie beyond the last token it will take."""
+MOST_NAMED = 4
+"""Rows of a batch that a message names."""
 
 
 @dataclass
@@ -168,12 +170,7 @@ class RemoteModel(Refusals):
                 raise NotServedError(
                     f"{name} needs layers here; use an assistant_model or prompt_lookup_num_tokens"
                 )
-        mask = model_kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, -1:].all()):
-            raise NotServedError(
-                "a row ends with padding, so there is nothing to continue it from; pad on the left "
-                "(padding_side='left')"
-            )
+        _refuse_right_padding(model_kwargs.get("attention_mask"))
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         # Looked-up candidates may reach beyond the last token that will be taken.
         candidates = generation_config.prompt_lookup_num_tokens or 0
@@ -301,6 +298,20 @@ _UNSERVED = {
     "output_attentions": "attentions",
     "output_hidden_states": "hidden states between the blocks",
 }
+
+
+def _refuse_right_padding(mask: object) -> None:
+    """transformers warns, and goes on from what it computes for the padding: wrong answers."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or not mask.shape[1]:
+        return
+    rows = [str(row) for row, last in enumerate(mask[:, -1].tolist()) if not last]
+    if rows:
+        more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+        raise NotServedError(
+            f"the batch is padded on the right (row {', '.join(rows[:MOST_NAMED])}{more}), and "
+            'padding is nothing to go on from; set tokenizer.padding_side = "left" and tokenize '
+            "again"
+        )
 
 
 def _checked(cache: object) -> RemoteCache:

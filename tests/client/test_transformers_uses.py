@@ -104,8 +104,10 @@ def test_right_padding(plain, remote):
         expected = plain(new, past_key_values=expected.past_key_values, **more).logits
         assert torch.allclose(got, expected, atol=1e-4)
     opened = len(servers.opened)
-    with pytest.raises(NotServedError, match="left"):
+    with pytest.raises(NotServedError, match=r'\(row 0\).* set tokenizer.padding_side = "left"'):
         model.generate(RIGHT, attention_mask=mask, max_new_tokens=3)
+    with pytest.raises(NotServedError, match=r"\(row 0, 1, 2, 3 and 1 more\)"):
+        model.generate(RIGHT[:1].repeat(5, 1), attention_mask=mask[:1].repeat(5, 1))
     assert len(servers.opened) == opened
 
 
