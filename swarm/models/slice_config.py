@@ -52,6 +52,9 @@ def sliced_config(config: PretrainedConfig, span: Span) -> PretrainedConfig:
             changes[name] = value[span.start : span.end]
     changes |= {"num_hidden_layers": len(span), "vocab_size": 1}
     changes |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    if hasattr(config, "word_embed_proj_dim"):
+        # OPT-350m projects its embeddings to the width of its blocks, and back: the client does.
+        changes["word_embed_proj_dim"] = config.hidden_size
     for name, value in changes.items():
         setattr(sliced, name, value)
     return sliced

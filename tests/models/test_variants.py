@@ -46,6 +46,12 @@ def test_attention_is_what_transformers_takes_by_itself(tmp_path: Path) -> None:
     test_they_are_exact_too("falcon", {"alibi": True, "multi_query": False}, tmp_path)
 
 
+def test_what_projects_the_embeddings_stays_with_the_client(tmp_path: Path) -> None:
+    """As in OPT-350m, whose norms come behind attention and MLP, too."""
+    settings = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
+    test_they_are_exact_too("opt", settings, tmp_path)
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize(("architecture", "settings"), VARIANTS)
 def test_they_are_exact_too(architecture: str, settings: dict[str, Any], tmp_path: Path) -> None:
