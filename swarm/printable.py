@@ -1,6 +1,9 @@
 """Text of strangers, as it may reach a terminal."""
 
+from collections.abc import Sequence
+
 UNPRINTABLE = "?"
+MOST_LISTED = 8
 
 
 def printable(text: str) -> str:
@@ -9,3 +12,9 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else UNPRINTABLE for one in text)
+
+
+def listed(names: Sequence[str], most: int = MOST_LISTED) -> str:
+    """`a, b and 5 more`: the first of a list that strangers may make as long as they like."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

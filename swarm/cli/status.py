@@ -14,6 +14,7 @@ from swarm.client.membership import Membership
 from swarm.client.settings import ClientSettings
 from swarm.client.status import best_status
 from swarm.errors import CheckpointError, PeerTimeoutError, UsageError
+from swarm.printable import listed
 from swarm.routing.view import Numerics
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ async def _of_name(models: "Sequence[ModelEntry]", model: str | None) -> "Sequen
     entries = [one for one in models if model is None or one.model == model]
     if entries or model is None or not models:
         return entries
-    served = ", ".join(one.model for one in models)
+    served = listed([one.model for one in models])
     identity = await asyncio.to_thread(_identity, model)
     for one in models:
         if one.checkpoint == identity:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from swarm.printable import listed
 from swarm.scheduling.client_groups import group_of_address
 from swarm.sessions.messages import Hop
 from swarm.spans import PeerId
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from swarm.dht.records import ServerRecord
 
 logger = logging.getLogger(__name__)
-
-MOST_NAMED = 4
-"""In one line of the log; a stranger may announce any number of servers."""
 
 
 def contested(records: "Sequence[ServerRecord]") -> set[PeerId]:
@@ -103,12 +101,9 @@ class Agreement:
         fresh = [peer for peer in found if peer not in self._told]
         if tell and fresh:
             self._told.update(fresh)
-            named = ", ".join(f"{peer} (block {found[peer]})" for peer in fresh[:MOST_NAMED])
-            more = f" and {len(fresh) - MOST_NAMED} more" if len(fresh) > MOST_NAMED else ""
             logger.warning(
-                "%s%s: used only where nobody else serves their blocks, for they announce other "
+                "%s: used only where nobody else serves their blocks, for they announce other "
                 "contents of that block than others of this model do; their files may be damaged",
-                named,
-                more,
+                listed([f"{peer} (block {found[peer]})" for peer in fresh]),
             )
         return set(found)

@@ -17,13 +17,12 @@ from swarm.client.refusals import Refusals
 from swarm.client.session import Session, active_session
 from swarm.client.shared_head import share_head
 from swarm.errors import NotServedError
+from swarm.printable import listed
 from swarm.sessions.messages import Hop
 
 LOOKAHEAD_TOKENS = 32
 """A session has so many slots beyond its `max_length`, where there is room: `generate()` tries
 candidates there that lie beyond the last token it will take."""
-MOST_NAMED = 4
-"""Rows of a batch that a message names."""
 
 
 @dataclass
@@ -306,11 +305,9 @@ def _refuse_right_padding(mask: object) -> None:
         return
     rows = [str(row) for row, last in enumerate(mask[:, -1].tolist()) if not last]
     if rows:
-        more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
         raise NotServedError(
-            f"the batch is padded on the right (row {', '.join(rows[:MOST_NAMED])}{more}), and "
-            'padding is nothing to go on from; set tokenizer.padding_side = "left" and tokenize '
-            "again"
+            f"the batch is padded on the right (row {listed(rows)}), and padding is nothing to go "
+            'on from; set tokenizer.padding_side = "left" and tokenize again'
         )
 
 

@@ -23,6 +23,7 @@ from swarm.errors import (
     RefusedError,
     SwarmError,
 )
+from swarm.printable import listed
 from swarm.routing.view import SwarmView
 from swarm.sessions.messages import Grant, Hop
 from swarm.spans import PeerId, SessionId, Span
@@ -205,9 +206,9 @@ class _Search:
         models = await self._swarm.models()
         if not models or any(one.checkpoint == self._target.checkpoint for one in models):
             return
-        served = sorted({f"{one.model} ({one.checkpoint[:8]})" for one in models})
+        served = [f"{one.model} ({one.checkpoint[:8]})" for one in models]
         raise CheckpointError(
-            f"this swarm serves {', '.join(served)}, not {self._target.name} "
+            f"this swarm serves {listed(served)}, not {self._target.name} "
             f"({self._target.checkpoint[:8]}); load the checkpoint that it serves"
         )
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from swarm.client.agreement import MOST_NAMED, Agreement, contested, outvoted
+from swarm.client.agreement import Agreement, contested, outvoted
 from swarm.dht.records import ServerRecord
+from swarm.printable import MOST_LISTED
 from swarm.spans import PeerId
 from swarm.wire.identity import Identity
 
@@ -146,5 +147,5 @@ def test_the_log_names_a_few_however_many_there_are(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         agreement.doubted(announced((0, "ab"), *[(0, "xb")] * 30), tell=True)
     (told,) = [one.getMessage() for one in caplog.records]
-    assert sum(peer in told for peer in PEERS) == MOST_NAMED
-    assert f"and {30 - MOST_NAMED} more" in told
+    assert sum(peer in told for peer in PEERS) == MOST_LISTED
+    assert f"and {30 - MOST_LISTED} more" in told

@@ -116,6 +116,11 @@ def test_another_checkpoint_is_served():
     swarm = FakeSwarm(models=[Entry("other", "d" * 40)])
     with pytest.raises(CheckpointError, match="serves other"):
         open_on(swarm)
+    # Anybody may write any number of models into the index.
+    swarm = FakeSwarm(models=[Entry(f"m{number}", f"{number:040}") for number in range(5000)])
+    with pytest.raises(CheckpointError, match=r"serves m0 .* and 4992 more, not tiny") as caught:
+        open_on(swarm)
+    assert len(str(caught.value)) < 500
 
 
 def test_full_servers_are_waited_for_until_the_deadline():

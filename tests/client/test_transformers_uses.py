@@ -106,8 +106,8 @@ def test_right_padding(plain, remote):
     opened = len(servers.opened)
     with pytest.raises(NotServedError, match=r'\(row 0\).* set tokenizer.padding_side = "left"'):
         model.generate(RIGHT, attention_mask=mask, max_new_tokens=3)
-    with pytest.raises(NotServedError, match=r"\(row 0, 1, 2, 3 and 1 more\)"):
-        model.generate(RIGHT[:1].repeat(5, 1), attention_mask=mask[:1].repeat(5, 1))
+    with pytest.raises(NotServedError, match=r"\(row 0, 1, 2, .*, 7 and 1 more\)"):
+        model.generate(RIGHT[:1].repeat(9, 1), attention_mask=mask[:1].repeat(9, 1))
     assert len(servers.opened) == opened
 
 
