@@ -15,7 +15,7 @@ from swarm.client.routes import ClientRouter
 from swarm.client.settings import ClientSettings
 from swarm.client.target import Target
 from swarm.client.troubles import Troubles
-from swarm.errors import PeerError, PeerTimeoutError
+from swarm.errors import PeerError, PeerTimeoutError, SwarmError
 from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import Message, StatusReply, StatusRequest
 from swarm.spans import PeerId
@@ -169,8 +169,12 @@ class Swarm:
 
     def _looked_up(self, checkpoint: str, done: "asyncio.Task[Any]") -> None:
         del self._lookups[checkpoint]
-        if not done.cancelled() and (error := done.exception()) is not None:
+        if done.cancelled() or (error := done.exception()) is None:
+            return
+        if isinstance(error, SwarmError):
             logger.info("the servers of %s were not looked up: %s", checkpoint, error)
+        else:  # nobody else may hear of it: it is done behind the caller's back
+            logger.error("looking up the servers of %s failed", checkpoint, exc_info=error)
 
     async def _find_servers(self, checkpoint: str) -> "tuple[ServerRecord, ...]":
         assert self._directory is not None

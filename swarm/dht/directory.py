@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from swarm.dht.node import Found
@@ -33,6 +34,8 @@ RETRY_S = 5.0
 RECORDS_PER_TURN = 50
 """Records that are checked (0.2 ms each) before other tasks of the loop have their turn."""
 _LOGGED_PEERS = 1024
+_MOST_TOLD = 8
+"""Records that are skipped, of one reading, that the log names: anybody may store bad ones."""
 
 _Kind = TypeVar("_Kind", ServerRecord, ModelRecord)
 
@@ -224,6 +227,7 @@ class Directory:
     async def _read(self, kind: type[_Kind], keys: dict[str, int]) -> list[_Kind]:
         found = await self._node.get_many(keys)
         records: list[_Kind] = []
+        skipped: dict[str, str] = {}
         for number, (key, peer, value, expiration) in enumerate(_entries(found)):
             if number % RECORDS_PER_TURN == RECORDS_PER_TURN - 1:
                 await asyncio.sleep(0)
@@ -232,7 +236,8 @@ class Directory:
                     raise RecordError(f"a record of {peer} that is in the wrong shard")
                 records.append(kind.opened(key, peer, value, expiration, now=self._clock()))
             except RecordError as error:
-                self._log_skipped(peer, str(error))
+                skipped[peer] = str(error)
+        self._log_skipped(skipped)
         return records
 
     def _look_for_twin(self, ours: ServerRecord) -> None:
@@ -247,12 +252,18 @@ class Directory:
                 ", ".join(ours.addresses) or "an unknown address",
             )
 
-    def _log_skipped(self, peer: str, reason: str) -> None:
-        if self._logged.get(peer) != reason:
-            self._logged[peer] = reason
-            if len(self._logged) > _LOGGED_PEERS:
-                del self._logged[next(iter(self._logged))]
+    def _log_skipped(self, skipped: dict[str, str]) -> None:
+        """`skipped`: why, by peer."""
+        fresh = {
+            peer: reason for peer, reason in skipped.items() if self._logged.get(peer) != reason
+        }
+        self._logged |= fresh
+        while len(self._logged) > _LOGGED_PEERS:
+            del self._logged[next(iter(self._logged))]
+        for reason in islice(fresh.values(), _MOST_TOLD):
             logger.warning("skipped in the directory: %s", reason)
+        if len(fresh) > _MOST_TOLD:
+            logger.warning("skipped in the directory: %d more records", len(fresh) - _MOST_TOLD)
 
 
 def _fitting(record: ServerRecord, identity: Identity, key: str, expiration: float) -> bytes:

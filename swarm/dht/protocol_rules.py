@@ -99,7 +99,7 @@ def skip_what_is_bad(protocol: Any) -> None:
             for subkey, (value, expiration) in list(dictionary.items()):
                 packed = protocol.serializer.dumps(subkey)
                 if not is_sound(key, packed, value, expiration):
-                    logger.info("a record under the name of %.64s is not sound", subkey)
+                    logger.info("a record under the name of %.64r is not sound", subkey)
                     del dictionary[subkey]
         return True
 
