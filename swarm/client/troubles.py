@@ -12,6 +12,8 @@ _MOST_FAILURES = 16
 """More count no more: who cannot be reached at all is tried, and fails, once a minute for days."""
 FADE_S = 60.0
 """So long after it was let in again, half of its failures are forgotten."""
+_FORGOTTEN_S = FADE_S * _MOST_FAILURES.bit_length()
+"""And so long after it, all of them."""
 
 
 @dataclass
@@ -37,6 +39,9 @@ class Troubles:
         known = self._records.get(peer)
         if known is not None and now < known.until:
             return
+        for other, record in list(self._records.items()):
+            if now - record.until >= _FORGOTTEN_S:  # anybody may announce servers without end
+                del self._records[other]
         failures = 1
         if known is not None:
             failures += known.failures >> int((now - known.until) / FADE_S)

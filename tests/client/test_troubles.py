@@ -54,6 +54,18 @@ def test_failures_fade_and_serving_forgives_them_all() -> None:
     assert troubles.suspected(1000.5, heard(server_2=1.0)) == set()
 
 
+def test_who_has_failed_long_ago_is_forgotten() -> None:
+    """Else a client that runs for months remembers every name that anybody ever announced."""
+    troubles = Troubles()
+    for number in range(1000):
+        for now in (float(number), number + MOST_S, number + 2 * MOST_S):
+            troubles.failed(PeerId(f"made-up-{number}"), now)
+    later = 1000.0 + 4 * MOST_S + 10 * FADE_S
+    troubles.failed(ONE, later)
+    assert troubles._records.keys() == {ONE}
+    assert troubles.left_out(later) == {ONE}
+
+
 def test_a_server_that_keeps_us_waiting_is_left_out_until_something_comes_from_it() -> None:
     """Who is frozen says nothing; who was slow once does, and is not punished for it."""
     troubles = Troubles()
