@@ -1,6 +1,7 @@
 """What `swarm-client status` shows: the directory's records and what the servers say themselves."""
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 UNREACHABLE = "unreachable"
 """State of a server that is in the directory and does not answer."""
+NOT_ASKED = "not asked"
+"""State of a server of a swarm that has too many to ask them all."""
+MOST_ASKED = 256
+"""Servers at once; anybody may announce any number, and each is a connection."""
 MAX_COMPARED = 16
 """Models that are asked for, those first that the index gives most servers."""
 _LIVE_FIELDS = {
@@ -50,18 +55,25 @@ MOST = 1e15
 
 
 async def swarm_status(
-    swarm: Swarm, entry: "ModelEntry | None", timeout_s: float
+    swarm: Swarm, entry: "ModelEntry | None", timeout_s: float, most: int = MOST_ASKED
 ) -> dict[str, Any]:
     """The state of one model, as `status --json` prints it.
 
     Each server is asked, for at most `timeout_s`; one that does not answer is shown as
-    `unreachable`, its blocks count as missing, and what only it knows is None. `entry` None:
-    nothing is served.
+    `unreachable`, its blocks count as missing, and what only it knows is None. Of more than `most`
+    servers so many are asked, drawn by lot, and the others are shown as `not asked`, likewise.
+    `entry` None: nothing is served.
     """
     if entry is None:
         return {"model": None, "blocks_total": 0, "missing": [], "servers": []}
     records = await swarm.servers(entry.checkpoint, 0.0)
-    rows = await asyncio.gather(*(_row(swarm, record, timeout_s) for record in records))
+    asked = set(random.sample(range(len(records)), min(most, len(records))))
+    rows = await asyncio.gather(
+        *(
+            _row(swarm, record, timeout_s if index in asked else None)
+            for index, record in enumerate(records)
+        )
+    )
     rows.sort(key=lambda row: (Span.parse(row["blocks"]), row["peer"]))
     online = [Span.parse(row["blocks"]) for row in rows if row["state"] == "online"]
     return {
@@ -78,17 +90,24 @@ async def best_status(
     """The status of the model with most servers online; the index may still name dead ones."""
     if not entries:
         return await swarm_status(swarm, None, timeout_s)
+    if len(entries) == 1:
+        return await swarm_status(swarm, entries[0], timeout_s)
+    compared = entries[:MAX_COMPARED]
     found = await asyncio.gather(
-        *(swarm_status(swarm, entry, timeout_s) for entry in entries[:MAX_COMPARED])
+        *(swarm_status(swarm, entry, timeout_s, MOST_ASKED // len(compared)) for entry in compared)
     )
-    return max(found, key=_servers_online)
+    best = max(range(len(found)), key=lambda index: _servers_online(found[index]))
+    if any(server["state"] == NOT_ASKED for server in found[best]["servers"]):
+        return await swarm_status(swarm, compared[best], timeout_s)
+    return found[best]
 
 
 def _servers_online(status: Mapping[str, Any]) -> int:
     return sum(server["state"] == "online" for server in status["servers"])
 
 
-async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[str, Any]:
+async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float | None) -> dict[str, Any]:
+    """`timeout_s` None: it is not asked."""
     row: dict[str, Any] = {
         "peer": record.peer,
         "name": record.public_name,
@@ -109,6 +128,9 @@ async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float) -> dict[s
         "queue_wait_ms": record.queue_wait_ms,
         **dict.fromkeys(_ONLY_LIVE_FIELDS),
     }
+    if timeout_s is None:
+        row["state"] = NOT_ASKED
+        return row
     try:
         live = await swarm.ask_status(record, timeout_s)
     except PeerError:

@@ -1,4 +1,4 @@
-"""The list of servers is looked up behind the caller's back: what goes wrong there is in the log."""
+"""Servers are looked up behind the caller's back: what goes wrong there is in the log."""
 
 import asyncio
 import logging

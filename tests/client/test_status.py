@@ -3,11 +3,11 @@
 import asyncio
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from swarm.client.status import best_status, swarm_status
+from swarm.client.status import MOST_ASKED, best_status, swarm_status
 from swarm.client.swarm import Swarm
 from swarm.errors import PeerError
 from swarm.routing.view import Numerics
@@ -82,6 +82,36 @@ def test_the_model_is_shown_whose_servers_answer() -> None:
     ]
     assert asyncio.run(best_status(swarm, entries, 1.0))["model"] == "live"
     assert asyncio.run(best_status(swarm, [], 1.0))["model"] is None
+
+
+def test_of_any_number_of_servers_a_few_are_asked_at_once() -> None:
+    """Each is a connection, and made-up ones cost nothing."""
+
+    class Crowded(FakeSwarm):
+        asked: ClassVar[list[str]] = []
+
+        async def servers(self, checkpoint: str, _max_age_s: float) -> list[Any]:
+            return [_record(f"{checkpoint}-{number}", "0:1") for number in range(1000)]
+
+        async def ask_status(self, record: Any, _timeout_s: float) -> Any:
+            self.asked.append(record.peer)
+            if record.peer.startswith("junk"):
+                raise PeerError("no answer")
+            return {"state": "online"}
+
+    swarm: Any = Crowded({})
+    junk = [SimpleNamespace(checkpoint=f"junk{i}", model="j", num_blocks=1) for i in range(15)]
+    live: Any = SimpleNamespace(checkpoint="live", model="live", num_blocks=1)
+    found = asyncio.run(swarm_status(swarm, live, 1.0))
+    states = [server["state"] for server in found["servers"]]
+    assert (states.count("online"), states.count("not asked")) == (MOST_ASKED, 1000 - MOST_ASKED)
+    assert len(swarm.asked) == MOST_ASKED
+    swarm.asked.clear()
+    entries: Any = [*junk, live]
+    found = asyncio.run(best_status(swarm, entries, 1.0))
+    assert found["model"] == "live"
+    assert sum(server["state"] == "online" for server in found["servers"]) == MOST_ASKED
+    assert len(swarm.asked) <= 2 * MOST_ASKED
 
 
 @pytest.mark.parametrize("status", [b"[" * 65536, b"\xff", b"null", b"{"])
