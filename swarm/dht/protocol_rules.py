@@ -89,18 +89,22 @@ def skip_what_is_bad(protocol: Any) -> None:
     could hide a whole shard with one forged record. And it counts a holder that refuses a record as
     one that has it.
     """
-    from swarm.dht.storage import newer_than_stored
+    from swarm.dht.storage import MAX_RECORDS_PER_KEY, newer_than_stored
 
     call_find, call_store = protocol.call_find, protocol.call_store
     is_sound = protocol._validate_record
 
     def drop_bad_records(key: bytes, dictionary: Any) -> bool:
+        dropped = 0
         with dictionary.freeze():
-            for subkey, (value, expiration) in list(dictionary.items()):
+            for number, (subkey, (value, expiration)) in enumerate(list(dictionary.items())):
                 packed = protocol.serializer.dumps(subkey)
-                if not is_sound(key, packed, value, expiration):
-                    logger.info("a record under the name of %.64r is not sound", subkey)
+                # More than anybody keeps: each would cost a check of its signature.
+                if number >= MAX_RECORDS_PER_KEY or not is_sound(key, packed, value, expiration):
                     del dictionary[subkey]
+                    dropped += 1
+        if dropped:
+            logger.info("%d records of one key are not sound, or too many", dropped)
         return True
 
     async def find_newer(peer: Any, keys: Collection[Any]) -> Any:
