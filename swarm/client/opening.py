@@ -4,13 +4,14 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from swarm.client.agreement import warn_of_doubted
 from swarm.client.chain import OnPrefill
 from swarm.client.loads import ask_loads
 from swarm.client.opening_run import OpeningRun
-from swarm.client.probing import silent_servers
+from swarm.client.probing import MAX_PROBED, covered, silent_servers
 from swarm.client.remote_session import RemoteSession
 from swarm.client.runtime import Runtime
 from swarm.client.swarm import Swarm
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.5
+MANY_PROBED = 32
+"""Servers that are asked for a hello at once, after one has failed."""
 
 
 async def open_session(
@@ -81,6 +84,8 @@ class _Search:
         """Counts where the session is going to be, so that others see it before it is open."""
         self._avoid: dict[PeerId, int] = {}
         """Servers that failed, with the number of the record that led us there."""
+        self._unheard: set[PeerId] = set()
+        """Servers that were asked for a hello, and have not answered."""
         self._full: set[PeerId] = set()
         """Servers that had no room when they were asked."""
         self._may_wait = False
@@ -162,21 +167,41 @@ class _Search:
         online = {server.peer for server in view.online(avoid | in_trouble)}
         choice = [record for record in records if record.peer in online]
         wanted = [Span(0, view.num_blocks)]
-        in_trouble |= await silent_servers(self._swarm, choice, wanted)
+        in_trouble |= await self._ask_around(choice, wanted)
         await ask_loads(self._swarm, self._router, choice, wanted)
         doubted = self._swarm.doubted(records, tell=True)
-        self._patient = False
+        # After a server that failed, those that answer are taken before those that only say so.
+        strangers = online - set(self._swarm.rtt_s(online)) if self._avoid else set()
         self._router.closed(self._planned)
         # Better a server that failed lately than none. One with other blocks is the last that is
         # taken: if there are full ones, these are waited for.
-        for left_out in (avoid | in_trouble | doubted, avoid | doubted):
-            try:
+        for left_out, self._patient in (
+            (avoid | in_trouble | doubted | strangers, False),
+            (avoid | in_trouble | doubted, False),
+            (avoid | doubted, True),
+        ):
+            with suppress(MissingBlocksError):
                 return self._route(view, left_out)
-            except MissingBlocksError:
-                self._patient = True
         hops = self._route(view, avoid | doubted if full else avoid)
         warn_of_doubted(hops, doubted)
         return hops
+
+    async def _ask_around(
+        self, choice: "Sequence[ServerRecord]", wanted: Sequence[Span]
+    ) -> set[PeerId]:
+        """Those that do not answer. After one that failed, others are asked until those that answer
+        serve everything, for anybody may announce any number of servers that are not there."""
+        while True:
+            unasked = [record for record in choice if record.peer not in self._unheard]
+            most = MANY_PROBED if self._avoid else MAX_PROBED
+            silent = await silent_servers(self._swarm, unasked, wanted, most)
+            answered = set(self._swarm.rtt_s([record.peer for record in choice]))
+            self._unheard = (self._unheard | silent) - answered
+            able = answered - self._swarm.doubted(choice)
+            spans = [record.span for record in choice if record.peer in able]
+            over = not silent or covered(spans, wanted) or self._swarm.time >= self._ends
+            if over or not self._avoid:
+                return self._unheard
 
     def _route(self, view: SwarmView, left_out: Collection[PeerId]) -> tuple[Hop, ...]:
         return self._router.route(

@@ -22,15 +22,18 @@ who is farther away than that is no better choice."""
 
 
 async def silent_servers(
-    swarm: "Swarm", records: "Sequence[ServerRecord]", wanted: Collection[Span]
+    swarm: "Swarm",
+    records: "Sequence[ServerRecord]",
+    wanted: Collection[Span],
+    most: int = MAX_PROBED,
 ) -> set[PeerId]:
     """Connect to some of the servers that we have no round trip of, if there is a choice.
 
     `wanted`: the runs of blocks that somebody is looked for, apart from each other. Afterwards
     `swarm.rtt_s` has those that answered. Returns those that were asked and did not.
 
-    Where servers announce different contents of a block, half of those that are asked are among
-    these, so that who is there counts for more than who is only announced.
+    At most `most` are asked. Where servers announce different contents of a block, half of those
+    are among them, so that who is there counts for more than who is only announced.
     """
     spans = {record.peer: record.span for record in records if shared(record.span, wanted)}
     records = [record for record in records if record.peer in spans]
@@ -38,7 +41,7 @@ async def silent_servers(
         return set()
     answered = set(swarm.rtt_s(list(spans)))
     unknown = [record for record in records if record.peer not in answered]
-    probed = _sample(unknown, contested(records))
+    probed = _sample(unknown, contested(records), most)
     if not probed:
         return set()
     doubted = swarm.doubted(records)
@@ -57,13 +60,13 @@ async def silent_servers(
 
 
 def _sample(
-    unknown: "Sequence[ServerRecord]", contested: Collection[PeerId]
+    unknown: "Sequence[ServerRecord]", contested: Collection[PeerId], most: int
 ) -> "list[ServerRecord]":
     among = [record for record in unknown if record.peer in contested]
-    first = random.sample(among, min(MAX_PROBED // 2, len(among)))
+    first = random.sample(among, min(most // 2, len(among)))
     taken = {record.peer for record in first}
     others = [record for record in unknown if record.peer not in taken]
-    return first + random.sample(others, min(MAX_PROBED - len(first), len(others)))
+    return first + random.sample(others, min(most - len(first), len(others)))
 
 
 async def _answers(
@@ -81,7 +84,7 @@ async def _answers(
     pending = set(tasks)
     while pending:
         agreed = [span for peer, span in reached.items() if peer not in doubted]
-        if not enough and _covered(agreed, wanted):
+        if not enough and covered(agreed, wanted):
             enough, now = True, loop.time()
             ends = min(ends, now + max(SPARE_S, now - began))
         if (left_s := ends - loop.time()) <= 0:
@@ -103,6 +106,7 @@ def shared(span: Span, wanted: Collection[Span]) -> int:
     return sum(max(0, min(span.end, one.end) - max(span.start, one.start)) for one in wanted)
 
 
-def _covered(spans: Collection[Span], wanted: Collection[Span]) -> bool:
+def covered(spans: Collection[Span], wanted: Collection[Span]) -> bool:
+    """Whether `spans` have all of the wanted blocks."""
     gaps = missing_spans(list(spans), max((one.end for one in wanted), default=0))
     return not any(shared(gap, wanted) for gap in gaps)

@@ -113,7 +113,7 @@ class FakeSwarm:
         return {
             record.peer: UnreachablePeerError("down", record.peer)
             for record in records
-            if self.all[record.peer].answer == "down"
+            if self.all[record.peer].answer in ("down", "frozen")
         }
 
     def rtt_s(self, peers):

@@ -103,6 +103,17 @@ def test_a_planned_move_never_goes_to_it():
 # ---- who is asked
 
 
+def test_servers_that_are_only_announced_are_not_tried_one_by_one(monkeypatch):
+    """The shortest route by far is over any of them, and connecting to one may take long."""
+    monkeypatch.setattr(probing, "SPARE_S", 0.0)
+    monkeypatch.setattr(probing, "TIMEOUT_S", 0.05)
+    made_up = [Server("0:4", "frozen") for _ in range(60)]
+    honest = [Server(span) for span in ("0:1", "1:2", "2:3", "3:4")]
+    swarm = FakeSwarm(*made_up, *honest)
+    assert used(open_on(swarm)) == {server.peer for server in honest}
+    assert swarm.lookups <= 2, "one was tried, and then everybody was asked who is there"
+
+
 def probe(swarm):
     """The servers that did not answer, and those that were asked."""
     asked = []
