@@ -13,7 +13,7 @@ import msgspec
 from swarm.client.agreement import warn_of_doubted
 from swarm.client.loads import ask_loads
 from swarm.client.opening_run import OpeningRun
-from swarm.client.probing import silent_servers
+from swarm.client.probing import MANY_PROBED, MAX_PROBED, silent_servers
 from swarm.client.replacement import replaced_route
 from swarm.client.routes import ClientRouter
 from swarm.client.target import Target
@@ -86,6 +86,10 @@ class Mending:
         self._decodes = decodes
         self._ends = ends
         self._full: set[PeerId] = set()
+        self._unheard: set[PeerId] = set()
+        """Servers that were asked for a hello, and have not answered."""
+        self._wary = False
+        """One was chosen that was not there: those that answer are taken first."""
         self._may_wait = False
         self._retried: tuple[str, ...] = ()
         """The blocks that nobody serves but servers that failed lately, while these are tried."""
@@ -170,8 +174,8 @@ class Mending:
 
     async def _try(self, max_age_s: float | None) -> tuple[Grant, SignedGrant]:
         records = await self._swarm.servers(self._target.checkpoint, max_age_s)
-        silent = await self._look_round(records)
-        hops = self._choose(records, silent, last_resort=max_age_s is not None)
+        await self._look_round(records)
+        hops = self._choose(records, last_resort=max_age_s is not None)
         lost = set(self._lost())
         kept = {hop for hop in self._old.hops if hop.peer not in lost}
         fresh = tuple(index for index, hop in enumerate(hops) if hop not in kept)
@@ -182,41 +186,50 @@ class Mending:
         failed = await self._swarm.connect_all(used, min(CONNECT_S, left_s))
         for peer in failed:
             self._swarm.troubles.failed(peer, self._swarm.time)
+            self._wary = True
         for error in failed.values():
             raise error
         return await self._open(hops, fresh)
 
-    async def _look_round(self, records: "Sequence[ServerRecord]") -> set[PeerId]:
+    async def _look_round(self, records: "Sequence[ServerRecord]") -> None:
         """Asks those that may replace the lost ones how busy they are, for many sessions may look
-        for others at once. Returns those that may be gone although their record is there."""
+        for others at once; and finds out who is gone although its record is there."""
         lost = set(self._lost())
         gaps = [Span(hop.start, hop.end) for hop in self._old.hops if hop.peer in lost]
-        tried = self._avoided() | {PeerId(hop.peer) for hop in self._old.hops}
+        tried = self._avoided() | self._unheard | {PeerId(hop.peer) for hop in self._old.hops}
         online = {server.peer for server in self._target.view(records).online(tried)}
         choice = [record for record in records if record.peer in online]
-        silent = await silent_servers(self._swarm, choice, gaps)
-        able = [record for record in choice if record.peer not in silent]
+        most = MANY_PROBED if self._wary else MAX_PROBED
+        self._unheard |= await silent_servers(self._swarm, choice, gaps, most)
+        self._unheard -= self._heard(records)
+        able = [record for record in choice if record.peer not in self._unheard]
         await ask_loads(self._swarm, self._router, able, gaps, LOADS_S)
-        return silent
+
+    def _heard(self, records: "Sequence[ServerRecord]") -> set[PeerId]:
+        return set(self._swarm.rtt_s([record.peer for record in records]))
 
     def _avoided(self) -> set[PeerId]:
         """A server that is lost may be there again, also with the session, but not at once."""
         full = set() if self._may_wait else self._full
         return self._swarm.in_trouble() | full | set(self._barred())
 
-    def _choose(
-        self, records: "Sequence[ServerRecord]", silent: set[PeerId], *, last_resort: bool
-    ) -> tuple[Hop, ...]:
+    def _choose(self, records: "Sequence[ServerRecord]", *, last_resort: bool) -> tuple[Hop, ...]:
         """`last_resort`: where nobody else is left, servers that failed lately may be back, and
         those whose blocks are not what others announce are taken."""
         view = self._target.view(records)
         self._router.closed(self._planned)
         self._retried = ()
+        silent = self._unheard
         avoided = self._avoided() | silent
         doubted = self._swarm.doubted(records, tell=True)
+        strangers = {record.peer for record in records} - self._heard(records)
         try:
+            if self._wary:
+                with contextlib.suppress(MissingBlocksError):
+                    return self._replaced(view, avoided | doubted | strangers)
             return self._replaced(view, avoided | doubted)
         except MissingBlocksError as missing:
+            self._unheard = set()  # they may be back
             if self._full and not self._urgent():
                 # The session keeps its room while it asks: two that waited in line for each
                 # other's would wait in vain, and all behind them. So it only asks again.

@@ -11,7 +11,7 @@ from swarm.client.agreement import warn_of_doubted
 from swarm.client.chain import OnPrefill
 from swarm.client.loads import ask_loads
 from swarm.client.opening_run import OpeningRun
-from swarm.client.probing import MAX_PROBED, covered, silent_servers
+from swarm.client.probing import MANY_PROBED, MAX_PROBED, covered, silent_servers
 from swarm.client.remote_session import RemoteSession
 from swarm.client.runtime import Runtime
 from swarm.client.swarm import Swarm
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.5
-MANY_PROBED = 32
-"""Servers that are asked for a hello at once, after one has failed."""
 
 
 async def open_session(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from swarm.dht.records import ServerRecord
 
 MAX_PROBED = 8
+MANY_PROBED = 32
+"""Servers that are asked at once after one was chosen that was not there."""
 TIMEOUT_S = 1.0
 """How long the probed have to answer while some blocks have nobody who did."""
 SPARE_S = 0.2

@@ -102,13 +102,15 @@ def test_a_planned_move_never_goes_to_it():
 
 # ---- who is asked
 
+SPANS = ("0:1", "1:2", "2:3", "3:4")
+
 
 def test_servers_that_are_only_announced_are_not_tried_one_by_one(monkeypatch):
     """The shortest route by far is over any of them, and connecting to one may take long."""
     monkeypatch.setattr(probing, "SPARE_S", 0.0)
     monkeypatch.setattr(probing, "TIMEOUT_S", 0.05)
     made_up = [Server("0:4", "frozen") for _ in range(60)]
-    honest = [Server(span) for span in ("0:1", "1:2", "2:3", "3:4")]
+    honest = [Server(span) for span in SPANS]
     swarm = FakeSwarm(*made_up, *honest)
     assert used(open_on(swarm)) == {server.peer for server in honest}
     assert swarm.lookups <= 2, "one was tried, and then everybody was asked who is there"
@@ -127,6 +129,22 @@ def probe(swarm):
     records = swarm.known_servers("")
     silent = asyncio.run(silent_servers(swarm, records, [Span(0, 4)]))
     return silent, asked
+
+
+def test_a_repair_does_not_try_them_one_by_one_either(monkeypatch):
+    monkeypatch.setattr(probing, "SPARE_S", 0.0)
+    monkeypatch.setattr(probing, "TIMEOUT_S", 0.05)
+    lost, honest = Server("0:4", "frozen"), [Server(span) for span in SPANS]
+
+    async def run():
+        move = Move(lost, *[Server("0:4", "frozen") for _ in range(25)], *honest)
+        move.urgent = True
+        _, task = move.begin()
+        grant, _ = await task
+        assert {hop.peer for hop in grant.hops} == {server.peer for server in honest}
+        assert move.swarm.lookups <= 2
+
+    asyncio.run(run())
 
 
 def test_half_of_those_that_are_asked_are_of_blocks_in_dispute():
