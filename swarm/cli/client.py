@@ -51,7 +51,7 @@ MixNumerics = Annotated[
     bool,
     typer.Option(
         "--mix-numerics",
-        help="Allow a route of servers that compute differently (dtype, quantisation).",
+        help="Allow a route of servers that compute differently (dtype, quantization).",
     ),
 ]
 

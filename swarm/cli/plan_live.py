@@ -78,7 +78,7 @@ def _entry(models: "Sequence[ModelEntry]") -> "ModelEntry":
 def hosted_model(
     records: "Sequence[ServerRecord]", entry: "ModelEntry", model: str | None
 ) -> HostedModel:
-    """Sizes by its config, in the dtype and quantisation that most of its servers have."""
+    """Sizes by its config, in the dtype and quantization that most of its servers have."""
     try:
         shape = model_shape(model or entry.model)
     except ModelNotFoundError:
@@ -94,7 +94,7 @@ def hosted_model(
             f"{entry.num_blocks}; give the right --model"
         )
     numerics = Counter(record.numerics for record in records).most_common(1)[0][0]
-    return HostedModel.of(shape, numerics.dtype, numerics.quantisation)
+    return HostedModel.of(shape, numerics.dtype, numerics.quantization)
 
 
 def live_inventory(

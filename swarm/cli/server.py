@@ -278,7 +278,7 @@ def _serve(config: "ServerConfig", printer: Printer, *, tell_first: bool) -> Non
     limit_threads(pick_threads(config.threads))
 
     def make() -> Serving:
-        with importing(quantised=config.quantization != "none"):
+        with importing(quantized=config.quantization != "none"):
             from swarm.server.server import Server
 
         return Server(config, on_event=printer)

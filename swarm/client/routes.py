@@ -162,7 +162,7 @@ class ClientRouter:
         avoid: Collection[PeerId] = (),
         leaving: SessionId | None = None,
     ) -> tuple[Hop, ...]:
-        """The chain for a session; of quantised weights, and of servers that are about to move,
+        """The chain for a session; of quantized weights, and of servers that are about to move,
         only where no other chain is.
 
         `rtt_s`: measured round trips from this client; `tokens_needed`: rows x length of the
@@ -184,9 +184,9 @@ class ClientRouter:
 
     def _preferred(self, servers: tuple[ServerView, ...]) -> Iterator[tuple[ServerView, ...]]:
         """Whose chain is taken if there is one, best first, before all servers are looked at: who
-        quantises is faster and says other things than the model does; who is about to move would
+        quantizes is faster and says other things than the model does; who is about to move would
         have the session moved again."""
-        plain = tuple(one for one in servers if not one.numerics.quantised)
+        plain = tuple(one for one in servers if not one.numerics.quantized)
         for wanted in (servers,) if self._mix_numerics else (plain, servers):
             staying = tuple(one for one in wanted if one.moving_to is None)
             for fewer in (staying, wanted):

@@ -39,7 +39,7 @@ class ClientSettings:
     outside of sessions, an assistant. Where nobody has that much room, what the input needs is
     reserved; a cache that is used up moves to a longer session, computed again from its inputs."""
     mix_numerics: bool = False
-    """Whether one route may have servers that compute differently (dtype, quantisation)."""
+    """Whether one route may have servers that compute differently (dtype, quantization)."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

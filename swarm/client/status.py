@@ -116,7 +116,7 @@ async def _row(swarm: Swarm, record: "ServerRecord", timeout_s: float | None) ->
         "state": str(record.state),
         "moving_to": None if record.moving_to is None else str(record.moving_to),
         "dtype": record.numerics.dtype,
-        "quantization": record.numerics.quantisation,
+        "quantization": record.numerics.quantization,
         "device": record.numerics.kernel_class,
         "version": record.version,
         "protocol": record.protocol,

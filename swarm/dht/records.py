@@ -85,7 +85,7 @@ def _numerics(value: object) -> object:
             raise ValueError("numerics are three names of at most 24 characters")
         return Numerics(*map(printable, value))
     if isinstance(value, Numerics):
-        return Numerics(*map(printable, (value.dtype, value.quantisation, value.kernel_class)))
+        return Numerics(*map(printable, (value.dtype, value.quantization, value.kernel_class)))
     return value
 
 
@@ -326,7 +326,7 @@ def _plain(value: object) -> object:
     if isinstance(value, Span):
         return [value.start, value.end]
     if isinstance(value, Numerics):
-        return [value.dtype, value.quantisation, value.kernel_class]
+        return [value.dtype, value.quantization, value.kernel_class]
     if isinstance(value, Coordinate):
         return pack_coordinate(value)
     return value

@@ -108,7 +108,7 @@ class Checkpoint:
         self._source.fetch(names, progress)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """These tensors in memory of their own, in their stored dtype; decoded if quantised."""
+        """These tensors in memory of their own, in their stored dtype; decoded if quantized."""
         return {name: self.lazy(name)[...] for name in names}
 
     def lazy(self, name: str) -> LazyTensor:

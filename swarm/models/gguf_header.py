@@ -1,7 +1,7 @@
 """The head of a GGUF file: its architecture, and where each tensor lies.
 
 gguf's own reader makes an array object of every string of the vocabulary, which takes seconds, and
-transformers' fast one knows fewer types of quantisation than transformers itself can load. The
+transformers' fast one knows fewer types of quantization than transformers itself can load. The
 format: github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 

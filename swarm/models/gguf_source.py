@@ -1,4 +1,4 @@
-"""Tensors in a GGUF file, dequantised one by one exactly as transformers' own GGUF loading does.
+"""Tensors in a GGUF file, dequantized one by one exactly as transformers' own GGUF loading does.
 
 transformers reads the whole file into float32; here its mapping of names and its tensor processors
 are applied to the tensors that are asked for. Parsing the metadata takes seconds (a hundred
@@ -34,14 +34,14 @@ from swarm.models.tensor_source import FetchProgress, TensorInfo
 INDEX_VERSION = 1
 """Raised when `_build_index` changes, so that no older outcome is taken from the cache."""
 CHUNK_BYTES = 1 << 18
-"""Stored bytes that are dequantised at a time."""
+"""Stored bytes that are dequantized at a time."""
 
 
 class GgufSource:
     """The parameters of a GGUF file under transformers' names.
 
     Raises CheckpointError for a damaged file, NotServedError for an architecture or a type of
-    quantisation that transformers cannot load.
+    quantization that transformers cannot load.
     """
 
     def __init__(self, path: Path) -> None:

@@ -91,7 +91,7 @@ def products_dtype(model: PreTrainedModel) -> torch.dtype:
 def block_bytes(
     model_class: type[Any], config: PretrainedConfig, dtype: torch.dtype, kind: Quantization
 ) -> list[int]:
-    """What the weights of each block take when they are quantised, from the model's shape alone.
+    """What the weights of each block take when they are quantized, from the model's shape alone.
 
     At most: for some processors bitsandbytes packs nf4 weights again, with scales of half the size.
     """

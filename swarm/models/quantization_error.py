@@ -1,4 +1,4 @@
-"""How far quantised blocks are from the same blocks in float32, measured when they are loaded."""
+"""How far quantized blocks are from the same blocks in float32, measured when they are loaded."""
 
 import statistics
 from collections.abc import Callable

@@ -75,7 +75,7 @@ class BlockSlice:
         """What packed passes hand to the model in place of a mask; None: it makes its own."""
         self._parts: OrderedDict[Span, BlockSlice] = OrderedDict()
         """The newest used last; shared with all parts."""
-        self._quantised = bool(getattr(model, "is_quantized", False))
+        self._quantized = bool(getattr(model, "is_quantized", False))
         self._bar = bar_for(products_dtype(model))
         self._whole = model
         self._attention = str(model.config._attn_implementation)
@@ -294,7 +294,7 @@ class BlockSlice:
                         f"{type(self.model).__name__} cannot be served: packed, "
                         f"{self.alone_because}; one session a pass, {_in_words(why)}"
                     ) from why
-            if can_pack(self.dtype, self.device) and not self._quantised:
+            if can_pack(self.dtype, self.device) and not self._quantized:
                 self._pack(like)
 
     def _prepare_packed(self, like: torch.Tensor) -> None:

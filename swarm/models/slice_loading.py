@@ -79,14 +79,14 @@ def load_model(
             ) from error
     layers_name, _ = find_layers(model, len(span))
     _check_report(report, layers_name, span)
-    check_layers(model if quantization == "none" else _unquantised(model), config, span)
+    check_layers(model if quantization == "none" else _unquantized(model), config, span)
     _drop_outside(model, layers_name)
     keep_odd_layers_plain(model)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 
 
-def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
+def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
     """The same on no device, before its linear layers were replaced."""
     with building_model(), torch.device("meta"):
         return type(model)(model.config)

@@ -33,7 +33,7 @@ absent or do not fit each other."""
 
 
 def take_decoding(config: PretrainedConfig, where: object) -> Decoding:
-    """How to read a checkpoint with this config, which no longer says that it is quantised then.
+    """How to read a checkpoint with this config, which no longer says that it is quantized then.
 
     Raises NotServedError for a code that is not decoded here, CheckpointError for settings that
     make no sense; `where` is for the messages.
@@ -52,8 +52,8 @@ def take_decoding(config: PretrainedConfig, where: object) -> Decoding:
         delattr(config, name)
         return lambda source: _Fp8Source(source, tile)
     raise NotServedError(
-        f"{where} is stored quantised by {method}, which is not decoded here (only mxfp4 and fp8 "
-        "are); use the unquantised model, with --quantization if need be, or a GGUF file of it"
+        f"{where} is stored quantized by {method}, which is not decoded here (only mxfp4 and fp8 "
+        "are); use the unquantized model, with --quantization if need be, or a GGUF file of it"
     )
 
 
@@ -232,5 +232,5 @@ def _lacks(absent: str, present: str) -> CheckpointError:
 def _strange(name: str, numbers: TensorInfo, scales: TensorInfo) -> CheckpointError:
     return CheckpointError(
         f"{name} is stored as {numbers.dtype} with scales in {scales.dtype}, which is not decoded "
-        "here; use the unquantised model or a GGUF file of it"
+        "here; use the unquantized model or a GGUF file of it"
     )

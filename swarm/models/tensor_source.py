@@ -54,7 +54,7 @@ class TensorSource(Protocol):
         """Bring these tensors to this machine, if they are elsewhere; else nothing happens."""
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in its own memory, a floating point one if it is stored quantised;
+        """The tensor in its own memory, a floating point one if it is stored quantized;
         CheckpointError."""
 
     def stored_bytes(self, name: str, start: int, end: int) -> bytes:

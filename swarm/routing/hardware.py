@@ -63,7 +63,7 @@ def hardware_named(name: str) -> Hardware:
 
 
 def roofline(
-    hardware: Hardware, shape: ModelShape, dtype: str = "bfloat16", quantisation: str = "none"
+    hardware: Hardware, shape: ModelShape, dtype: str = "bfloat16", quantization: str = "none"
 ) -> ServerSpeed:
     """A block takes the longer of reading its weights and computing its rows.
 
@@ -72,7 +72,7 @@ def roofline(
     """
     flops_per_s = hardware.tflops * 1e12
     bytes_per_s = hardware.bandwidth_gb_per_s * 1e9
-    weight = bytes_per_weight(dtype, quantisation)
+    weight = bytes_per_weight(dtype, quantization)
     one, two = (shape.touched_parameters(rows) * weight / bytes_per_s for rows in (1, 2))
     row_s = shape.flops_per_token / flops_per_s
     return ServerSpeed(

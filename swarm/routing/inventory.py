@@ -38,13 +38,13 @@ class HostedModel:
 
     @classmethod
     def of(
-        cls, shape: ModelShape, dtype: str = "bfloat16", quantisation: str = "none"
+        cls, shape: ModelShape, dtype: str = "bfloat16", quantization: str = "none"
     ) -> "HostedModel":
         """By its shape; the cache and the wire carry `dtype`."""
         return cls(
             shape.name,
             shape.num_blocks,
-            shape.block_bytes(dtype, quantisation),
+            shape.block_bytes(dtype, quantization),
             shape.cache_bytes_per_token(dtype),
             shape.activation_bytes(dtype),
         )

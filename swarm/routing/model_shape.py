@@ -16,7 +16,7 @@ BITS_PER_WEIGHT = {
     "nf4": 4.25 * 1.01,
 }
 """Stored bits of one weight with its scales; nf4: 64 weights share a scale, and 1 % is not
-quantised (Sun et al., arXiv 2512.21884, section II)."""
+quantized (Sun et al., arXiv 2512.21884, section II)."""
 VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one activation or cached value."""
 _PLAIN_MLP = frozenset(
@@ -68,9 +68,9 @@ class ModelShape:
         """Of one token in one block, without attention over its context."""
         return 2.0 * self.touched_parameters(1)
 
-    def block_bytes(self, dtype: str, quantisation: str = "none") -> float:
+    def block_bytes(self, dtype: str, quantization: str = "none") -> float:
         """Weights of one block in memory. Raises UsageError for a kind that is not known."""
-        return self.block_parameters * bytes_per_weight(dtype, quantisation)
+        return self.block_parameters * bytes_per_weight(dtype, quantization)
 
     def cache_bytes_per_token(self, dtype: str) -> float:
         """K/V of one token in one block."""
@@ -81,10 +81,10 @@ class ModelShape:
         return float(self.hidden_size * _of(VALUE_BYTES, dtype, "dtype"))
 
 
-def bytes_per_weight(dtype: str, quantisation: str = "none") -> float:
+def bytes_per_weight(dtype: str, quantization: str = "none") -> float:
     """Bytes of one stored weight with its scales."""
-    kind = dtype if quantisation == "none" else quantisation
-    return _of(BITS_PER_WEIGHT, kind, "dtype or quantisation") / 8
+    kind = dtype if quantization == "none" else quantization
+    return _of(BITS_PER_WEIGHT, kind, "dtype or quantization") / 8
 
 
 def _of(table: Mapping[str, Any], name: str, what: str) -> float:

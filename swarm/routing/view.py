@@ -24,18 +24,18 @@ class Numerics:
 
     dtype: str
     """As torch names it: `float32`, `bfloat16`."""
-    quantisation: str = "none"
+    quantization: str = "none"
     kernel_class: str = "cpu"
     """Servers of one class agree to the last bits: `cpu`, `cuda`."""
 
     @property
-    def quantised(self) -> bool:
-        return self.quantisation != "none"
+    def quantized(self) -> bool:
+        return self.quantization != "none"
 
     def __str__(self) -> str:
-        if not self.quantised:
+        if not self.quantized:
             return f"{self.dtype} on {self.kernel_class}"
-        return f"{self.dtype} ({self.quantisation}) on {self.kernel_class}"
+        return f"{self.dtype} ({self.quantization}) on {self.kernel_class}"
 
 
 class CacheUnit(StrEnum):

@@ -41,7 +41,7 @@ def memory_needs(
 ) -> MemoryNeeds:
     """What each block of `checkpoint` takes in `dtype`, from the headers of its files alone."""
     if quantization != "none":
-        return _quantised_needs(checkpoint, dtype, quantization)
+        return _quantized_needs(checkpoint, dtype, quantization)
     sizes = []
     for block in range(checkpoint.num_blocks):
         stored = checkpoint.block_tensors(Span(block, block + 1)).values()
@@ -50,7 +50,7 @@ def memory_needs(
     return MemoryNeeds(tuple(sizes), _token_bytes_per_block(checkpoint, dtype))
 
 
-def _quantised_needs(
+def _quantized_needs(
     checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization
 ) -> MemoryNeeds:
     check_library(quantization)

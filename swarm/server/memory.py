@@ -56,7 +56,7 @@ class MemoryNeeds:
     token_bytes_per_block: float
     """K/V of one token in one block."""
     loading_bytes: int = 0
-    """What loading takes beside the weights, before there is a cache: quantised blocks are
+    """What loading takes beside the weights, before there is a cache: quantized blocks are
     compared with one in float32 at a time."""
 
     def weights(self, span: Span) -> int:
@@ -102,7 +102,7 @@ class MemoryNeeds:
     def _loading_in_words(self, cache: int) -> str:
         if self.loading_bytes <= cache:
             return ""
-        return f" (before that, measuring the quantisation {in_words(self.loading_bytes)})"
+        return f" (before that, measuring the quantization {in_words(self.loading_bytes)})"
 
     def default_cache_tokens(self, span: Span, left: Budget) -> int:
         """A share of what is left beside the weights: at most 65,536 tokens, a multiple of 256."""

@@ -33,15 +33,15 @@ def test_help_is_given_without_importing_anything_large(
     assert told.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_the_first_imports_of_a_program(quantised: bool, run_python: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_first_imports_of_a_program(quantized: bool, run_python: Callable[[str], str]) -> None:
     run_python(
         "import gc, sys\n"
         "from swarm.cli.importing import importing\n"
-        f"with importing(quantised={quantised}):\n"
+        f"with importing(quantized={quantized}):\n"
         "    assert not gc.isenabled()\n"
         "assert gc.isenabled() and gc.get_freeze_count() > 0\n"
-        f"assert ('torchao' in sys.modules) is {not quantised}\n"
+        f"assert ('torchao' in sys.modules) is {not quantized}\n"
     )
 
 

@@ -173,9 +173,9 @@ def test_what_a_piece_of_a_prompt_takes_is_predicted_by_what_servers_say_alone()
     assert world.router.chunk_s(world.view, (Hop(PEERS["c"], 0, 4),), rtts, 500) is None
 
 
-def test_quantised_weights_are_the_last_resort() -> None:
-    quantised = Numerics("float32", "int8")
-    fast = record("a", decode_ms_per_block=0.01, numerics=quantised)
+def test_quantized_weights_are_the_last_resort() -> None:
+    quantized = Numerics("float32", "int8")
+    fast = record("a", decode_ms_per_block=0.01, numerics=quantized)
     assert World(fast, record("b", decode_ms_per_block=50.0)).route() == ["b"]
     assert World(fast).route() == ["a"]
 
@@ -338,5 +338,5 @@ def test_servers_that_are_about_to_move_get_no_session_that_others_can_take() ->
     leaving = record("a", decode_ms_per_block=0.1, moving_to=Span(0, 2))
     assert World(leaving, record("b")).route() == ["b"]
     assert World(leaving).route() == ["a"]
-    quantised = record("c", numerics=Numerics("float32", "int8"))
-    assert World(leaving, quantised).route() == ["a"]
+    quantized = record("c", numerics=Numerics("float32", "int8"))
+    assert World(leaving, quantized).route() == ["a"]

@@ -257,7 +257,7 @@ def test_parts_that_do_not_fit_are_named(architecture: str, fault: str, tmp_path
 
 
 @pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
-def test_what_was_decoded_may_be_quantised_anew(tmp_path: Path) -> None:
+def test_what_was_decoded_may_be_quantized_anew(tmp_path: Path) -> None:
     save_stored("llama", tmp_path)
     checkpoint = open_checkpoint(str(tmp_path))
     blocks = BlockSlice.load(checkpoint, Span(1, 3), quantization="int8")

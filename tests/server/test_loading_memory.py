@@ -1,6 +1,6 @@
 """Loading a span takes at its peak less than 1.2 times what the span takes, wherever it lies.
 
-Quantised, the one and a half blocks in float32 count that are planned for comparing each.
+Quantized, the one and a half blocks in float32 count that are planned for comparing each.
 """
 
 import importlib.util
@@ -103,18 +103,18 @@ def test_the_peak_of_loading(models: dict[str, Path]) -> None:
         }
         hub.faults.token = "hf_right"
         names = [str(models[name]) for name in ("single", "sharded", "gguf")]
-        quantised = [k for k, name in LIBRARIES.items() if importlib.util.find_spec(name)]
-        names += [f"{models['sharded']}?{kind}" for kind in quantised]
+        quantized = [k for k, name in LIBRARIES.items() if importlib.util.find_spec(name)]
+        names += [f"{models['sharded']}?{kind}" for kind in quantized]
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, SPAN, REPOSITORY, *names],
             capture_output=True, text=True, timeout=240, env=environment, check=False,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    kinds = ("hub", "single", "sharded", "gguf", *quantised)
+    kinds = ("hub", "single", "sharded", "gguf", *quantized)
     found = dict(zip(kinds, json.loads(done.stdout), strict=True))
     for kind, one in found.items():
-        # What is planned with: quantised blocks are compared with one in float32 at a time.
+        # What is planned with: quantized blocks are compared with one in float32 at a time.
         assert one["grown"] < MOST * (one["weights"] + one["loading"]), (kind, one)
         # The measure sees the weights at all.
         assert one["grown"] > 0.95 * one["weights"], (kind, one)

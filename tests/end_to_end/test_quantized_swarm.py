@@ -41,7 +41,7 @@ def logits_error(remote: Any, plain: Any) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("kind", "most"), [("int8", 0.03), ("nf4", 0.5)])
-def test_a_quantised_swarm_generates_within_what_it_announces(
+def test_a_quantized_swarm_generates_within_what_it_announces(
     folder: Path, kind: str, most: float
 ) -> None:
     events: list[ServerEvent] = []
@@ -83,11 +83,11 @@ def test_numerics_mix_only_if_the_user_says_so(folder: Path) -> None:
 
 
 def test_stored_weights_decide_who_is_of_one_swarm(folder: Path) -> None:
-    """A quantised server has the identity and the digests of the stored checkpoint."""
+    """A quantized server has the identity and the digests of the stored checkpoint."""
     with LocalSwarm(folder, "0:4") as swarm:
-        quantised = swarm.start("0:4", quantization="int8")
+        quantized = swarm.start("0:4", quantization="int8")
         records = [server._record() for server in swarm.servers]
         assert len({record.checkpoint for record in records}) == 1
         assert len({record.block_digests for record in records}) == 1
-        assert {record.numerics.quantisation for record in records} == {"none", "int8"}
-        assert quantised.state == "online"
+        assert {record.numerics.quantization for record in records} == {"none", "int8"}
+        assert quantized.state == "online"
