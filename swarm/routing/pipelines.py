@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from swarm.errors import UsageError
 
 MOST_STATES = 30_000
-"""Of the dynamic programme after one machine; beyond, pipelines are filled greedily."""
+"""Of the dynamic program after one machine; beyond, pipelines are filled greedily."""
 _SAME = 1e-12
 """Relative: figures that differ by less are equal, as they would be without rounding."""
 
@@ -82,7 +82,7 @@ def plan_pipelines(
     """The `k` with the highest `Z(k)` (the smaller one on ties), each with the fewest stages.
 
     The machines are taken by descending capacity, whatever their order. All `k` come from one
-    dynamic programme over (open residuals, finished): skip a machine, put it into an open pipeline
+    dynamic program over (open residuals, finished): skip a machine, put it into an open pipeline
     or begin one with it. A machine alone reserves for embedding and head. Raises UsageError if they
     hold no pipeline at all.
     """

@@ -16,7 +16,7 @@ def fewest_moves(
     empty if that cannot be, or none has to move.
 
     From the first block on, each server either stays, or moves to where those before it end: a
-    dynamic programme over (server, blocks reached). Every server computes the same answer from the
+    dynamic program over (server, blocks reached). Every server computes the same answer from the
     same snapshot.
     """
     if len(present) > MOST_HOLDERS:

@@ -85,7 +85,7 @@ def test_theorem_2_bounds_cg_bp(pool: tuple[Inventory, Workload]) -> None:
         assert len(layout.spans.get(one.peer, ())) == count  # type: ignore[arg-type]
     found = per_token_s(given_inventory, layout, workload)
     assert found <= layout.notes["bound_s"] + 1e-9
-    # All sessions fit on the best chains (Lemma 3), so the linear programme finds no better one.
+    # All sessions fit on the best chains (Lemma 3), so the linear program finds no better one.
     routed = layout_cost(given_inventory, layout, replace(workload, sessions=sessions))
     assert routed.objective_s == pytest.approx(found, rel=1e-6)
 

@@ -269,7 +269,7 @@ def test_the_greedy_allocator(
     expected: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where the programme has too many states, the largest machines fill one pipeline after
+    """Where the program has too many states, the largest machines fill one pipeline after
     another."""
     monkeypatch.setattr(pipelines, "MOST_STATES", 0)
     plan = plan_pipelines(capacities, layers)

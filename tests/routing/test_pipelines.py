@@ -165,7 +165,7 @@ def test_two_equal_pipelines_rather_than_one() -> None:
     assert scores == [pytest.approx(1 / 3), pytest.approx(4 / 6)]
 
 
-def test_the_programme_finds_two_pipelines_where_greedy_finds_one() -> None:
+def test_the_program_finds_two_pipelines_where_greedy_finds_one() -> None:
     nodes = [A80, A80, A40, A40, R4090, R4090]
     plan = plan_pipelines(nodes, 22, alpha=1.0)
     assert len(plan.members) == 2

@@ -148,7 +148,7 @@ def cheapest_members(
     do not hold the blocks.
 
     In a relay chain a chain's cost is `sum(hop + block * used)` with `sum(used) = num_blocks` and
-    `used <= most`, whatever the order: a knapsack, solved by a dynamic programme over machines in
+    `used <= most`, whatever the order: a knapsack, solved by a dynamic program over machines in
     the order of their time per block (then only the last one chosen is used in part), O(n L).
     """
     order = np.argsort(block_s, kind="stable").tolist()

@@ -47,7 +47,7 @@ def regions(rtt_s: Floats) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class ParallaxPlacement:
-    """Regions, dynamic programme, water-filling; machines that no pipeline took join where the
+    """Regions, dynamic program, water-filling; machines that no pipeline took join where the
     cache for a layer is least."""
 
     alpha: float = 2.0
