@@ -1,9 +1,15 @@
 """What a user may set about the way to the swarm; every default works."""
 
 from dataclasses import dataclass
+from math import inf
 
 from swarm.errors import UsageError
-from swarm.sessions.messages import MAX_LENGTH, MAX_STEP_TOKENS, MAX_UNANSWERED
+from swarm.sessions.messages import (
+    MAX_LENGTH,
+    MAX_LIFETIME_S,
+    MAX_STEP_TOKENS,
+    MAX_UNANSWERED,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class ClientSettings:
     directory_refresh_s: float = 10.0
     """Age at which the list of servers is looked up again."""
     session_lifetime_s: float = 24 * 3600.0
-    """How long servers may keep a session."""
+    """How long servers may keep a session; at most seven days."""
     prefill_chunk_tokens: int | None = None
     """Prompts travel in pieces of so many tokens, so that the servers work at the same time; None:
     32 to 256 of them, by the prompt and the route."""
@@ -43,8 +49,13 @@ class ClientSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, float) and not value > 0:
-                raise UsageError(f"{name} is {value}; it must be greater than 0")
+            if name.endswith("_s") and not 0 < value < inf:
+                raise UsageError(f"{name} is {value}; give a number of seconds greater than 0")
+        if self.session_lifetime_s > MAX_LIFETIME_S:
+            raise UsageError(
+                f"session_lifetime_s is {self.session_lifetime_s:g}; servers keep a session for at "
+                f"most {MAX_LIFETIME_S:g} s"
+            )
         chunk = self.prefill_chunk_tokens
         if chunk is not None and not 1 <= chunk <= MAX_STEP_TOKENS:
             raise UsageError(f"prefill_chunk_tokens must be in 1..{MAX_STEP_TOKENS}")

@@ -22,6 +22,8 @@ MAX_UNANSWERED = 64
 """Most steps of one session that may be in the chain at once."""
 MAX_WAIT_S = 600.0
 """Longest time in line for room."""
+MAX_LIFETIME_S = 7 * 24 * 3600.0
+"""Longest time that a hop may be asked to keep a session."""
 
 SessionBytes: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 HopIndex: TypeAlias = Annotated[int, Meta(ge=0, lt=MAX_HOPS)]
@@ -89,7 +91,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most slots of each row."""
     dtype: Annotated[str, Meta(max_length=16)]
     """Of the activations on the wire, as torch names it: `float32`, `bfloat16`, `float16`."""
-    lifetime_s: Annotated[float, Meta(gt=0, le=7 * 24 * 3600)]
+    lifetime_s: Annotated[float, Meta(gt=0, le=MAX_LIFETIME_S)]
     """How long after its opening a hop may keep the session."""
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from stand_in import IDS
 
-from swarm.client.settings import ClientSettings
-from swarm.errors import CacheFullError, NotServedError, SessionFullError, UsageError
+from swarm.errors import CacheFullError, NotServedError, SessionFullError
 
 TWO = torch.tensor([[0, 0, 0, 5, 6, 7], [11, 12, 13, 14, 15, 16]])
 
@@ -155,8 +154,3 @@ def test_any_number_of_rows_after_beams(plain, remote, rows):
         assert torch.equal(got, plain.generate(inputs_embeds=embeddings, **options))
         got = model.generate(IDS, num_beams=4, **options)
         assert torch.equal(got, plain.generate(IDS, num_beams=4, **options))
-
-
-def test_settings():
-    with pytest.raises(UsageError, match="continuation_tokens"):
-        ClientSettings(continuation_tokens=-1)
