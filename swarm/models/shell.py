@@ -19,19 +19,18 @@ def load_shell(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     make_remote: Callable[[PretrainedConfig], nn.Module],
-    mixins: tuple[type, ...] = (),
 ) -> PreTrainedModel:
     """Load embeddings, norm, head and what else is outside the blocks; no block is read or made.
 
-    The model is of a subclass of `<Architecture>ForCausalLM` with the same name, in front of which
-    `mixins` stand. Its config is the checkpoint's (with all its layers), its generation config too.
-    `make_remote(model.config)` is called once the weights are there; `RemoteBlocks` says with what
-    the module that it returns is called, once a forward.
+    The model is of a subclass of `<Architecture>ForCausalLM` with the same name. Its config is the
+    checkpoint's (with all its layers), its generation config too. `make_remote(model.config)` is
+    called once the weights are there; `RemoteBlocks` says with what the module that it returns is
+    called, once a forward.
 
     Raises CheckpointError, ModelNotFoundError (a hub that breaks off), or NotServedError for a
     model whose blocks are not one list.
     """
-    model_class = shell_class(checkpoint.model_class, mixins)
+    model_class = shell_class(checkpoint.model_class)
     with download_bar(checkpoint.name) as progress:
         checkpoint.fetch(checkpoint.shell_tensors(), progress)
     state_dict = {name: checkpoint.lazy(name) for name in checkpoint.shell_tensors()}
@@ -54,7 +53,7 @@ def load_shell(
     return model
 
 
-def shell_class(model_class: type[Any], mixins: tuple[type, ...] = ()) -> type[Any]:
+def shell_class(model_class: type[Any]) -> type[Any]:
     """A subclass whose instances have one `RemoteBlocks` where `model_class` has its blocks."""
 
     def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -69,7 +68,7 @@ def shell_class(model_class: type[Any], mixins: tuple[type, ...] = ()) -> type[A
         # Servers rewind recurrent state too, so nothing that transformers does is out of reach.
         "_is_stateful": False,
     }
-    return type(model_class.__name__, (*mixins, model_class), namespace)
+    return type(model_class.__name__, (model_class,), namespace)
 
 
 def remote_blocks(model: nn.Module) -> RemoteBlocks:

@@ -139,24 +139,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair("llama", tmp_path_factory.mktemp("llama"))
 
 
-def test_mixins_stand_in_front(llama: Pair) -> None:
-    class Extra:
-        def extra(self) -> str:
-            return "extra"
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            self.seen = True
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-
-    shell: Any = load_shell(
-        llama.checkpoint, torch.float32, lambda config: llama.blocks, mixins=(Extra,)
-    )
-    shell(PROMPTS)
-    assert shell.extra() == "extra"
-    assert shell.seen
-    assert isinstance(shell, type(llama.plain))
-
-
 def test_dtype_is_the_callers(llama: Pair) -> None:
     shell = load_shell(llama.checkpoint, torch.bfloat16, lambda config: nn.Identity())
     assert shell.dtype == torch.bfloat16
