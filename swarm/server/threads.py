@@ -2,6 +2,7 @@
 and how many files may be open."""
 
 import os
+import resource
 from contextlib import suppress
 
 import psutil
@@ -32,10 +33,6 @@ def limit_threads(threads: int) -> None:
 
 def raise_file_limit() -> None:
     """Each link takes file descriptors: as many as the system lets this process have."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit.
-        return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # The limit that there is will do.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
