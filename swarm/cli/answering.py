@@ -33,7 +33,9 @@ class Sampling:
         """Raises UsageError for what torch and transformers would stumble over."""
         for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
             if value is not None and not isfinite(value):
-                raise UsageError(f"{name} {value} is no number to sample with; give one like 0.8")
+                raise UsageError(
+                    f"{name} {value} is not a number to sample with; give one like 0.8"
+                )
         for stop in self.stop:
             checked_text(stop, "the text to stop at")
         if self.seed is not None and self.seed > MOST_SEED:

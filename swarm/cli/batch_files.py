@@ -47,7 +47,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         text = _read(path, "--prompts").decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts {path} is no text in UTF-8: {error}") from None
+        raise UsageError(f"--prompts {path} is not UTF-8 text: {error}") from None
     # Not splitlines(), which also splits at characters that may stand in a prompt.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -173,7 +173,7 @@ class ResultFile:
 
     def _not_ours(self, number: int) -> UsageError:
         return UsageError(
-            f"--output {self._path} is no output of this command (line {number}); name another "
+            f"--output {self._path} is not an output of this command (line {number}); name another "
             "file, and this one stays as it is"
         )
 
@@ -219,8 +219,8 @@ def _regular(path: Path) -> Path:
             real.exists() and not real.is_file()
         ):  # one to itself, or a device
             raise UsageError(
-                f"--output {path} is no regular file, and answers are kept in one to go on with; "
-                "name another"
+                f"--output {path} is not a regular file, and only to one of these can a later run "
+                "add its answers; name another"
             )
     except (OSError, RuntimeError) as error:  # a link that leads to itself
         raise UsageError(f"--output {path} cannot be used: {error}; name another file") from None

@@ -114,7 +114,7 @@ class Chat:
         command = self._commands.get(text)
         if command is None:
             raise UsageError(
-                f"{text} is no command here; /help lists them, //.. says it to the model"
+                f"{text} is not a command; /help lists them, and //.. sends it to the model"
             )
         command()
 

@@ -42,7 +42,7 @@ def _standard_input() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is no text in UTF-8: {error}") from None
+        raise UsageError(f"standard input is not UTF-8 text: {error}") from None
 
 
 def _generate(request: Request, prompt: str, model: Any, tokenizer: Any) -> None:

@@ -183,7 +183,7 @@ def read_plan(path: Path) -> PlanFile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no YAML: {printable(' '.join(str(error).split()))}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{path} is no inventory: it has no 'model:' and no 'machines:'")
+        raise UsageError(f"{path} is not an inventory: it has no 'model:' and no 'machines:'")
     try:
         return PlanFile.model_validate(value)
     except ValidationError as error:

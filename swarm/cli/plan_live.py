@@ -85,7 +85,7 @@ def hosted_model(
         if model is not None:
             raise
         raise ModelNotFoundError(
-            f"the swarm serves {entry.model!r}, which is no name that is known here; give its "
+            f"the swarm serves {entry.model!r}, a name that is not known here; give its "
             "folder with --model"
         ) from None
     if shape.num_blocks != entry.num_blocks:

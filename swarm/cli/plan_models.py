@@ -61,5 +61,5 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
-        raise UsageError(f"{path} holds no config: it is no JSON object")
+        raise UsageError(f"{path} holds no config: it is not a JSON object")
     return config

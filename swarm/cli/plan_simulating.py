@@ -46,7 +46,7 @@ def split_policy(policy: str) -> tuple[str, str]:
     """Placement and router. Raises UsageError for names that nobody knows."""
     placement, plus, router = policy.partition("+")
     if not plus:
-        raise UsageError(f"{policy!r} is no policy; write PLACEMENT+ROUTER, as {POLICIES[-1]}")
+        raise UsageError(f"{policy!r} is not a policy; write PLACEMENT+ROUTER, as {POLICIES[-1]}")
     for what, name, known in (("placement", placement, PLACEMENTS), ("router", router, ROUTERS)):
         if name not in known:
             raise UsageError(f"no {what} is called {name!r}; take one of {', '.join(known)}")

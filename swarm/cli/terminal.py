@@ -67,11 +67,11 @@ def say_prefill(done: int, total: int) -> None:
 
 
 def checked_text(text: str, what: str) -> str:
-    """The text itself; UsageError for bytes of a shell or a pipe that are no UTF-8."""
+    """The text itself; UsageError for bytes of a shell or a pipe that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{what} is no text in UTF-8; write it anew in that encoding") from None
+        raise UsageError(f"{what} is not UTF-8 text; convert it to that encoding") from None
     return text
 
 

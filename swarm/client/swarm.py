@@ -302,7 +302,7 @@ class Swarm:
         except (ValueError, RecursionError):
             status = None
         if not isinstance(status, dict):
-            raise PeerError(f"{record.peer} sent a status that is no JSON object", record.peer)
+            raise PeerError(f"{record.peer} sent a status that is not a JSON object", record.peer)
         return status
 
     # ---- messages

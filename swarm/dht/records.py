@@ -164,7 +164,7 @@ class _Record(BaseModel):
         Raises RecordError when it is forged, stale, for another key or not plausible.
         """
         if not isinstance(value, bytes) or not math.isfinite(expiration):
-            raise RecordError(f"a record of {peer} that is no signed value")
+            raise RecordError(f"a record of {peer} that is not a signed value")
         check(dht_key_id(key), peer, value, expiration)
         if expiration <= now:
             raise RecordError(f"a record of {peer} that expired {now - expiration:.1f} s ago")

@@ -198,7 +198,7 @@ def causal_model_class(config: PretrainedConfig) -> type[Any]:
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if found is None:
         raise NotServedError(
-            f"{config.model_type} is no causal language model of transformers; "
+            f"{config.model_type} is not a causal language model of transformers; "
             "only those are served"
         )
     model_class: type[Any] = found[0] if isinstance(found, tuple) else found
@@ -256,7 +256,7 @@ def _no_weights(folder: Path, ggufs: list[Path]) -> str:
 
 def _load_config(folder: Path) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"{folder} holds no config.json, so it is no model's folder")
+        raise ModelNotFoundError(f"{folder} holds no config.json, so it is not a model's folder")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -31,7 +31,7 @@ def text_config_of(config: PretrainedConfig, where: object) -> PretrainedConfig:
         return config
     if getattr(config, "text_config", None) is not decoder:
         raise NotServedError(
-            f"{where}: {config.model_type} is no causal language model of transformers, nor one "
+            f"{where}: {config.model_type} is not a causal language model of transformers, nor one "
             "with something beside it; only those are served"
         )
     text = copy.deepcopy(decoder)

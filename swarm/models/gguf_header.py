@@ -41,7 +41,7 @@ def read_header(path: Path) -> tuple[str, list[StoredTensor]]:
     with path.open("rb") as file:
         size = path.stat().st_size
         if file.read(4) != b"GGUF":
-            raise CheckpointError(f"{path} is no GGUF file")
+            raise CheckpointError(f"{path} is not a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 architecture, tensors = _Parser(data).parse()

@@ -54,6 +54,6 @@ def hub_errors(what: str) -> Iterator[None]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ModelNotFoundError(
-            f"{what}: what answers is no Hugging Face hub ({type(error).__name__}); check "
+            f"{what}: what answers is not a Hugging Face hub ({type(error).__name__}); check "
             "HF_ENDPOINT and the network"
         ) from error

@@ -126,7 +126,7 @@ def shard_names(folder: Path) -> list[str] | None:
             names = sorted(set(weight_map.values()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
-                f"{index} is no index of safetensors files; fetch it again"
+                f"{index} is not an index of safetensors files; fetch it again"
             ) from error
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
@@ -194,7 +194,7 @@ def _read_header(shard: ShardFile) -> dict[str, _Placed]:
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
     if length > min(MAX_HEADER_BYTES, size - 8):
         raise CheckpointError(
-            f"{shard.label} is no safetensors file, or is cut off; fetch it again"
+            f"{shard.label} is not a safetensors file, or is cut off; fetch it again"
         )
     data_start = 8 + length
     shard.fetch([(8, data_start)], lambda _: None)

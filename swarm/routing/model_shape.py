@@ -89,7 +89,7 @@ def bytes_per_weight(dtype: str, quantization: str = "none") -> float:
 
 def _of(table: Mapping[str, Any], name: str, what: str) -> float:
     if name not in table:
-        raise UsageError(f"{name!r} is no known {what}; take one of {', '.join(sorted(table))}")
+        raise UsageError(f"{name!r} is not a known {what}; take one of {', '.join(sorted(table))}")
     return float(table[name])
 
 
@@ -158,7 +158,9 @@ def _number(config: Mapping[str, Any], name: str, *keys: str, default: int | Non
         value = config.get(key)
         if value is not None:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise UsageError(f"the config of {name} says {key} = {value!r}, which is no count")
+                raise UsageError(
+                    f"the config of {name} says {key} = {value!r}, which is not a count"
+                )
             if value > 0 or default is not None:
                 return value
             raise UsageError(f"the config of {name} says {key} = 0; it describes no decoder")

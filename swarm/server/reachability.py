@@ -50,7 +50,7 @@ def check_dialable(address: str) -> str:
         )
     if kind.startswith("ip") and ipaddress.ip_address(host).is_unspecified:
         raise AddressError(
-            f"{address} is no address of a machine; give the one that others dial, as in"
+            f"{address} is not the address of a machine; give the one that others dial, as in"
             " /ip4/203.0.113.7/tcp/31330"
         )
     return address

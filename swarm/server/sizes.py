@@ -10,7 +10,9 @@ def parse_bytes(text: str) -> int:
     """`8GiB` is 8 x 2^30 bytes, `8GB` and `8G` are 8 x 10^9, `8` is 8. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no amount of memory; write it as 8GiB, 500MB or 1000000000")
+        raise ValueError(
+            f"{text!r} is not an amount of memory; write it as 8GiB, 500MB or 1000000000"
+        )
     unit = 1024 if match["binary"] else 1000
     power = _POWER[match["prefix"].lower()] if match["prefix"] else 0
     return int(float(match["number"]) * unit**power)

@@ -41,10 +41,10 @@ def check_address(address: str) -> str:
         try:
             version = ipaddress.ip_address(host).version
         except ValueError as error:
-            raise AddressError(f"{host!r} in {address} is no IP address; {_EXAMPLE}") from error
+            raise AddressError(f"{host!r} in {address} is not an IP address; {_EXAMPLE}") from error
         # Python takes names of network cards behind a %; multiaddresses have no place for them.
         if (kind, version) not in (("ip4", 4), ("ip6", 6)) or "%" in host:
-            raise AddressError(f"{host} in {address} is no {kind} address; {_EXAMPLE}")
+            raise AddressError(f"{host} in {address} is not an {kind} address; {_EXAMPLE}")
     if port is not None and int(port) > 65535:
         raise AddressError(f"port {port} in {address} is over 65535")
     if port is not None and match["rest"] not in _TRANSPORTS[match["transport"]]:

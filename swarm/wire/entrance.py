@@ -79,7 +79,7 @@ def _common_hub(addresses: Sequence[str]) -> MemoryNetworkHub:
     hub = hub_at(names.pop())
     if hub is None:
         raise UnreachablePeerError(
-            f"{addresses[0]} is no network in the memory of this process; begin one with "
+            f"{addresses[0]} is not a network in the memory of this process; begin one with "
             "swarm.testing.LocalSwarm"
         )
     if hub.loop is None:

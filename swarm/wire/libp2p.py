@@ -118,7 +118,9 @@ class Libp2pNetwork:
         peer was not found a few seconds ago.
         """
         if not is_peer_id(peer):  # strangers name the next hops of their sessions
-            raise UnreachablePeerError(f"{printable(peer)} is no peer of this swarm's kind", peer)
+            raise UnreachablePeerError(
+                f"{printable(peer)} is not a peer of this swarm's kind", peer
+            )
         failed: UnreachablePeerError | None = None
         try:
             async with asyncio.timeout(timeout_s):

@@ -271,7 +271,7 @@ def test_a_file_of_others_is_not_written_over(
     output.write_text(content)
     code, _, err = generate("--prompts", prompts, "--output", output)
     assert code == 2
-    assert "no output of this command" in err
+    assert "not an output of this command" in err
     assert output.read_text() == content
 
 

@@ -109,7 +109,7 @@ def test_a_model_of_ones_own(tmp_path):
     with pytest.raises(ModelNotFoundError, match=r"llama-9.*llama-3\.1-70b"):
         model_shape("llama-9")
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UsageError, match="no JSON object"):
+    with pytest.raises(UsageError, match="not a JSON object"):
         model_shape(str(tmp_path))
 
 
@@ -137,7 +137,7 @@ def test_each_mistake_gets_its_own_line(plan_file):
         ("hardware: rtx-3090, ", "memory_gb: 5, ", "give its hardware, or memory_gb"),
         ("quantization: nf4", "blocks: 3", "blocks and block_gb go together"),
         ("within_region_ms: 20", "within_region_ms: .inf", "finite"),
-        ("relay_ms: 60", "relay_ms: fast", "'fast' is no number"),
+        ("relay_ms: 60", "relay_ms: fast", "'fast' is not a number"),
     ],
 )
 def test_mistakes_are_named(plan_file, old, new, said):

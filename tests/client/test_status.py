@@ -131,5 +131,5 @@ def test_a_status_that_is_no_object_blames_the_peer(status: bytes) -> None:
         swarm.connect, swarm.send = connect, send  # type: ignore[method-assign, assignment]
         await swarm.ask_status(_record("peer", "0:1"), 1.0)
 
-    with pytest.raises(PeerError, match="no JSON object"):
+    with pytest.raises(PeerError, match="not a JSON object"):
         asyncio.run(ask())

@@ -137,8 +137,8 @@ def test_a_record_is_bound_to_its_key_owner_and_expiration() -> None:
     [
         (NOW - 1, "expired 1.0 s ago"),
         (NOW + MAX_LIFETIME_S + 60, "its clock or ours is wrong"),
-        (math.inf, "no signed value"),
-        (math.nan, "no signed value"),
+        (math.inf, "not a signed value"),
+        (math.nan, "not a signed value"),
     ],
 )
 def test_a_record_of_another_time_is_refused(until: float, reason: str) -> None:

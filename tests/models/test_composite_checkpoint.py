@@ -121,6 +121,8 @@ def test_what_cannot_be_served_as_text_is_refused_in_one_line(tmp_path: Path) ->
     (tmp_path / "model.safetensors").touch()
     config = AutoConfig.for_model("qwen2_vl", **COMPOSITES["qwen2_vl"])
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    with pytest.raises(NotServedError, match="qwen2_vl_text is no causal language model") as caught:
+    with pytest.raises(
+        NotServedError, match="qwen2_vl_text is not a causal language model"
+    ) as caught:
         open_checkpoint(str(tmp_path))
     assert "\n" not in str(caught.value)

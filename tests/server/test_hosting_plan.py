@@ -251,8 +251,8 @@ def test_what_is_announced_can_be_dialled() -> None:
     for wrong, hint in (
         ("/ip4/203.0.113.7/tcp/0", "names no port"),
         ("/dns4/example.org", "names no port"),
-        ("/ip4/0.0.0.0/tcp/31330", "no address of a machine"),
-        ("/ip6/::/tcp/31330", "no address of a machine"),
+        ("/ip4/0.0.0.0/tcp/31330", "not the address of a machine"),
+        ("/ip6/::/tcp/31330", "not the address of a machine"),
     ):
         with pytest.raises(AddressError, match=hint):
             make_config(ServerConfig, announce=(wrong,))
@@ -295,7 +295,7 @@ def test_settings_from_text() -> None:
         ({"drain_timeout_s": "nan"}, "--drain-timeout: "),
         ({"drain_timeout_s": "inf"}, "--drain-timeout: "),
         ({"max_upload_mbit": "nan"}, "--max-upload-mbit: "),
-        ({"max_memory": "plenty"}, "--max-memory: 'plenty' is no amount of memory"),
+        ({"max_memory": "plenty"}, "--max-memory: 'plenty' is not an amount of memory"),
         ({"max_memory": "0GiB"}, "--max-memory: "),
         ({"max_upload_mbit": 0}, "--max-upload-mbit: "),
         ({"max_upload_mbit": "inf"}, "--max-upload-mbit: "),

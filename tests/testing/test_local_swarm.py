@@ -196,7 +196,7 @@ def test_one_network_has_one_loop(tiny_llama: Path, swarm: LocalSwarm, tmp_path:
 @pytest.mark.parametrize(
     ("addresses", "error", "words"),
     [
-        (["/memory/999999/p2p/{peer}"], UnreachablePeerError, "no network in the memory"),
+        (["/memory/999999/p2p/{peer}"], UnreachablePeerError, "not a network in the memory"),
         (["{swarm}", "/ip4/127.0.0.1/tcp/1/p2p/{peer}"], AddressError, "several networks"),
         (["{hub}/p2p/{peer}"], UnreachablePeerError, "is that server running"),
         (["{hub}"], AddressError, "does not name its peer"),

@@ -16,7 +16,9 @@ def test_odd_names_and_addresses_are_out_of_reach(caplog: pytest.LogCaptureFixtu
             server.on_stream = lambda stream: stream.close()
             client = await started.start(initial_peers=server.addresses, client_only=True)
             for odd in ("a-server-of-nobody", "12D3KooW\x1b[31m", "QmYyQSo1c1Ym7orWxLYvCrM2Em"):
-                with pytest.raises(UnreachablePeerError, match="is no peer of this swarm's kind"):
+                with pytest.raises(
+                    UnreachablePeerError, match="is not a peer of this swarm's kind"
+                ):
                     await client.dial(PeerId(odd), 5)
             # Kinds of addresses that the daemon's library does not know.
             client.add_addresses(server.peer_id, ["/memory/7", "/ip4/127.0.0.1/tcp/9/no-such"])
