@@ -36,7 +36,7 @@ Listen: TypeAlias = Annotated[
 Announce: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        help="Addresses to tell others, if they differ (port forwarding).",
+        help="Addresses to tell others in place of --listen's, as behind a forwarded port.",
         metavar="ADDR...",
         show_default=False,
         rich_help_panel="Network",

@@ -25,17 +25,24 @@ Peers = Annotated[
 ]
 
 
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[
     float | None,
-    typer.Option(min=0.0, help="Sample, with this temperature; 0: do not.", show_default=False),
+    typer.Option(
+        min=0.0, help="Sample with this temperature; 0: do not sample.", show_default=False
+    ),
 ]
 TopK = Annotated[
-    int | None, typer.Option(min=1, help="Sample among the best k tokens.", show_default=False)
+    int | None, typer.Option(min=1, help="Sample from the k likeliest tokens.", show_default=False)
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(min=0.0, max=1.0, help="Sample among the best p of the mass.", show_default=False),
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Sample from the likeliest tokens whose probabilities add up to this.",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)
@@ -73,8 +80,8 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --prompt: a file with a prompt a line, as text or as JSON objects with"
-            " `prompt` and options of their own. Needs --output.",
+            help="Instead of --prompt: a file with one prompt a line, as text or as JSON objects"
+            " with `prompt` and options of their own. Needs --output.",
             metavar="FILE",
             show_default=False,
         ),
@@ -82,14 +89,14 @@ def generate(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="For --prompts: the answers, a JSON object a line. An earlier run's are kept and"
-            " the others added.",
+            help="For --prompts: the answers, one JSON object a line. Those of an earlier run are"
+            " kept, and what is missing is added.",
             metavar="FILE",
             show_default=False,
         ),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option(min=1, max=256, help="For --prompts: how many at the same time.")
+        int, typer.Option(min=1, max=256, help="For --prompts: how many are answered at once.")
     ] = 4,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = None,
@@ -97,7 +104,8 @@ def generate(
     top_p: TopP = None,
     seed: Seed = None,
     num_beams: Annotated[
-        int, typer.Option(min=1, help="Beam search; the text is printed when it is done.")
+        int,
+        typer.Option(min=1, help="More than 1: beam search; the text is printed when it is done."),
     ] = 1,
     stop: Annotated[
         list[str] | None,
@@ -110,7 +118,7 @@ def generate(
         bool, typer.Option("--json", help="One JSON object in place of the streamed text.")
     ] = False,
 ) -> None:
-    """Continue a text, or all texts of a file. Greedy, unless an option asks for sampling or beams.
+    """Continue a text, or all texts of a file: greedily, unless an option says sampling or beams.
 
     The text goes to standard output; the route, the speed and errors to standard error.
     """
@@ -149,7 +157,7 @@ def chat(
     model: Model = None,
     system: Annotated[
         str | None,
-        typer.Option(help="What the model is told before all else.", show_default=False),
+        typer.Option(help="What the model is told first (system message).", show_default=False),
     ] = None,
     context_tokens: Annotated[
         int | None,
@@ -202,12 +210,12 @@ def status(
         str | None,
         typer.Argument(
             help="A model's name as its servers give it, or what `generate` takes. Default: the"
-            " one with most servers.",
+            " one with the most servers.",
             show_default=False,
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a server gets to answer.")
+        float, typer.Option(min=0.1, help="Seconds that each server has to answer.")
     ] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
 ) -> None:

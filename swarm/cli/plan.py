@@ -33,16 +33,16 @@ Peers = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+Seed = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
 Requests = Annotated[
     int | None,
-    typer.Option(min=1, help="How many. Default: the inventory's.", show_default=False),
+    typer.Option(min=1, help="How many requests. Default: the inventory's.", show_default=False),
 ]
 Rate = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="Requests a second, 0: each client asks again when it has its answer. Default: the"
+        help="Requests a second; 0: each client asks again when it has its answer. Default: the"
         " inventory's.",
         show_default=False,
     ),
@@ -73,13 +73,13 @@ def place(
     model: Annotated[
         str | None,
         typer.Option(
-            help="With --peers: a model's name or folder, if the swarm's own name says nothing.",
+            help="With --peers: a model's name or folder, if the swarm's own name is unknown here.",
             show_default=False,
         ),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=0, help="With --peers.")] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1, help="With --peers.")] = 128,
-    sessions: Annotated[int, typer.Option(min=1, help="With --peers: at once.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(min=0, help="With --peers: of a request.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1, help="With --peers: of a request.")] = 128,
+    sessions: Annotated[int, typer.Option(min=1, help="With --peers: how many at once.")] = 8,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -134,7 +134,7 @@ def place(
 @app.command()
 def simulate(
     inventory: InventoryFile = None,
-    placement: Annotated[str, typer.Option(help="As of `place`.")] = "best",
+    placement: Annotated[str, typer.Option(help="As for `place`.")] = "best",
     router: Annotated[
         str,
         typer.Option(help="two-choices, petals, ws-rr, threshold, parallax, jffc or round-robin."),
@@ -178,7 +178,7 @@ def compare(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="PLACEMENT+ROUTER, as often as you like. Default: the papers' pairs, and ours.",
+            help="May be given several times. Default: the pairs of the papers, and ours.",
             metavar="PLACEMENT+ROUTER",
             show_default=False,
         ),

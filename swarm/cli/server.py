@@ -74,8 +74,8 @@ def server(
     quantization: Annotated[
         str,
         typer.Option(
-            help="none, int8 (torchao) or nf4 (bitsandbytes): weights in fewer bits, and somewhat"
-            " other results. Announced; needs the extra `quantization`.",
+            help="none, int8 (torchao) or nf4 (bitsandbytes): weights in fewer bits, which changes"
+            " the results. Announced; needs the extra `quantization`.",
             rich_help_panel=_MODEL,
         ),
     ] = "none",
@@ -112,7 +112,7 @@ def server(
     threads: Annotated[
         int | None,
         typer.Option(
-            help="CPU threads to compute with. Default: OMP_NUM_THREADS, else one a core.",
+            help="CPU threads to compute with. Default: OMP_NUM_THREADS, else one per core.",
             show_default=False,
             rich_help_panel=_MEMORY,
         ),
@@ -169,8 +169,8 @@ def server(
     move_check: Annotated[
         float,
         typer.Option(
-            help="Without --blocks: about how many seconds pass between two looks whether other"
-            " blocks need this server more; then it moves there. 0: it never moves.",
+            help="Without --blocks: about how often, in seconds, the server looks whether other"
+            " blocks need it more, and moves there if they do. 0: it never moves.",
             metavar="SECONDS",
             rich_help_panel=_MODEL,
         ),
@@ -187,7 +187,7 @@ def server(
         bool,
         typer.Option(
             "--watch",
-            help="A live table of what the server does; lines if this is no terminal.",
+            help="A live table of what the server does; plain lines where there is no terminal.",
             rich_help_panel=_REPORTS,
         ),
     ] = False,

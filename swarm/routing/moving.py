@@ -185,7 +185,7 @@ class Mover:
         gain = scene.weakness_at(scene.mine.span) / after_s
         if gain < self._rules.least_gain:
             return None
-        return f"the swarm gets {gain:.1f} times as fast by it"
+        return f"that makes the swarm {gain:.1f} times as fast"
 
     def _why_mend(self, scene: "_Scene", span: Span) -> str | None:
         """Best is one move that makes the swarm whole, then the fewest that do together, then one

@@ -75,8 +75,8 @@ def forwarding_advice(
         return None
     port = _port_of(listening[0]) if listening else 0
     return (
-        f"what comes for {announced[0]} must be forwarded to port {port} here, which is another"
-        f" one after the next start; --listen /ip4/0.0.0.0/tcp/{port} keeps it"
+        f"forward what comes for {announced[0]} to port {port} of this machine; the port changes"
+        f" with the next start, unless --listen /ip4/0.0.0.0/tcp/{port} keeps it"
     )
 
 
