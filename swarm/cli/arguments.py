@@ -64,7 +64,7 @@ Version: TypeAlias = Annotated[
 ]
 
 ADDRESS_OPTIONS = ("--peers", "--listen", "--announce")
-_ADDRESS_STARTS = ("/ip4/", "/ip6/", "/dns/", "/dns4/", "/dns6/")
+_ADDRESS_STARTS = ("/ip4/", "/ip6/", "/dns/", "/dns4/", "/dns6/", "/dnsaddr/")
 
 
 def repeat_address_options(arguments: Sequence[str]) -> list[str]:

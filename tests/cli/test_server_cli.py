@@ -36,10 +36,11 @@ def run(program: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 def test_options_take_several_addresses() -> None:
     first, second = "/ip4/127.0.0.1/tcp/1", "/dns4/example.org/tcp/2"
-    given = ["model", "--peers", first, second, "--blocks", "0:1", "--listen", first, "/my/model"]
-    assert repeat_address_options(given) == [
-        *("model", "--peers", first, "--peers", second, "--blocks", "0:1", "--listen", first),
-        "/my/model",
+    third = "/dnsaddr/example.org"
+    given = ["model", "--peers", first, second, third, "--blocks", "0:1"]
+    assert repeat_address_options([*given, "--listen", first, "/my/model"]) == [
+        *("model", "--peers", first, "--peers", second, "--peers", third, "--blocks", "0:1"),
+        *("--listen", first, "/my/model"),
     ]
     assert repeat_address_options(["--peers", "--json"]) == ["--peers", "--json"]
 
