@@ -48,6 +48,20 @@ Rate = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, no tables.")]
+LivePromptTokens = Annotated[
+    int | None,
+    typer.Option(min=0, help="With --peers: of a request. Default: 128.", show_default=False),
+]
+LiveOutputTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --peers: of a request. Default: 128.", show_default=False),
+]
+LiveSessions = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --peers: how many at once. Default: 8.", show_default=False),
+]
+LIVE_WORKLOAD = {"prompt_tokens": 128, "output_tokens": 128, "sessions": 8}
+"""What is asked of a live swarm unless an option says otherwise; an inventory has its own."""
 
 
 @app.callback()
@@ -77,9 +91,9 @@ def place(
             show_default=False,
         ),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=0, help="With --peers: of a request.")] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1, help="With --peers: of a request.")] = 128,
-    sessions: Annotated[int, typer.Option(min=1, help="With --peers: how many at once.")] = 8,
+    prompt_tokens: LivePromptTokens = None,
+    output_tokens: LiveOutputTokens = None,
+    sessions: LiveSessions = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -100,15 +114,26 @@ def place(
 
         end_on_sigterm()
         now = None
+        options = {
+            "prompt_tokens": prompt_tokens,
+            "output_tokens": output_tokens,
+            "sessions": sessions,
+        }
+        asked = {name: value for name, value in options.items() if value is not None}
         if peers:
             if inventory is not None:
                 raise UsageError("give an inventory or --peers, not both")
             from swarm.cli.plan_live import live_plan
 
-            wanted = Workload(prompt_tokens, output_tokens, sessions)
+            wanted = Workload(**(LIVE_WORKLOAD | asked))
             now = live_plan(split_addresses(peers), model, wanted)
             found, workload = now.inventory, now.workload
         else:
+            if asked or model is not None:
+                raise UsageError(
+                    "--model, --prompt-tokens, --output-tokens and --sessions are for --peers; an"
+                    " inventory says these itself"
+                )
             from swarm.cli.plan_inventory import read_plan
 
             file = read_plan(_given(inventory))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from swarm.cli.plan import app
 from swarm.cli.plan_inventory import PlanMistakesError, read_plan
 from swarm.cli.plan_models import CONFIGS, model_shape
 from swarm.cli.plan_picture import bar, hosts_line
@@ -238,6 +239,17 @@ def test_mistakes_on_the_command_line_are_single_lines(plan_file, tmp_path, plan
     unknown = plan("place", plan_file(BLOOM), "--placement", "magic")
     assert (unknown.returncode, len(unknown.stderr.splitlines())) == (2, 1)
     assert "cg-bp" in unknown.stderr
+
+
+@pytest.mark.parametrize("option", [("--sessions", "4"), ("--model", "llama-2-7b")])
+def test_what_is_for_a_live_swarm_is_not_ignored_beside_an_inventory(
+    plan_file, option, monkeypatch, capsys
+):
+    monkeypatch.setattr("swarm.cli.plan.end_on_sigterm", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        app(args=["place", str(plan_file(BLOOM)), *option], standalone_mode=False)
+    assert end.value.code == 2
+    assert "for --peers; an inventory" in capsys.readouterr().err
 
 
 def test_a_live_swarm_is_planned_for(three_servers, plan):
