@@ -143,6 +143,8 @@ def generate(
             return
         if prompt is not None or output is None:
             raise UsageError("--prompts FILE needs --output FILE, and no --prompt")
+        if as_json:
+            raise UsageError("--json is for --prompt; what --prompts puts into --output is JSON")
         from swarm.cli.batch import BatchRequest, generate_batch
 
         if not generate_batch(BatchRequest(connection, sampling, prompts, output, concurrency)):

@@ -10,10 +10,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from processes import command_line
+
+from swarm.cli.status import show_status
 
 STATUS_FIELDS = {
     "peer",
@@ -61,8 +64,9 @@ def assert_one_line(done, code, *words):
         (["--peers", "nonsense", "--prompt", "Hi"], ["nonsense", "/ip4/"]),
         (["no-such-folder/x/y", "--peers", NOBODY, "--prompt", "Hi"], ["no-such-folder"]),
         (["--peers", NOBODY, "--prompt", "Hi", "--dtype", "int3"], ["int3", "float32"]),
+        (["--peers", NOBODY, "--prompts", "a", "--output", "b", "--json"], ["--json", "--output"]),
     ],
-    ids=["empty", "address", "model", "dtype"],
+    ids=["empty", "address", "model", "dtype", "json"],
 )
 def test_bad_input_of_generate(run_client, arguments, words):
     code, _, errors = run_client(["generate", *arguments])
