@@ -28,6 +28,7 @@ class Span:
 
     @classmethod
     def parse(cls, text: str) -> "Span":
+        """`0:20`. Raises BadSpanError for any other text."""
         match = _SPAN.fullmatch(text.strip())
         if match is None:
             raise BadSpanError(f"{text!r} is not a run of blocks; write it as 0:20")

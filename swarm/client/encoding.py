@@ -32,6 +32,7 @@ class Encoded:
 
 
 def encode_piece(piece: Piece, step: ChainStep, dtype: torch.dtype) -> Encoded:
+    """`piece` of `step` in `dtype`. Raises StepRejectedError for a type that does not travel."""
     hidden = step.hidden[piece.start : piece.end].to(dtype)
     specs, buffers = pack_tensors({"hidden": hidden})
     positions = tuple(step.position_ids[piece.start : piece.end])

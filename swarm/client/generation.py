@@ -98,6 +98,12 @@ class RemoteModel(Refusals):
     # ---- what transformers calls
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `forward()`, over the swarm.
+
+        Raises ValueError without a token, NotServedError for what needs the layers here, and for
+        what goes wrong out there what `generate` raises; a session that the servers have ended
+        raises SessionLostError.
+        """
         kwargs.update(zip(self._forward_names, args, strict=False))
         self._refuse_unserved(kwargs)
         inputs = kwargs.get("input_ids")

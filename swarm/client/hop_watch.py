@@ -20,6 +20,7 @@ class HopWatch:
         self._looked_at = 0.0
 
     def look(self, hops: Iterable[PeerId], is_up: Callable[[PeerId], bool], now: float) -> None:
+        """`is_up`: whether there is a link to a peer, and something comes over it."""
         if now - self._looked_at > STALLED_S:
             self._down_since.clear()
         self._looked_at = now

@@ -48,6 +48,7 @@ class PackedLinear(nn.Module):
         return result
 
     def unpack(self) -> nn.Linear:
+        """A plain layer with the same weights."""
         linear = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, device="meta"
         )

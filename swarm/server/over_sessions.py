@@ -21,6 +21,7 @@ class OverSessions:
         return session in self._sessions
 
     def add(self, session: SessionId) -> None:
+        """Its client knows that it is over, or is being told."""
         self._sessions[session] = None
         while len(self._sessions) > REMEMBERED:
             self._sessions.popitem(last=False)

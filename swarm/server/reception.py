@@ -55,6 +55,7 @@ class Guest:
         return PeerId(self.grant.client)
 
     def refused(self, why: RefuseKind, detail: str, free_tokens: int) -> Refused:
+        """Tells the client why it is not let in; of `detail`, the first 500 characters."""
         return Refused(
             session=self.grant.session,
             route=self.grant.route,

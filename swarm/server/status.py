@@ -41,6 +41,7 @@ class StatusCache:
         self._made: tuple[float, int, bytes] | None = None
 
     def read(self, now: float, sessions: int) -> bytes:
+        """JSON. `now`: seconds of any clock; `sessions`: how many are open."""
         made = self._made
         if made is None or now - made[0] >= STATUS_AGE_S or made[1] != sessions:
             made = self._made = (now, sessions, json.dumps(dict(self._fields())).encode())

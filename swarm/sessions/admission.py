@@ -137,6 +137,7 @@ class Admission:
         return Decision(admitted=tuple(self._admit()))
 
     def tick(self, now: float) -> Decision:
+        """Who has waited in vain until `now`, and who is let in because of that."""
         expired = [waiting.session for waiting in self._line if waiting.deadline <= now]
         self._line = [waiting for waiting in self._line if waiting.deadline > now]
         return Decision(admitted=tuple(self._admit()), expired=tuple(expired))

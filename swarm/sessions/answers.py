@@ -128,11 +128,13 @@ class KeptAnswers:
         self.drop()
 
     def drop(self) -> None:
+        """Nothing is kept any more; the numbers go on."""
         self.size_bytes = self._tokens = 0
         self._answers.clear()
         self._resent.clear()
 
     def keep(self, forward: Forward) -> None:
+        """The answer of the step that is next."""
         self.next_seq = _seq(forward) + 1
         self._answers.append(forward)
         self._tokens += _tokens(forward)

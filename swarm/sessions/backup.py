@@ -87,6 +87,7 @@ class Backup:
             first += count
 
     def apply(self, operation: RowOperation | None) -> None:
+        """As the rows of the session; `operation` has no fault."""
         if self._rows is None or operation is None:
             return
         if operation.parents is not None:

@@ -42,6 +42,7 @@ def reported(grant: Grant, sender: PeerId, fail: Fail) -> SessionError:
 
 
 def timed_out(grant: Grant, deadline_s: float, waits_for: str) -> SwarmError:
+    """Nothing has come for `deadline_s` seconds while the client waited for `waits_for`."""
     route = ", ".join(f"{hop.peer} ({hop.start}:{hop.end})" for hop in grant.hops)
     return PeerTimeoutError(
         f"{name_of(grant)} has waited {deadline_s:g} s for {waits_for} over {route}; "
@@ -56,6 +57,7 @@ def rejected(grant: Grant, text: str) -> StepRejectedError:
 
 
 def full(grant: Grant, longest: int) -> SessionFullError:
+    """A row would need `longest` slots."""
     return SessionFullError(
         f"{name_of(grant)} has room for {grant.length} tokens a row, and {longest} are needed; "
         "open it with a greater length",

@@ -94,6 +94,7 @@ class Opening:
         return frozenset(self._waiting) if self._attempt == 0 else frozenset()
 
     def start(self, now: float) -> list[Instruction]:
+        """Asks every hop at once; commits if there is none to ask."""
         self._ends = now + self._deadline_s
         self._answer_by = now + ANSWER_S
         self._waiting = set(self._hops)
@@ -101,6 +102,7 @@ class Opening:
         return instructions or self._commit()
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
+        """What is to be done, in order; nothing once it has finished."""
         if self.finished:
             return []
         match event:

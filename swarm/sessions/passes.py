@@ -33,6 +33,7 @@ class Passes:
         return service_class
 
     def ended(self, done: PassDone) -> None:
+        """One that is not waited for is ignored."""
         for waiting in self._waiting:
             if waiting.step.seq == done.seq:
                 waiting.done = done

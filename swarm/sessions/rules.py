@@ -54,6 +54,7 @@ def forked(lengths: Lengths, parents: Lengths | None) -> Lengths:
 
 
 def truncated(lengths: Lengths, truncate_to: Lengths | None) -> Lengths:
+    """The lengths after a truncation; a session without rows begins with empty ones."""
     if truncate_to is None:
         return lengths
     if not lengths:

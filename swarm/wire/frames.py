@@ -65,6 +65,8 @@ class FrameType(IntEnum):
 
 
 class Flags(IntFlag):
+    """Which ends of its message a DATA frame has."""
+
     NONE = 0
     FIRST = 1
     LAST = 2
@@ -191,6 +193,7 @@ def pack_plain(kind: FrameType, number: int = 0) -> bytes:
 def pack_ack(
     acknowledged: int, delivered: Iterable[Range], credit: int, received: int = 0
 ) -> bytes:
+    """`received`: bytes of DATA bodies that came on this stream; the others as in `Frame`."""
     body = _pack_ranges(delivered)
     return HEADER.pack(FrameType.ACK, 0, 0, len(body), received, acknowledged, credit) + body
 
@@ -212,6 +215,7 @@ def unpack_ranges(body: memoryview, acknowledged: int) -> tuple[Range, ...]:
 
 
 def pack_hello(hello: Hello, version: int = PROTOCOL_VERSION) -> bytes:
+    """`version`: that is told to the peer."""
     body = b"".join(
         (
             _VERSION.pack(MAGIC, version),
