@@ -14,10 +14,11 @@ from swarm.errors import DaemonError
 from swarm.spans import PeerId
 from swarm.wire.daemon import Daemon
 from swarm.wire.daemon_stream import DaemonStream, with_length
+from swarm.wire.frames import PROTOCOL_VERSION
 
 logger = logging.getLogger(__name__)
 
-STREAM_PROTOCOL = "/swarm/link/2"
+STREAM_PROTOCOL = f"/swarm/link/{PROTOCOL_VERSION}"
 
 
 class DaemonRefusedError(Exception):
