@@ -23,7 +23,7 @@ async def main(blocks: str, address: str | None = None, model: str | None = None
         }
     )
     async with Server(config, on_event=lambda event: print(event.text, flush=True)) as server:
-        await server.failed()  # returns never, and raises when the server cannot go on
+        await server.failed()  # never returns; raises when the server cannot go on
 
 
 if __name__ == "__main__":
