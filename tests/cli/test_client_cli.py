@@ -10,13 +10,10 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 from processes import command_line
-
-from swarm.cli.status import show_status
 
 STATUS_FIELDS = {
     "peer",
