@@ -31,7 +31,7 @@ from swarm.routing.policies import placement_named
 from swarm.simulator.simulation import simulate
 
 VOLUNTEERS = Path(__file__).with_name("volunteers.yaml")
-MOST_HERDING = 1.5
+MAX_HERDING = 1.5
 OURS = POLICIES[-1]
 _BAR_CELLS = 44
 
@@ -123,7 +123,7 @@ def verdict(ours: dict[str, Any], others: list[dict[str, Any]]) -> str:
     for name in ("busiest equal", "busiest alike", "busiest kind"):
         busiest = ours[name]
         told = "too few sessions to tell" if busiest is None else f"{busiest:.2f} of the mean"
-        lines.append(f"{name}: {told} (limit {MOST_HERDING})")
+        lines.append(f"{name}: {told} (limit {MAX_HERDING})")
     lines.append(f"all blocks covered {ours['covered %']:.2f} % of the time")
     for name in ("mean s", "p99 s"):
         if others:

@@ -37,7 +37,7 @@ BLOOM = HostedModel("BLOOM-176B", 70, 2_466_437_120 * 4.25 / 8 * 1.01, 2 * 14336
 OVERHEAD = HopOverhead(decode_s=0.1, prefill_s=0.067, prefill_token_s=0.7049e-3)
 A100 = ServerSpeed(0.0, 3.2197e-3, prefill_block_s=32.99e-3, prefill_token_s=0.0743e-3)
 MIG = ServerSpeed(0.0, 16.2488e-3, prefill_block_s=206.3547e-3, prefill_token_s=0.1041e-3)
-A100_BYTES, MIG_BYTES, MOST_MIG_BLOCKS = 79.13e9, 8.2e9, 4
+A100_BYTES, MIG_BYTES, MAX_MIG_BLOCKS = 79.13e9, 8.2e9, 4
 A100_RPS, MIG_RPS = (20829.4, 3020.4), (2757.7, 3138.1)
 INITIAL_S, PETALS_S, PROPOSED_S = 0.07, 250.0, 60.0
 PETALS_RESERVE_BYTES = 2 * 2**30
@@ -69,7 +69,7 @@ def inventory(rtt_s: Floats, rng: np.random.Generator) -> Inventory:
     machines = tuple(
         Machine(peer, A100_BYTES, A100)
         if number < fast
-        else Machine(peer, MIG_BYTES, MIG, max_blocks=MOST_MIG_BLOCKS)
+        else Machine(peer, MIG_BYTES, MIG, max_blocks=MAX_MIG_BLOCKS)
         for number, peer in enumerate(peers[:-1])
     )
     return Inventory(BLOOM, machines, (peers[-1],), network, ChainMode.RELAY, OVERHEAD)

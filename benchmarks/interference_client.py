@@ -24,7 +24,7 @@ from transformers import StoppingCriteria
 from swarm import AutoModelForCausalLM, ClientSettings
 
 DECODE_PROMPT_TOKENS = 32
-MOST_NEW_TOKENS = 4000
+MAX_NEW_TOKENS = 4000
 
 
 class Clock(StoppingCriteria):  # type: ignore[misc]
@@ -106,7 +106,7 @@ class Client:
         self._threads.clear()
 
     def _generate(self, seed: int, tokens: int, clock: Clock) -> None:
-        self._run(seed, tokens, MOST_NEW_TOKENS, clock)
+        self._run(seed, tokens, MAX_NEW_TOKENS, clock)
 
     def _prompt(self, seed: int, tokens: int, due: float) -> None:
         clock = Clock(threading.Event())

@@ -18,7 +18,7 @@ NETWORK = "198.18.0"
 """Of 198.18.0.0/15, which RFC 2544 sets aside for measurements; host i has `.i+1`."""
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
-_LONGEST_PACKET = 65536
+_MAX_PACKET = 65536
 _PACKETS_A_TURN = 64
 
 
@@ -65,7 +65,7 @@ class Hub:
         due = time.monotonic() + self._delay_s
         for _ in range(_PACKETS_A_TURN):
             try:
-                packet = os.read(tun, _LONGEST_PACKET)
+                packet = os.read(tun, _MAX_PACKET)
             except BlockingIOError:
                 return
             self._sent_bytes[sender] += len(packet)

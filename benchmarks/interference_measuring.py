@@ -26,13 +26,13 @@ WINDOWS = {5.0: 2.0, 20.0: 1.0, 100.0: 0.6}
 """How long a run is, in units of --seconds: a slow link needs longer for as many prompts."""
 _WIRE_OVERHEAD = 1.06
 """Of frames, encryption and IP, beside a prompt's activations."""
-_LEAST_IDLE_S = 4.0
+_MIN_IDLE_S = 4.0
 _BULK_S = 4.0
 _FILL_HOPS = 8.0
 """How many hops a whole prompt of middle length passes before a window begins: in arm A, where
 prompts stand behind each other, one takes that long to its first token."""
 _ALWAYS_FILL_S = 2.0
-_LEAST_USE = 0.05
+_MIN_USE = 0.05
 _COMPUTE_USE = 0.5
 """Of an engine's time, for prompts, where the compute policy is varied."""
 _LEARNING = Load(99, seconds=1.0, always_tokens=512)
@@ -143,7 +143,7 @@ class Measuring:
 
     def _idle(self, swarm: InterferenceSwarm, point: Point, seed: int) -> None:
         """Nothing but decoding, in every arm."""
-        load = Load(seed, max(_LEAST_IDLE_S, self._options.seconds / 3))
+        load = Load(seed, max(_MIN_IDLE_S, self._options.seconds / 3))
         self._in_turns(swarm, f"idle {point.shape}", point, self._arms(), load)
 
     def _load(self, point: Point, use: float, seed: int) -> Load | None:
@@ -155,7 +155,7 @@ class Measuring:
         # Always of the same run, so that a point that is gone on with has the same windows.
         decode_use = figures(next(iter(idle.values()))[:1]).link_use
         # In arm A decoding waits for prompts about so much of its time.
-        prompts_use = max(_LEAST_USE, use - decode_use * max(0.2, 1.0 - 1.2 * use))
+        prompts_use = max(_MIN_USE, use - decode_use * max(0.2, 1.0 - 1.2 * use))
         prompt_s = MEAN_PROMPT * ROW_BYTES * _WIRE_OVERHEAD * 8e-6 / point.shape.mbit
         seconds = self._options.seconds * WINDOWS[point.shape.mbit]
         count = max(1, round(seconds * prompts_use / prompt_s))

@@ -29,7 +29,7 @@ USUAL_TCP = "cubic"
 busy connection send four packets a round trip for 0.2 s of every 10, which hides what is compared
 where links are fast."""
 _BURST_S = 0.001
-_LEAST_BURST_BYTES = 4096
+_MIN_BURST_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Namespaces:
 
     def shape(self, shape: Shape) -> None:
         rate = shape.mbit * 1e6
-        burst = max(_LEAST_BURST_BYTES, int(rate / 8 * _BURST_S))
+        burst = max(_MIN_BURST_BYTES, int(rate / 8 * _BURST_S))
         for name in self._names:
             bucket = ("rate", f"{rate:.0f}bit", "burst", str(burst), "latency", f"{QUEUE_MS}ms")
             within = ("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", name)

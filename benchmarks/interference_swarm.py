@@ -31,8 +31,8 @@ DECODER, PROMPTER = STAGES, STAGES + 1
 HIDDEN_SIZE = 1024
 ROW_BYTES = 2 * HIDDEN_SIZE
 """Of one token between two stages, in bfloat16."""
-SHORTEST_PROMPT, LONGEST_PROMPT = 512, 2048
-MEAN_PROMPT = (SHORTEST_PROMPT + LONGEST_PROMPT) / 2
+MIN_PROMPT, MAX_PROMPT = 512, 2048
+MEAN_PROMPT = (MIN_PROMPT + MAX_PROMPT) / 2
 _HERE = Path(__file__).parent
 _REST_S = 0.5
 """Between two runs."""
@@ -71,10 +71,8 @@ class Load:
         if it went round: so what began before it is as much as what is not over at its end."""
         draw = random.Random(self.seed)
         times = sorted(draw.uniform(0.0, self.seconds) for _ in range(self.prompts))
-        spread = (LONGEST_PROMPT - SHORTEST_PROMPT) / max(1, self.prompts)
-        tokens = [
-            SHORTEST_PROMPT + int(spread * (part + draw.random())) for part in range(self.prompts)
-        ]
+        spread = (MAX_PROMPT - MIN_PROMPT) / max(1, self.prompts)
+        tokens = [MIN_PROMPT + int(spread * (part + draw.random())) for part in range(self.prompts)]
         draw.shuffle(tokens)
         window = list(zip(times, tokens, strict=True))
         rounds = range(-math.ceil(self.fill_s / self.seconds), 0)

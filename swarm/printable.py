@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 UNPRINTABLE = "?"
-MOST_LISTED = 8
+MAX_LISTED = 8
 
 
 def printable(text: str) -> str:
@@ -14,7 +14,7 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else UNPRINTABLE for one in text)
 
 
-def listed(names: Sequence[str], most: int = MOST_LISTED) -> str:
+def listed(names: Sequence[str], most: int = MAX_LISTED) -> str:
     """`a, b and 5 more`: the first of a list that strangers may make as long as they like."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -14,7 +14,7 @@ from swarm.errors import UsageError
 if TYPE_CHECKING:
     from swarm.client.session import Session
 
-MOST_SEED = (1 << 64) - 1
+MAX_SEED = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Sampling:
                 )
         for stop in self.stop:
             checked_text(stop, "the text to stop at")
-        if self.seed is not None and self.seed > MOST_SEED:
-            raise UsageError(f"seed {self.seed} is too large; give one up to {MOST_SEED}")
+        if self.seed is not None and self.seed > MAX_SEED:
+            raise UsageError(f"seed {self.seed} is too large; give one up to {MAX_SEED}")
 
     def options(self) -> dict[str, Any]:
         """For `generate()`: greedy unless something asks for sampling."""

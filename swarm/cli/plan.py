@@ -104,7 +104,7 @@ def place(
 
     def command() -> None:
         from swarm.cli.plan_placing import (
-            MOST_MACHINES,
+            MAX_MACHINES,
             TIME_LIMIT_S,
             make_plan,
             plan_fields,
@@ -141,7 +141,7 @@ def place(
         plan = make_plan(placement, found, workload, seed, now.layout if now else None)
         limit = time_limit
         if limit is None:
-            limit = TIME_LIMIT_S if len(found.machines) <= MOST_MACHINES else 0.0
+            limit = TIME_LIMIT_S if len(found.machines) <= MAX_MACHINES else 0.0
         plans = [one for one in (now, plan) if one is not None]
         if limit > 0:
             plans = [with_optimum(one, limit) for one in plans]

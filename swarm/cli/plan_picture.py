@@ -13,7 +13,7 @@ from swarm.spans import Span
 
 BAR_CELLS = 40
 """Characters that stand for all blocks of a model."""
-MOST_ROWS = 60
+MAX_ROWS = 60
 """Machines that the picture shows; `--json` has all."""
 
 
@@ -101,7 +101,7 @@ def _picture(plan: Plan) -> Table:
     for heading in ("ms/block", "weights GB", "of GB", "cache tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = machine_rows(plan)
-    for row in rows[:MOST_ROWS]:
+    for row in rows[:MAX_ROWS]:
         span = None if row["blocks"] is None else Span.parse(row["blocks"])
         tokens = row["cache_tokens"]
         table.add_row(
@@ -120,8 +120,8 @@ def _picture(plan: Plan) -> Table:
 
 def _remarks(plan: Plan) -> Sequence[str]:
     remarks = []
-    if len(plan.inventory.machines) > MOST_ROWS:
-        remarks.append(f"{len(plan.inventory.machines) - MOST_ROWS} more machines: see --json")
+    if len(plan.inventory.machines) > MAX_ROWS:
+        remarks.append(f"{len(plan.inventory.machines) - MAX_ROWS} more machines: see --json")
     idle = [one.peer for one in plan.inventory.machines if one.peer not in plan.layout.spans]
     if idle:
         remarks.append(f"without blocks: {', '.join(map(_short, idle[:10]))}")

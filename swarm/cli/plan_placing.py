@@ -17,7 +17,7 @@ from swarm.routing.planned import Expectation, expect
 from swarm.routing.policies import placement_named
 from swarm.spans import PeerId, Span
 
-MOST_MACHINES = 40
+MAX_MACHINES = 40
 """Beyond so many, the optimum is not looked for unless a time for it is given."""
 TIME_LIMIT_S = 30.0
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from swarm.routing.view import Numerics
 from swarm.server.sizes import in_words, mbit
 
-MOST_PEERS = 10
+MAX_PEERS = 10
 """Those that have had most traffic; of the others only the number is shown."""
 
 
@@ -111,7 +111,7 @@ def _reached(report: Mapping[str, Any]) -> str:
 
 
 def _peer_table(peers: Sequence[Mapping[str, Any]]) -> Table:
-    more = len(peers) - MOST_PEERS
+    more = len(peers) - MAX_PEERS
     table = Table(caption=f"and {more} more" if more > 0 else None, caption_justify="left")
     for heading in ("peer", ""):
         table.add_column(heading, no_wrap=True)
@@ -125,7 +125,7 @@ def _peer_table(peers: Sequence[Mapping[str, Any]]) -> Table:
         "window",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for peer in peers[:MOST_PEERS]:
+    for peer in peers[:MAX_PEERS]:
         rtt_ms, rate = peer["rtt_ms"], peer["rate_bytes_per_s"]
         table.add_row(
             f"..{peer['peer'][-6:]}",

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 ANSWER_S = 60.0
 """Longest time for everything but the servers' own answers, which get `--timeout`."""
-MOST_TIMEOUT_S = 3600.0
+MAX_TIMEOUT_S = 3600.0
 
 
 def show_status(peers: Sequence[str], model: str | None, timeout_s: float, as_json: bool) -> None:
     """Print the table, or one JSON object. UsageError for no time that can be waited."""
-    if not timeout_s <= MOST_TIMEOUT_S:
-        raise UsageError(f"--timeout {timeout_s:g}: give seconds, {MOST_TIMEOUT_S:g} at most")
+    if not timeout_s <= MAX_TIMEOUT_S:
+        raise UsageError(f"--timeout {timeout_s:g}: give seconds, {MAX_TIMEOUT_S:g} at most")
     log_to_stderr()
     membership = Membership(peers, ClientSettings())
     try:

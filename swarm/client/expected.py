@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from swarm.client.routes import ClientRouter
 from swarm.client.target import Target
-from swarm.scheduling.prefill_chunks import MOST_TOKENS
+from swarm.scheduling.prefill_chunks import MAX_TOKENS
 from swarm.sessions.messages import Hop
 from swarm.sessions.rerouting import REFILL_TOKENS
 from swarm.spans import PeerId
@@ -29,7 +29,7 @@ def expected(swarm: "Swarm", target: Target, router: ClientRouter, hops: Sequenc
     """By the records that were read last; nobody is asked."""
     view = target.view(swarm.known_servers(target.checkpoint))
     rtt_s = swarm.rtt_s([PeerId(hop.peer) for hop in hops])
-    tokens = max(REFILL_TOKENS, swarm.settings.prefill_chunk_tokens or MOST_TOKENS)
+    tokens = max(REFILL_TOKENS, swarm.settings.prefill_chunk_tokens or MAX_TOKENS)
     return Expected(
         router.step_s(view, hops, rtt_s, announced=True) or 0.0,
         router.chunk_s(view, hops, rtt_s, tokens) or 0.0,

@@ -22,7 +22,7 @@ LOOKS = 3
 """So many times in a row there has to be one."""
 MUCH_BETTER = 0.7
 """Its steps take at most this share of the present ones'."""
-LEAST_GAIN_S = 0.01
+MIN_GAIN_S = 0.01
 """And so much less."""
 REST_S = 60.0
 """How long a session stays after it has gone."""
@@ -32,7 +32,7 @@ FEWEST_STEPS = 8
 
 def is_much_better(present_s: float, other_s: float) -> bool:
     """Whether steps of `other_s` are worth leaving those of `present_s` for."""
-    return other_s <= MUCH_BETTER * present_s and present_s - other_s >= LEAST_GAIN_S
+    return other_s <= MUCH_BETTER * present_s and present_s - other_s >= MIN_GAIN_S
 
 
 class Patience:

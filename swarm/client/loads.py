@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from swarm.client.swarm import Swarm
     from swarm.dht.records import ServerRecord
 
-MOST_ASKED = 8
+MAX_ASKED = 8
 TIMEOUT_S = 0.5
 FRESH_S = 0.25
 """Who was asked so lately is not asked again."""
@@ -45,7 +45,7 @@ async def ask_loads(
         for record in records
         if record.peer in linked and not router.heard_lately(record.peer, FRESH_S)
     ]
-    few = random.sample(asked, min(MOST_ASKED, len(asked)))
+    few = random.sample(asked, min(MAX_ASKED, len(asked)))
     await asyncio.gather(*(_ask(swarm, router, record, timeout_s) for record in few))
 
 

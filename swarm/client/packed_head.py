@@ -11,9 +11,9 @@ from torch import nn
 
 from swarm.models.packed_linear import PackedLinear, can_pack, least_pass_tokens
 
-MOST_TOKENS = 64
+MAX_TOKENS = 64
 """Of one call; for more, the plain weights are as fast."""
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """A head larger than that is not held twice."""
 
 
@@ -34,7 +34,7 @@ class PackedHead:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[..., hidden_size]` to `[..., vocabulary]`."""
         tokens = hidden[..., 0].numel()
-        if not 0 < tokens <= MOST_TOKENS or not self._can_pack(hidden):
+        if not 0 < tokens <= MAX_TOKENS or not self._can_pack(hidden):
             return self._plain(hidden)
         flat = hidden.reshape(tokens, -1)
         least = least_pass_tokens(hidden.dtype)
@@ -49,7 +49,7 @@ class PackedHead:
             can_pack(weight.dtype, weight.device)
             and weight.dtype == hidden.dtype
             and weight.device == hidden.device
-            and weight.nbytes <= MOST_BYTES
+            and weight.nbytes <= MAX_BYTES
             and not weight.is_inference()
             and not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad))
         )

@@ -29,7 +29,7 @@ OUTPUT_TOKENS = 128
 """What a session is taken to be when its route is chosen: nothing says how long it will be."""
 SEEN_HALVES_S = 60.0
 """After so long half of what was seen of a server is believed."""
-LEAST_SEEN_S = 1e-4
+MIN_SEEN_S = 1e-4
 WAYS_KEPT = 8
 UNSURE, FIRST_ROUNDS = 0.5, 10
 """While our own coordinate has a larger error, measurements are gone through so often."""
@@ -297,4 +297,4 @@ class ClientRouter:
         usual_s = min(self._ways.values()) if len(self._ways) > 1 else 0.0
         at, seen_s = self._excess.get(peer, (now, usual_s))
         excess_s = usual_s + (seen_s - usual_s) * 0.5 ** ((now - at) / SEEN_HALVES_S)
-        return excess_s if excess_s > LEAST_SEEN_S else 0.0
+        return excess_s if excess_s > MIN_SEEN_S else 0.0

@@ -15,7 +15,7 @@ from swarm.client.packed_head import PackedHead
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
-MOST_TOKENS = 16
+MAX_TOKENS = 16
 """Of one caller; longer inputs fill a call by themselves."""
 
 
@@ -46,7 +46,7 @@ class SharedHead:
         self._waiting: list[_Request] = []
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        if hidden[..., 0].numel() > MOST_TOKENS or hidden.requires_grad:
+        if hidden[..., 0].numel() > MAX_TOKENS or hidden.requires_grad:
             return self._forward(hidden)
         if self._pid != os.getpid():  # a fork: the threads that called are not here
             self._begin()

@@ -17,7 +17,7 @@ UNREACHABLE = "unreachable"
 """State of a server that is in the directory and does not answer."""
 NOT_ASKED = "not asked"
 """State of a server of a swarm that has too many to ask them all."""
-MOST_ASKED = 256
+MAX_ASKED = 256
 """Servers at once; anybody may announce any number, and each is a connection."""
 MAX_COMPARED = 16
 """Models that are asked for, those first that the index gives most servers."""
@@ -55,7 +55,7 @@ MOST = 1e15
 
 
 async def swarm_status(
-    swarm: Swarm, entry: "ModelEntry | None", timeout_s: float, most: int = MOST_ASKED
+    swarm: Swarm, entry: "ModelEntry | None", timeout_s: float, most: int = MAX_ASKED
 ) -> dict[str, Any]:
     """The state of one model, as `status --json` prints it.
 
@@ -94,7 +94,7 @@ async def best_status(
         return await swarm_status(swarm, entries[0], timeout_s)
     compared = entries[:MAX_COMPARED]
     found = await asyncio.gather(
-        *(swarm_status(swarm, entry, timeout_s, MOST_ASKED // len(compared)) for entry in compared)
+        *(swarm_status(swarm, entry, timeout_s, MAX_ASKED // len(compared)) for entry in compared)
     )
     best = max(range(len(found)), key=lambda index: _servers_online(found[index]))
     if any(server["state"] == NOT_ASKED for server in found[best]["servers"]):

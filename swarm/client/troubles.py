@@ -7,12 +7,12 @@ from swarm.spans import PeerId
 
 FIRST_S = 2.0
 """How long a server is left out after its first failure."""
-MOST_S = 60.0
-_MOST_FAILURES = 16
+MAX_S = 60.0
+_MAX_FAILURES = 16
 """More count no more: who cannot be reached at all is tried, and fails, once a minute for days."""
 FADE_S = 60.0
 """So long after it was let in again, half of its failures are forgotten."""
-_FORGOTTEN_S = FADE_S * _MOST_FAILURES.bit_length()
+_FORGOTTEN_S = FADE_S * _MAX_FAILURES.bit_length()
 """And so long after it, all of them."""
 
 
@@ -26,7 +26,7 @@ class Troubles:
     """What a client's sessions tell each other about servers. Times are of one clock, in s.
 
     Only the server that failed is left out, and not for long: `FIRST_S`, then twice as long for
-    each further failure up to `MOST_S`. A session that opens there forgives everything. A server
+    each further failure up to `MAX_S`. A session that opens there forgives everything. A server
     that may be frozen is left out until something comes from it.
     """
 
@@ -45,8 +45,8 @@ class Troubles:
         failures = 1
         if known is not None:
             failures += known.failures >> int((now - known.until) / FADE_S)
-            failures = min(failures, _MOST_FAILURES)
-        until = now + min(MOST_S, FIRST_S * 2 ** (failures - 1))
+            failures = min(failures, _MAX_FAILURES)
+        until = now + min(MAX_S, FIRST_S * 2 ** (failures - 1))
         self._records[peer] = _Record(failures, until)
 
     def suspect(self, peer: PeerId, since: float) -> None:

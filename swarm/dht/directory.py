@@ -34,7 +34,7 @@ RETRY_S = 5.0
 RECORDS_PER_TURN = 50
 """Records that are checked (0.2 ms each) before other tasks of the loop have their turn."""
 _LOGGED_PEERS = 1024
-_MOST_TOLD = 8
+_MAX_TOLD = 8
 """Records that are skipped, of one reading, that the log names: anybody may store bad ones."""
 
 _Kind = TypeVar("_Kind", ServerRecord, ModelRecord)
@@ -260,10 +260,10 @@ class Directory:
         self._logged |= fresh
         while len(self._logged) > _LOGGED_PEERS:
             del self._logged[next(iter(self._logged))]
-        for reason in islice(fresh.values(), _MOST_TOLD):
+        for reason in islice(fresh.values(), _MAX_TOLD):
             logger.warning("skipped in the directory: %s", reason)
-        if len(fresh) > _MOST_TOLD:
-            logger.warning("skipped in the directory: %d more records", len(fresh) - _MOST_TOLD)
+        if len(fresh) > _MAX_TOLD:
+            logger.warning("skipped in the directory: %d more records", len(fresh) - _MAX_TOLD)
 
 
 def _fitting(record: ServerRecord, identity: Identity, key: str, expiration: float) -> bytes:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 TAG_BYTES = 6
 MAX_NEXT_HOPS = 6
-MOST_RTT_S = 60.0
+MAX_RTT_S = 60.0
 _ENTRY = struct.Struct(">6sI")
 ENTRY_BYTES = _ENTRY.size
-_MOST_US = int(MOST_RTT_S * 1e6)
+_MAX_US = int(MAX_RTT_S * 1e6)
 
 
 def tag_of(peer: str) -> bytes:
@@ -32,7 +32,7 @@ def pack_coordinate(place: Coordinate) -> list[int]:
     say is told as far as it may be: who lies to us about distances must not make ours unreadable.
     """
     position = [
-        max(-_MOST_US, min(_MOST_US, round(1e6 * value)))
+        max(-_MAX_US, min(_MAX_US, round(1e6 * value)))
         for value in (*place.position_s, place.height_s)
     ]
     return [*position, round(1e3 * place.error)]
@@ -48,7 +48,7 @@ def unpack_coordinate(values: object) -> object:
     if len(values) != DIMENSIONS + 2 or not all(type(value) is int for value in values):
         raise ValueError(f"a coordinate is {DIMENSIONS + 2} whole numbers")
     *position, height, error = values
-    if any(abs(value) > _MOST_US for value in position) or not 0 <= height <= _MOST_US:
+    if any(abs(value) > _MAX_US for value in position) or not 0 <= height <= _MAX_US:
         raise ValueError("a coordinate that is farther away than anything")
     if not 0 <= error <= 2000:
         raise ValueError("the error of a coordinate is 0 to 2000 thousandths")
@@ -59,7 +59,7 @@ def pack_next_hops(rtt_s: Mapping[PeerId, float]) -> bytes:
     """The nearest `MAX_NEXT_HOPS` of the round trips that were measured."""
     nearest = sorted(rtt_s.items(), key=lambda item: item[1])[:MAX_NEXT_HOPS]
     return b"".join(
-        _ENTRY.pack(tag_of(peer), min(_MOST_US, max(1, round(1e6 * rtt)))) for peer, rtt in nearest
+        _ENTRY.pack(tag_of(peer), min(_MAX_US, max(1, round(1e6 * rtt)))) for peer, rtt in nearest
     )
 
 
@@ -67,8 +67,8 @@ def check_next_hops(packed: bytes) -> bytes:
     """Raises ValueError for bytes that are no round trips."""
     if len(packed) % ENTRY_BYTES or len(packed) > MAX_NEXT_HOPS * ENTRY_BYTES:
         raise ValueError(f"{len(packed)} bytes of round trips to next hops")
-    if any(not 0 < rtt_us <= _MOST_US for _, rtt_us in _ENTRY.iter_unpack(packed)):
-        raise ValueError(f"a round trip to a next hop is at most {MOST_RTT_S:g} s")
+    if any(not 0 < rtt_us <= _MAX_US for _, rtt_us in _ENTRY.iter_unpack(packed)):
+        raise ValueError(f"a round trip to a next hop is at most {MAX_RTT_S:g} s")
     return packed
 
 

@@ -36,9 +36,9 @@ MAX_LIFETIME_S = 90.0
 """A record that would live longer (by the reader's clock) is refused."""
 CLOCK_SKEW_S = 5.0
 MAX_ADDRESSES = 4
-MOST_MS = 600_000.0
+MAX_MS = 600_000.0
 """Of any time that a record tells."""
-LEAST_MEASURED = 1e-6
+MIN_MEASURED = 1e-6
 """Less was never measured; and what readers divide by a figure has to stay finite."""
 MAX_BLOCKS = 4096
 DIGEST_BYTES = 4
@@ -98,7 +98,7 @@ def _float(value: object) -> object:
 
 
 def _measurable(value: float) -> float:
-    if 0 < value < LEAST_MEASURED:
+    if 0 < value < MIN_MEASURED:
         raise ValueError(f"{value:g} is less than anybody can measure")
     return value
 
@@ -109,7 +109,7 @@ Blocks = Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
 Milliseconds = Annotated[
     float,
     BeforeValidator(_float),
-    Field(ge=0, le=MOST_MS, allow_inf_nan=False),
+    Field(ge=0, le=MAX_MS, allow_inf_nan=False),
     AfterValidator(_measurable),
 ]
 Rate = Annotated[

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from swarm.models.tensor_source import TensorInfo, TensorSource, chunks
 
 SAMPLE_BYTES = 256
-MOST_SAMPLES = 2048
+MAX_SAMPLES = 2048
 """Of models with more tensors (experts, each stored by itself) so many are sampled."""
 SAMPLE_THREADS = 8
 """Samples of files that are elsewhere cost a round trip each."""
@@ -60,12 +60,12 @@ def _strip(settings: Mapping[str, Any]) -> dict[str, Any]:
 def compute_identity(config: PretrainedConfig, source: TensorSource) -> str:
     """40 hex digits. The sample of a tensor is the `SAMPLE_BYTES` in its middle, or all of it.
 
-    Where there are more than `MOST_SAMPLES` tensors, those whose names have the least hashes are
+    Where there are more than `MAX_SAMPLES` tensors, those whose names have the least hashes are
     sampled: a part of every kind of tensor.
     """
     digest = hashlib.blake2b(canonical_config(config).encode(), digest_size=IDENTITY_BYTES)
     tensors = sorted(source.tensors.items())
-    sampled = set(sorted(source.tensors, key=_name_hash)[:MOST_SAMPLES])
+    sampled = set(sorted(source.tensors, key=_name_hash)[:MAX_SAMPLES])
 
     def sample(entry: tuple[str, TensorInfo]) -> bytes:
         name, info = entry

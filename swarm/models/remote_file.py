@@ -21,11 +21,11 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from swarm.errors import CheckpointError, ModelNotFoundError
 
-MOST_FAILURES = 5
+MAX_FAILURES = 5
 """In a row, each with less than `STEADY_BYTES` between."""
 STEADY_BYTES = 64 << 10
-MOST_REDIRECTS = 4
-LONGEST_WAIT_S = 30.0
+MAX_REDIRECTS = 4
+MAX_WAIT_S = 30.0
 _TRANSIENT = (httpx2.TransportError, httpx2.StreamError)
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _EXPIRED_STATUS = frozenset({400, 401, 403, 404, 410})
@@ -95,14 +95,14 @@ class RemoteFile:
                         failures = steady = 0
             except (_TryAgainError, *_TRANSIENT) as error:
                 failures, steady = failures + 1, 0
-                if failures > MOST_FAILURES:
+                if failures > MAX_FAILURES:
                     raise ModelNotFoundError(
                         f"{self._label}: the hub breaks off again and again "
                         f"({error or type(error).__name__}); check the network and start again, "
                         "what is here is kept"
                     ) from error
                 asked_s = error.wait_s if isinstance(error, _TryAgainError) else 0.0
-                time.sleep(min(LONGEST_WAIT_S, max(asked_s, 0.1 * 2.0**failures)))
+                time.sleep(min(MAX_WAIT_S, max(asked_s, 0.1 * 2.0**failures)))
 
     def _attempt(self, start: int, end: int) -> Iterator[bytes]:
         """One request for `start:end`. Ends early only with an error."""
@@ -120,7 +120,7 @@ class RemoteFile:
     def _request(self, start: int, end: int) -> Iterator[httpx2.Response]:
         url = self._locate()
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        for _ in range(MOST_REDIRECTS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             at_hub = _origin(url) == _origin(self._url)
             with get_session().stream(
                 "GET",
@@ -137,7 +137,7 @@ class RemoteFile:
             if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
                 raise CheckpointError(f"{self._label}: the hub redirects to {target[:100]}")
             url = target
-        raise CheckpointError(f"{self._label}: the hub redirects more than {MOST_REDIRECTS} times")
+        raise CheckpointError(f"{self._label}: the hub redirects more than {MAX_REDIRECTS} times")
 
     def _check_status(self, response: httpx2.Response, at_hub: bool) -> None:
         status = response.status_code

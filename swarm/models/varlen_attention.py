@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 logger = logging.getLogger("swarm.models.slice")
 
 _DTYPES = (torch.bfloat16, torch.float16)
-_MOST_DIM = 256
+_MAX_DIM = 256
 _TRIAL = ((3, 7), (1, 5), (4, 4))
 """New tokens and slots of the rows on which a kernel is tried."""
 
@@ -28,7 +28,7 @@ def fits(query: torch.Tensor, value: torch.Tensor) -> bool:
     dim = query.shape[-1]
     if query.device.type != "cuda" or query.dtype not in _DTYPES:
         return False
-    if dim != value.shape[-1] or dim % 8 or dim > _MOST_DIM:
+    if dim != value.shape[-1] or dim % 8 or dim > _MAX_DIM:
         return False
     return _works(query.device, query.dtype, query.shape[1], value.shape[1], dim)
 

@@ -12,7 +12,7 @@ DIMENSIONS = 3
 _ERROR_SHARE = 0.25
 _FORCE_SHARE = 0.25
 """`c_e` and `c_c` of the paper."""
-_LEAST_HEIGHT_S = 1e-4
+_MIN_HEIGHT_S = 1e-4
 _GRAVITY_S = 0.256
 """How far from the origin the pull back to it equals a whole step (Ledlie et al., NSDI 2007)."""
 _SAMPLES_KEPT = 5
@@ -23,7 +23,7 @@ class Coordinate:
     """A place in a space in which distances are round trips."""
 
     position_s: tuple[float, ...] = (0.0,) * DIMENSIONS
-    height_s: float = _LEAST_HEIGHT_S
+    height_s: float = _MIN_HEIGHT_S
     """Of the way from the peer to the core of the network and back (a home's uplink)."""
     error: float = 1.0
     """How wrong it is believed to be, relative; 1: not known at all."""
@@ -79,7 +79,7 @@ class Vivaldi:
             for at, unit in zip(mine.position_s, direction, strict=True)
         ]
         height_s = mine.height_s + force_s * (mine.height_s + theirs.height_s) / length_s
-        self.coordinate = Coordinate(_pulled_home(position), max(_LEAST_HEIGHT_S, height_s), error)
+        self.coordinate = Coordinate(_pulled_home(position), max(_MIN_HEIGHT_S, height_s), error)
         return self.coordinate
 
     def forget(self, peer: str) -> None:

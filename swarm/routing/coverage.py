@@ -25,7 +25,7 @@ NOBODY_S = 1e6
 """The time of a block that nobody holds, in seconds a token."""
 UNMEASURED_MS = 10.0
 """Of a block, where no server has measured itself yet."""
-MOST_TRUSTED = 8.0
+MAX_TRUSTED = 8.0
 """A server that announces to be so many times faster than the median counts as that fast."""
 
 
@@ -76,7 +76,7 @@ def usual_ms(view: SwarmView) -> float:
 
 def rate_of(decode_ms_per_block: float, blocks: int, usual: float) -> float:
     """Tokens a second through `blocks`; `usual`: ms a block, for who has not measured itself."""
-    ms = max(decode_ms_per_block, usual / MOST_TRUSTED) if decode_ms_per_block > 0 else usual
+    ms = max(decode_ms_per_block, usual / MAX_TRUSTED) if decode_ms_per_block > 0 else usual
     return 1e3 / (ms * blocks)
 
 

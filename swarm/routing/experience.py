@@ -13,7 +13,7 @@ from swarm.spans import PeerId
 
 _DOUBT = 1.0
 """Standard deviation of a factor before anything was measured."""
-_LEAST_DOUBT = 0.1
+_MIN_DOUBT = 0.1
 _FORGETS = 1.02
 """By which doubt grows with each answer: loads and machines change."""
 _NOISE = 0.15
@@ -108,7 +108,7 @@ class Experience:
             self._beliefs[share.server.peer] = replace(
                 belief,
                 factor=_bounded(belief.factor + gain * (compute_s - expected_s)),
-                doubt=min(_DOUBT, max(_LEAST_DOUBT, doubt) * _FORGETS),
+                doubt=min(_DOUBT, max(_MIN_DOUBT, doubt) * _FORGETS),
             )
 
     def _server(self, server: ServerView) -> ServerView:

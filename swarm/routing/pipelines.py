@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from swarm.errors import UsageError
 
-MOST_STATES = 30_000
+MAX_STATES = 30_000
 """Of the dynamic program after one machine; beyond, pipelines are filled greedily."""
 _SAME = 1e-12
 """Relative: figures that differ by less are equal, as they would be without rounding."""
@@ -138,7 +138,7 @@ def _explore(sizes: Sequence[StageCapacity], layers: int) -> list[dict[_State, _
                 # Of equals the one that was reached with larger machines: it skips this one.
                 if known is None or (cost, residual) < (known.cost, known.residual):
                     states[after] = _Step(cost, state, residual)
-        if len(states) > MOST_STATES:
+        if len(states) > MAX_STATES:
             return None
         steps.append(states)
     return steps

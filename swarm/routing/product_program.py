@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from swarm.errors import UsageError
 from swarm.routing.flow_program import FlowProblem, FlowSolution
 
-MOST_MACHINES = 6
+MAX_MACHINES = 6
 _SOURCE, _SINK = -1, -2
 
 
@@ -68,13 +68,13 @@ class _Numbers:
 def solve_products(problem: FlowProblem, *, time_limit_s: float | None = None) -> FlowSolution:
     """The optimum over all placements; each client's requests must be whole.
 
-    Raises UsageError if they are not, and for more than `MOST_MACHINES` machines.
+    Raises UsageError if they are not, and for more than `MAX_MACHINES` machines.
     """
     problem = problem.in_blocks()
     machines, blocks = len(problem.memory), problem.num_blocks
-    if machines > MOST_MACHINES:
+    if machines > MAX_MACHINES:
         raise UsageError(
-            f"{machines} machines are too many for the paper's program (at most {MOST_MACHINES}); "
+            f"{machines} machines are too many for the paper's program (at most {MAX_MACHINES}); "
             "use the boundary-flow program"
         )
     if not sum(problem.requests) > 0 or any(share != round(share) for share in problem.requests):

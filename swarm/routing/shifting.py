@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from swarm.routing.coverage import Holder
 from swarm.spans import PeerId, Span
 
-MOST_HOLDERS = 200
+MAX_HOLDERS = 200
 """With more of them a gap is closed by servers that hold nothing else."""
 
 
@@ -19,7 +19,7 @@ def fewest_moves(
     dynamic program over (server, blocks reached). Every server computes the same answer from the
     same snapshot.
     """
-    if len(present) > MOST_HOLDERS:
+    if len(present) > MAX_HOLDERS:
         return {}
     ordered = sorted(present, key=lambda one: (one.span, one.peer))
     reached: dict[int, tuple[int, tuple[tuple[PeerId, Span], ...]]] = {0: (0, ())}

@@ -13,7 +13,7 @@ from collections import deque
 _GAIN = 1.05
 """What comes so much faster than the rate is no burst: a rate that is found a little too low would
 be behind for ever else."""
-MOST_S = 0.1
+MAX_S = 0.1
 """More than the rate brings in this time is not kept in flight for bursts, whatever they are."""
 _INTERVALS = 9
 _COUNTS = 6
@@ -47,7 +47,7 @@ class Bursts:
         if self._came <= expected:
             self._began, self._came, expected = now, 0, 0.0
         self._came += size
-        extra = min(self._came - expected, rate * MOST_S)
+        extra = min(self._came - expected, rate * MAX_S)
         self._largest[-1] = max(self._largest[-1], extra)
 
     def beyond(self, piece: int) -> int:

@@ -14,11 +14,11 @@ BUSY_SHARE = 0.85
 """Of the time in which sessions come round, the passes over all groups take at most so much."""
 IDLE_SHARE = 0.3
 """Passes are cut further only while a server is idle for so much of the time."""
-LEAST_IDLE_SHARE = 0.1
+MIN_IDLE_SHARE = 0.1
 """With less, they are joined again."""
-LEAST_GAIN = 0.05
+MIN_GAIN = 0.05
 """A further group must make a pass shorter by so much."""
-LEAST_PROOF = 0.02
+MIN_PROOF = 0.02
 """And must then bring sessions round so much sooner: what it costs others is not in our model."""
 REST_S = 30.0
 """How long no further group is tried after one that did not."""
@@ -83,14 +83,14 @@ class ConvoyControl:
             self.groups = 1
             return
         groups = self.groups = min(self.groups, sessions)
-        if groups > 1 and (self._busy(sessions, groups) > 1.0 or idle_share < LEAST_IDLE_SHARE):
+        if groups > 1 and (self._busy(sessions, groups) > 1.0 or idle_share < MIN_IDLE_SHARE):
             self.groups -= 1
         elif trial is not None and self._in_vain(trial, sessions):
             self.groups = max(1, groups - 1)
             self._rests_until = now + REST_S
         elif groups < sessions and idle_share >= IDLE_SHARE and now >= self._rests_until:
             now_s, then_s = self._group_s(sessions, groups), self._group_s(sessions, groups + 1)
-            if then_s <= (1.0 - LEAST_GAIN) * now_s and (
+            if then_s <= (1.0 - MIN_GAIN) * now_s and (
                 self._busy(sessions, groups + 1) <= BUSY_SHARE
             ):
                 self._trial = sessions, self._round_s
@@ -99,7 +99,7 @@ class ConvoyControl:
     def _in_vain(self, trial: tuple[int, float], sessions: int) -> bool:
         """Whether the last group was added for nothing; not known if sessions came or went."""
         before, round_s = trial
-        return before == sessions and self._round_s > (1.0 - LEAST_PROOF) * round_s
+        return before == sessions and self._round_s > (1.0 - MIN_PROOF) * round_s
 
     def _group_s(self, sessions: int, groups: int) -> float:
         return self._pass_s(-(-sessions // groups))

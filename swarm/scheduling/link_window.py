@@ -33,7 +33,7 @@ INITIAL_WINDOW_BYTES = 32 * 1024
 """Before anything is known."""
 DECODE_INITIAL_WINDOW_BYTES = 12 * 1024
 """The same beside decode: at 1 Mbit/s it waits for 0.1 s."""
-LEAST_RATE_BYTES_PER_S = 125_000.0
+MIN_RATE_BYTES_PER_S = 125_000.0
 """Every path is taken to bring 1 Mbit/s: at this pace more than the first window may follow over a
 long path without standing in its queue."""
 STARTUP_GAIN = 2.0
@@ -54,7 +54,7 @@ _LOOKS = 3
 is believed wrongly fills the path's queue until the next look."""
 _SAME_RTT = 1.05
 """An answer so little later than the least round trip says that this is still right."""
-_LEAST_PAUSE_S = 1e-4
+_MIN_PAUSE_S = 1e-4
 _RATE_ROUNDS = 10
 _RATE_MEMORY_S = 0.5
 """The rate is the largest of this time, or of so many round trips where they are longer."""
@@ -151,7 +151,7 @@ class LinkWindow:
     def _full_window_bytes(self, decode_active: bool) -> int:
         """The same, also while the round trip is measured anew."""
         initial = DECODE_INITIAL_WINDOW_BYTES if decode_active else INITIAL_WINDOW_BYTES
-        initial = max(initial, int(LEAST_RATE_BYTES_PER_S * (self.min_rtt_s or 0.0)))
+        initial = max(initial, int(MIN_RATE_BYTES_PER_S * (self.min_rtt_s or 0.0)))
         if self.rate_bytes_per_s is None or self.min_rtt_s is None:
             return initial
         fragment = self.fragment_bytes(decode_active)
@@ -178,7 +178,7 @@ class LinkWindow:
             return 0.0
         burst_s = 2 * self.fragment_bytes(decode_active) / pace
         wait_s = self._paid_until - now - burst_s
-        return wait_s if wait_s > _LEAST_PAUSE_S else 0.0
+        return wait_s if wait_s > _MIN_PAUSE_S else 0.0
 
     def _pace(self, decode_active: bool) -> float | None:
         """Bytes a second; None: as they come. A path that holds no more than the two fragments on
@@ -189,7 +189,7 @@ class LinkWindow:
         if self._startup:
             if self._full_window_bytes(True) <= DECODE_INITIAL_WINDOW_BYTES:
                 return None
-            return max(LEAST_RATE_BYTES_PER_S, STARTUP_PACE_GAIN * (rate or 0.0))
+            return max(MIN_RATE_BYTES_PER_S, STARTUP_PACE_GAIN * (rate or 0.0))
         if rate is None or rate * rtt_s <= 2 * self.fragment_bytes(True):
             return None
         return rate * PACE_GAIN

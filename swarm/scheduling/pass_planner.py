@@ -17,7 +17,7 @@ PASS_BUDGET_S = 0.05
 SLOW_DECODE = 4.0
 """Where the decode rows of a pass alone take long, a pass may take so many times that: else what
 every pass costs would be most of what a prompt costs."""
-MOST_STRETCH = 2.0
+MAX_STRETCH = 2.0
 """But no more than so many times the budget."""
 IDLE_PASS_BUDGET_S = 0.5
 """The same while nobody does."""
@@ -149,7 +149,7 @@ class PassPlanner(Generic[WorkT]):
         budget_s = self._idle_pass_budget_s
         if self._decode.is_active(now):
             least_s = self._pass_budget_s
-            budget_s = max(least_s, min(MOST_STRETCH * least_s, SLOW_DECODE * self._decode_s))
+            budget_s = max(least_s, min(MAX_STRETCH * least_s, SLOW_DECODE * self._decode_s))
         credit_s = max(self._queue.credit(each) for each in _OTHERS)
         return max(budget_s - spent_s, credit_s)
 

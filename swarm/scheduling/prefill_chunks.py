@@ -6,8 +6,8 @@ hops; so smaller is better until what each chunk costs besides (a pass of its ow
 matters. How much of a chunk one pass computes is the server's affair (`pass_planner`). Pure.
 """
 
-LEAST_TOKENS = 32
-MOST_TOKENS = 256
+MIN_TOKENS = 32
+MAX_TOKENS = 256
 FILL = 0.25
 """The chunks that fill the chain are at most this part of the prompt, within the limits above."""
 
@@ -15,5 +15,5 @@ FILL = 0.25
 def chunk_tokens(tokens: int, hops: int) -> int:
     """For a prompt of `tokens` tokens, all rows together, over `hops` hops."""
     if hops == 1:
-        return MOST_TOKENS
-    return max(LEAST_TOKENS, min(MOST_TOKENS, int(tokens * FILL / (hops - 1))))
+        return MAX_TOKENS
+    return max(MIN_TOKENS, min(MAX_TOKENS, int(tokens * FILL / (hops - 1))))

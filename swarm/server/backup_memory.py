@@ -3,7 +3,7 @@
 from swarm.sessions.hop import HopSession
 
 MIB = 1 << 20
-LEAST_MIB = 64
+MIN_MIB = 64
 SHARE_OF_CACHE = 8
 """What is pushed on for a token takes far less than its keys and values in all blocks of a span."""
 
@@ -12,7 +12,7 @@ def backup_bytes(asked_mib: int | None, cache_bytes: int) -> int:
     """The limit in bytes: what was asked for, or else a part of the size of the cache."""
     if asked_mib is not None:
         return asked_mib * MIB
-    return max(LEAST_MIB * MIB, cache_bytes // SHARE_OF_CACHE)
+    return max(MIN_MIB * MIB, cache_bytes // SHARE_OF_CACHE)
 
 
 class BackupMemory:

@@ -15,7 +15,7 @@ logger = logging.getLogger("swarm.server")
 FIRST_LOOK_S = 0.5
 """Servers that are started together do not look at the same moment."""
 LOOK_AGAIN_S = (0.3, 0.8)
-MOST_LOOKS = 12
+MAX_LOOKS = 12
 CALM_LOOKS = 2
 """So many looks in a row have to leave the choice as it is."""
 
@@ -44,7 +44,7 @@ async def agree_on_span(
     span = best(view)
     await announce(span)
     calm = 0
-    for _ in range(MOST_LOOKS):
+    for _ in range(MAX_LOOKS):
         await asyncio.sleep(rng.uniform(*LOOK_AGAIN_S))
         view = await read()
         standing = tuple(

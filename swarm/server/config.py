@@ -17,7 +17,7 @@ from swarm.wire.identity import is_peer_id
 Config = TypeVar("Config", bound="Listening")
 PAGE_TOKENS = 64
 """The cache is given out in pages of so many tokens."""
-MOST_NAME_BYTES = 60
+MAX_NAME_BYTES = 60
 """Of the public name in UTF-8: it travels in a record of at most 1 KB."""
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizationName = Literal["none", "int8", "nf4"]
@@ -138,9 +138,9 @@ class ServerConfig(Listening):
         name = value.strip()
         if not name.isprintable():
             raise ValueError("a name has letters, digits, signs and spaces only")
-        if len(name.encode(errors="replace")) > MOST_NAME_BYTES:
+        if len(name.encode(errors="replace")) > MAX_NAME_BYTES:
             raise ValueError(
-                f"{len(name.encode())} bytes; a name has at most {MOST_NAME_BYTES}, and letters"
+                f"{len(name.encode())} bytes; a name has at most {MAX_NAME_BYTES}, and letters"
                 " beyond a to z may take several"
             )
         return name

@@ -20,7 +20,7 @@ OTHERS_ASKED = 2
 TIMEOUT_S = 2.0
 LATE_S = 0.5
 """By which a deadline may pass unnoticed; if it is more, this process does not run as it should."""
-MOST_FAILURES = 2
+MAX_FAILURES = 2
 """A server that does not answer so many times in a row is taken for dead."""
 SILENT_ASKED = 16
 """In each round, of those that did not answer; anybody may write any number of servers into the
@@ -75,7 +75,7 @@ class Distances:
         """
         if not self._answered:
             return set()
-        return {peer for peer, count in self._failures.items() if count >= MOST_FAILURES}
+        return {peer for peer, count in self._failures.items() if count >= MAX_FAILURES}
 
     async def survey(
         self, records: Sequence[ServerRecord], span: Span, linked_s: Mapping[PeerId, float]
@@ -104,7 +104,7 @@ class Distances:
                 if loop.time() - began > TIMEOUT_S + LATE_S:
                     return  # it is we who were held up
                 self._failures[peer] = self._failures.get(peer, 0) + 1
-                doubted |= self._failures[peer] < MOST_FAILURES
+                doubted |= self._failures[peer] < MAX_FAILURES
 
         await asyncio.gather(*(ask(peer) for peer in asked if peer not in found))
         self._answered = len(found)

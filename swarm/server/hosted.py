@@ -14,7 +14,7 @@ from swarm.routing.view import Numerics
 from swarm.server.config import ServerConfig
 from swarm.server.free_memory import free_memory
 from swarm.server.hosting import memory_needs, pick_device, pick_dtype
-from swarm.server.huge_pages import LEAST_BYTES, use_huge_pages
+from swarm.server.huge_pages import MIN_BYTES, use_huge_pages
 from swarm.server.kv_cache import PagedCache
 from swarm.server.memory import Budget, MemoryNeeds, cache_tokens
 from swarm.server.speed import Speed, measure_speed
@@ -95,7 +95,7 @@ def load(
     error = None
     if plan.quantization != "none":
         error = quantization_error(plan.checkpoint, blocks, check)
-    if plan.device.type == "cpu" and plan.needs.weights(span) >= LEAST_BYTES:
+    if plan.device.type == "cpu" and plan.needs.weights(span) >= MIN_BYTES:
         logger.info("%d MB of memory are on huge pages now", use_huge_pages() // 1_000_000)
     tokens, reason = _cache_tokens(plan, span, config, blocks.bytes_per_token)
     cache = PagedCache(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 logger = logging.getLogger("swarm.server.huge_pages")
 
-LEAST_BYTES = 64 << 20
+MIN_BYTES = 64 << 20
 """Less weights than that are not worth the time."""
 _HUGE_BYTES = 2 << 20
-_LEAST_REGION_BYTES = 2 * _HUGE_BYTES
-_LEAST_RESIDENT = 0.9
+_MIN_REGION_BYTES = 2 * _HUGE_BYTES
+_MIN_RESIDENT = 0.9
 """Of a region: the holes of others would be filled with memory that nobody uses."""
 _MADV_COLLAPSE = 25
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -68,8 +68,8 @@ def _regions() -> Iterator[tuple[int, int]]:
             start, end, facts = int(first, 16), int(last, 16), {}
             fields = rest.split()
             private = fields[0] == "rw-p" and (len(fields) < 5 or fields[4] == "[heap]")
-        if name != "VmFlags:" or not private or end - start < _LEAST_REGION_BYTES:
+        if name != "VmFlags:" or not private or end - start < _MIN_REGION_BYTES:
             continue
         resident, huge = facts.get("Rss:", 0), facts.get("AnonHugePages:", 0)
-        if resident >= _LEAST_RESIDENT * (end - start) and huge < resident / 2:
+        if resident >= _MIN_RESIDENT * (end - start) and huge < resident / 2:
             yield start, end

@@ -10,7 +10,7 @@ import platformdirs
 from swarm.errors import UsageError
 from swarm.wire.identity import Identity
 
-_MOST_SIBLINGS = 256
+_MAX_SIBLINGS = 256
 
 
 @dataclass
@@ -51,13 +51,13 @@ def claim_identity(path: Path | None, program: str = "server") -> ClaimedIdentit
             )
         return claimed
     usual = default_identity_path(program)
-    for sibling in range(1, _MOST_SIBLINGS + 1):
+    for sibling in range(1, _MAX_SIBLINGS + 1):
         candidate = usual if sibling == 1 else usual.with_name(f"{usual.name}-{sibling}")
         claimed = _try_claim(candidate, sibling)
         if claimed is not None:
             return claimed
     raise UsageError(
-        f"{_MOST_SIBLINGS} servers already run here with keys in {usual.parent}; use --identity"
+        f"{_MAX_SIBLINGS} servers already run here with keys in {usual.parent}; use --identity"
     )
 
 

@@ -15,8 +15,8 @@ CACHE_SHARE = 0.25
 LENT_CACHE_SHARE = 0.5
 """The same when its owner has said how much is lent: then all that is left of that, but no more
 than this part of what is free."""
-MOST_DEFAULT_CACHE_TOKENS = 65536
-LEAST_CACHE_TOKENS = 256
+MAX_DEFAULT_CACHE_TOKENS = 65536
+MIN_CACHE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class MemoryNeeds:
 
     def blocks_that_fit(self, usable_bytes: int, cache_tokens: int | None) -> int:
         """How many blocks of the largest size fit beside their cache; may be 0."""
-        tokens = LEAST_CACHE_TOKENS if cache_tokens is None else cache_tokens
+        tokens = MIN_CACHE_TOKENS if cache_tokens is None else cache_tokens
         share = 1.0 if cache_tokens is not None else 1.0 - CACHE_SHARE
         each = max(self.block_bytes) / share + tokens * self.token_bytes_per_block
         count = usable_bytes // each
@@ -78,13 +78,13 @@ class MemoryNeeds:
 
     def check(self, span: Span, budget: Budget, cache_tokens: int | None) -> None:
         """Raises `MemoryShortError` that says what would fit instead."""
-        tokens = LEAST_CACHE_TOKENS if cache_tokens is None else cache_tokens
+        tokens = MIN_CACHE_TOKENS if cache_tokens is None else cache_tokens
         weights, cache, usable = self.weights(span), self.cache(span, tokens), budget.usable_bytes
         if weights + max(cache, self.loading_bytes) <= usable:
             return
         count = self.blocks_that_fit(usable, cache_tokens)
         advice = "use a machine with more memory"
-        if cache_tokens is not None and usable - weights >= self.cache(span, LEAST_CACHE_TOKENS):
+        if cache_tokens is not None and usable - weights >= self.cache(span, MIN_CACHE_TOKENS):
             fitting = int((usable - weights) / (self.token_bytes_per_block * len(span)))
             fitting -= fitting % PAGE_TOKENS
             advice = f"use --cache-tokens {fitting} or fewer"
@@ -111,7 +111,7 @@ class MemoryNeeds:
         if left.lent_bytes is not None:
             room = min(left.lent_bytes, free * LENT_CACHE_SHARE)
         tokens = int(room / (self.token_bytes_per_block * len(span))) // 256 * 256
-        return max(LEAST_CACHE_TOKENS, min(MOST_DEFAULT_CACHE_TOKENS, tokens))
+        return max(MIN_CACHE_TOKENS, min(MAX_DEFAULT_CACHE_TOKENS, tokens))
 
 
 def cache_tokens(

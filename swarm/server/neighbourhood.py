@@ -20,12 +20,12 @@ from swarm.wire.versions import check_versions
 
 logger = logging.getLogger("swarm.server")
 
-MOST_MODEL_NAME_BYTES = 80
-MOST_MODELS = 16
+MAX_MODEL_NAME_BYTES = 80
+MAX_MODELS = 16
 """Of a swarm, that a server looks at before it joins with another one."""
 LOOK_ROUND_S = 20.0
 """How often the directory is read."""
-MOST_ASKED = 16
+MAX_ASKED = 16
 """Of those that announce other contents of our blocks than we have."""
 ANSWER_S = 3.0
 """How long they have to say that they are there."""
@@ -36,7 +36,7 @@ DOUBT_S = 1.0
 def short_name(name: str) -> str:
     """How a model is called in the directory: at most 80 bytes."""
     short = printable(name.rstrip("/").rpartition("/")[2])
-    return short.encode()[:MOST_MODEL_NAME_BYTES].decode(errors="ignore") or "model"
+    return short.encode()[:MAX_MODEL_NAME_BYTES].decode(errors="ignore") or "model"
 
 
 class Neighbourhood:
@@ -136,7 +136,7 @@ class Neighbourhood:
 
     async def _answering(self, peers: Collection[PeerId]) -> set[PeerId]:
         """Those of a few of them that answer when they are asked."""
-        asked = random.sample(sorted(peers), min(MOST_ASKED, len(peers)))
+        asked = random.sample(sorted(peers), min(MAX_ASKED, len(peers)))
         answers = await asyncio.gather(
             *(self._directory.round_trip_s(peer, ANSWER_S) for peer in asked),
             return_exceptions=True,
@@ -158,7 +158,7 @@ class Neighbourhood:
         ours = short_name(self._plan.checkpoint.name)
         entries = sorted(await self._directory.models(), key=lambda entry: entry.model != ours)
         found = await asyncio.gather(
-            *(self._servers_of(entry.checkpoint) for entry in entries[:MOST_MODELS])
+            *(self._servers_of(entry.checkpoint) for entry in entries[:MAX_MODELS])
         )
         return [record for records in found for record in records]
 

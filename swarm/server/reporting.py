@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.dht.records import MOST_MS
+from swarm.dht.records import MAX_MS
 from swarm.routing.view import ServerState
 from swarm.server.config import ServerConfig
 from swarm.server.engine import Engine
@@ -57,7 +57,7 @@ class Reporter:
             "cache_tokens_total": service.admission.capacity_tokens,
             "sessions": service.session_count,
             # A process that was stopped for hours has waits that no record may tell.
-            "queue_wait_ms": round(min(engine.recent_queue_ms, MOST_MS), 3),
+            "queue_wait_ms": round(min(engine.recent_queue_ms, MAX_MS), 3),
         }
 
     def status(self, state: ServerState) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GUESSED_BYTES = 64 << 20
 _GUESSED_WIDTH = 4096
-LONGEST_S = 1.0
+MAX_S = 1.0
 """No further round begins after this time."""
 _ROUNDS = 5
 _SESSION = SessionId(bytes(16))
@@ -62,7 +62,7 @@ def measure_speed(blocks: BlockSlice) -> Speed:
         return time.perf_counter() - began
 
     with torch.inference_mode():
-        deadline = time.perf_counter() + LONGEST_S
+        deadline = time.perf_counter() + MAX_S
         prompts = [run(0, tokens)]
         steps = [run(tokens, 1)]
         while len(steps) < _ROUNDS and time.perf_counter() < deadline:

@@ -7,11 +7,11 @@ FIRST_S = 5.0
 FEWEST = 8
 """So many steps are enough to judge the next one."""
 KEPT = 64
-LEAST_S = 1.0
-MOST_S = 20.0
+MIN_S = 1.0
+MAX_S = 20.0
 STRETCH = 4.0
 """A step is late when it takes so many times what nine of ten take, or what was predicted."""
-MOST_CHUNK_S = 240.0
+MAX_CHUNK_S = 240.0
 """By which a prediction, which rests on what servers say of themselves, lengthens the time that
 nothing may come."""
 
@@ -21,7 +21,7 @@ class StepTimes:
 
     The deadline follows them: one that is late does not spoil it, and each call in vain stretches
     it until steps come in time again. Over other hops the first steps may take what is predicted
-    there, and `MOST_S` at most whatever is predicted.
+    there, and `MAX_S` at most whatever is predicted.
     """
 
     def __init__(self) -> None:
@@ -35,11 +35,11 @@ class StepTimes:
         """After how long without its answer a step is late."""
         least_s, usual_s = FIRST_S, 0.0
         if len(self._seconds) >= FEWEST:
-            least_s = LEAST_S
+            least_s = MIN_S
             usual_s = sorted(self._seconds)[len(self._seconds) * 9 // 10]
         if self._over_these_hops < FEWEST:
             usual_s = max(usual_s, self._predicted_s)
-        return min(MOST_S, max(least_s, STRETCH * usual_s) * self._patience)
+        return min(MAX_S, max(least_s, STRETCH * usual_s) * self._patience)
 
     def over(self, predicted_s: float) -> None:
         """The next steps take other hops; `predicted_s`: what one takes there by what the servers
@@ -60,4 +60,4 @@ class StepTimes:
 def silence_s(timeout_s: float, predicted_s: float) -> float:
     """How long nothing may come while an answer is awaited: `timeout_s`, and as many times what the
     largest piece of a prompt is predicted to take as a late step takes."""
-    return timeout_s + min(MOST_CHUNK_S, STRETCH * predicted_s)
+    return timeout_s + min(MAX_CHUNK_S, STRETCH * predicted_s)

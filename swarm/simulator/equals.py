@@ -20,9 +20,9 @@ NEAR_EQUAL = 0.05
 beyond the best is an equal."""
 SAME_CLASS = 0.25
 """Of a token's time at a hop with its ways: what is so near to the one that was taken is as far."""
-LEAST_SESSIONS = 20.0
+MIN_SESSIONS = 20.0
 """Expected at a server before its ratio says something: with fewer, it is chance."""
-LEAST_ALIKE_SESSIONS = 40.0
+MIN_ALIKE_SESSIONS = 40.0
 """The same where many servers are compared: of forty, one has 1.4 times as many by chance."""
 
 
@@ -118,11 +118,11 @@ class EqualShares:
     def busiest(self) -> float | None:
         """The sessions of the server that got the most of what it shared with equals, over its
         equal share; None where nobody shared enough to tell."""
-        return self._equals.busiest(LEAST_SESSIONS)
+        return self._equals.busiest(MIN_SESSIONS)
 
     def busiest_alike(self) -> float | None:
         """The same among replicas of one kind that are equally far."""
-        return self._alike.busiest(LEAST_ALIKE_SESSIONS)
+        return self._alike.busiest(MIN_ALIKE_SESSIONS)
 
     def shares(self) -> dict[PeerId, tuple[int, float]]:
         """Of each server that was one of several equals: the sessions that it got of those, and

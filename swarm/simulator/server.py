@@ -24,7 +24,7 @@ _QUEUE_WEIGHT = 0.1
 _NOTHING_NEW = 0.02
 """A pass that takes so nearly what was predicted teaches nothing: an equation that holds already
 does not move the least squares. Learning from each would be much of a simulation's time."""
-_LEAST_S = 1e-6
+_MIN_S = 1e-6
 """A cost model divides by what passes take, and those of an inventory may take no time."""
 Shares = Sequence[Share[Step]]
 
@@ -368,8 +368,8 @@ class SimulatedServer:
 
 def _first_guess(speed: ServerSpeed, blocks: int) -> CostModel:
     """What a server measures when it has loaded its blocks."""
-    decode_s = max(_LEAST_S, speed.decode_s(blocks, 1, PROMPT_TOKENS))
-    prompt_s = max(_LEAST_S, speed.prefill_s(blocks, PROMPT_TOKENS))
+    decode_s = max(_MIN_S, speed.decode_s(blocks, 1, PROMPT_TOKENS))
+    prompt_s = max(_MIN_S, speed.prefill_s(blocks, PROMPT_TOKENS))
     return CostModel(decode_s, PROMPT_TOKENS / prompt_s)
 
 

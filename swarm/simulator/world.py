@@ -9,7 +9,7 @@ from swarm.routing.performance import ChainMode
 from swarm.routing.router import Route
 from swarm.routing.view import ServerState
 from swarm.scheduling.classes import ServiceClass
-from swarm.scheduling.prefill_chunks import MOST_TOKENS
+from swarm.scheduling.prefill_chunks import MAX_TOKENS
 from swarm.simulator.bad_links import BadLinks
 from swarm.simulator.clock import Clock
 from swarm.simulator.directory import SimulatedDirectory
@@ -81,7 +81,7 @@ class World:
             inventory,
             peer,
             span,
-            min(traffic.prompt_tokens, scenario.timing.chunk_tokens or MOST_TOKENS),
+            min(traffic.prompt_tokens, scenario.timing.chunk_tokens or MAX_TOKENS),
             checkpoint=self.checkpoint,
             unit=scenario.cache_unit,
             state=state,

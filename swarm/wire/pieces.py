@@ -1,6 +1,6 @@
 """Bytes that come in pieces, one after the other, and are wanted as one. Pure."""
 
-_LEAST_VIEW_BYTES = 16 * 1024
+_MIN_VIEW_BYTES = 16 * 1024
 
 
 class Pieces:
@@ -19,7 +19,7 @@ class Pieces:
         size = len(piece)
         self.length += size
         pieces = self._pieces
-        if size >= _LEAST_VIEW_BYTES and size + size // 8 >= memoryview(piece.obj).nbytes:
+        if size >= _MIN_VIEW_BYTES and size + size // 8 >= memoryview(piece.obj).nbytes:
             pieces.append(piece)
         elif pieces and isinstance(pieces[-1], bytearray):
             pieces[-1] += piece

@@ -10,8 +10,8 @@ BURST_S = 0.05
 """After a pause so many seconds' worth may go at once, which makes up for late timers."""
 FRAGMENT_S = 0.02
 """A fragment is short enough to be out in this time: the next decode step waits no longer."""
-LEAST_FRAGMENT_BYTES = 1024
-LONGEST_WAIT_S = 2.0
+MIN_FRAGMENT_BYTES = 1024
+MAX_WAIT_S = 2.0
 """Who has waited longer goes next, whatever else is urgent: prompts still move."""
 
 
@@ -42,7 +42,7 @@ class UploadLimit:
     def __init__(self, bytes_per_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self.bytes_per_s = bytes_per_s
         fragment = int(bytes_per_s * FRAGMENT_S) - HEADER.size
-        self.fragment_bytes = max(LEAST_FRAGMENT_BYTES, min(MAX_BODY_BYTES, fragment))
+        self.fragment_bytes = max(MIN_FRAGMENT_BYTES, min(MAX_BODY_BYTES, fragment))
         """The longest body of a fragment."""
         self._loop = loop
         self._paid_until = loop.time()
@@ -88,7 +88,7 @@ class UploadLimit:
 
     def _first(self) -> Sender:
         oldest, since = next(iter(self._waiting.items()))
-        if self._loop.time() - since > LONGEST_WAIT_S:
+        if self._loop.time() - since > MAX_WAIT_S:
             return oldest
         return min(self._waiting, key=_urgency)
 

@@ -10,7 +10,7 @@ from interference_bars import bar_rows
 from interference_plot import plot
 from interference_report import arm_rows, figures, ratio_row
 from interference_results import Results
-from interference_swarm import LONGEST_PROMPT, SHORTEST_PROMPT, Load
+from interference_swarm import MAX_PROMPT, MIN_PROMPT, Load
 
 
 def made_run(gap_ms: float, slow_ms: float, ttft_s: float) -> dict[str, Any]:
@@ -39,8 +39,8 @@ def test_prompts_are_as_many_and_as_long_as_the_load_says(seed: int) -> None:
     times, tokens = zip(*window, strict=True)
     assert len(window) == 20
     assert list(times) == sorted(times) and times[-1] < 40
-    assert min(tokens) >= SHORTEST_PROMPT and max(tokens) <= LONGEST_PROMPT
-    mean = (SHORTEST_PROMPT + LONGEST_PROMPT) / 2
+    assert min(tokens) >= MIN_PROMPT and max(tokens) <= MAX_PROMPT
+    mean = (MIN_PROMPT + MAX_PROMPT) / 2
     assert sum(tokens) / len(tokens) == pytest.approx(mean, rel=0.03)
 
 

@@ -12,7 +12,7 @@ from server_reports import peer, report, stats
 from swarm.cli.errors import one_line
 from swarm.cli.events import EventPrinter
 from swarm.cli.logs import log_to_stderr
-from swarm.cli.server_table import MOST_PEERS, duration, report_table
+from swarm.cli.server_table import MAX_PEERS, duration, report_table
 from swarm.cli.watching import WatchScreen
 from swarm.printable import printable
 from swarm.server.events import ServerEvent
@@ -63,8 +63,8 @@ def test_every_figure_has_its_line() -> None:
 
 
 def test_many_peers_are_counted_and_none_is_no_table() -> None:
-    many = shown(report(peers=[peer(number) for number in range(MOST_PEERS + 7)]))
-    assert many.count("client") == MOST_PEERS and "and 7 more" in many
+    many = shown(report(peers=[peer(number) for number in range(MAX_PEERS + 7)]))
+    assert many.count("client") == MAX_PEERS and "and 7 more" in many
     assert "round trip" not in shown(report(peers=[], max_upload_mbit=None))
 
 

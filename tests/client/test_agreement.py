@@ -9,7 +9,7 @@ import pytest
 
 from swarm.client.agreement import Agreement, contested, outvoted
 from swarm.dht.records import ServerRecord
-from swarm.printable import MOST_LISTED
+from swarm.printable import MAX_LISTED
 from swarm.spans import PeerId
 from swarm.wire.identity import Identity
 
@@ -147,5 +147,5 @@ def test_the_log_names_a_few_however_many_there_are(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         agreement.doubted(announced((0, "ab"), *[(0, "xb")] * 30), tell=True)
     (told,) = [one.getMessage() for one in caplog.records]
-    assert sum(peer in told for peer in PEERS) == MOST_LISTED
-    assert f"and {30 - MOST_LISTED} more" in told
+    assert sum(peer in told for peer in PEERS) == MAX_LISTED
+    assert f"and {30 - MAX_LISTED} more" in told

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from swarm.client.packed_head import MOST_TOKENS, PackedHead
+from swarm.client.packed_head import MAX_TOKENS, PackedHead
 from swarm.models.packed_linear import can_pack
 
 pytestmark = pytest.mark.skipif(
@@ -18,9 +18,7 @@ def _head(bias: bool = False, seed: int = 0) -> nn.Linear:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(1, 1), (2,), (1, 3), (3, 1), (8, 1), (2, 9), (MOST_TOKENS + 1,)]
-)
+@pytest.mark.parametrize("shape", [(1, 1), (2,), (1, 3), (3, 1), (8, 1), (2, 9), (MAX_TOKENS + 1,)])
 def test_the_same_logits(shape: tuple[int, ...], bias: bool) -> None:
     head = _head(bias)
     hidden = torch.randn(*shape, 32)

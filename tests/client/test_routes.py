@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from swarm.client.improving import (
-    LEAST_GAIN_S,
     LOOK_S,
     LOOKS,
+    MIN_GAIN_S,
     MUCH_BETTER,
     REST_S,
     Patience,
@@ -243,7 +243,7 @@ def test_a_session_goes_only_when_much_is_won_again_and_again() -> None:
         return patience.look(present_s, other_s, now)
 
     assert not any(look(0.1, 0.08) for _ in range(10)), "not much better"
-    assert not any(look(0.01, 0.01 - LEAST_GAIN_S / 2) for _ in range(10)), "too little"
+    assert not any(look(0.01, 0.01 - MIN_GAIN_S / 2) for _ in range(10)), "too little"
     for _ in range(LOOKS - 1):
         assert not look(0.1, 0.05)
     assert not look(0.1, 0.09), "it was so for a moment only"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from swarm.client.shared_head import MOST_TOKENS, SharedHead
+from swarm.client.shared_head import MAX_TOKENS, SharedHead
 
 HEAD = nn.Linear(8, 11).requires_grad_(False)
 PATIENCE_S = 30
@@ -97,9 +97,9 @@ def test_an_error_is_the_callers_own() -> None:
 def test_long_inputs_and_gradients_go_alone() -> None:
     gate = Gate()
     head = SharedHead(gate)
-    head(torch.randn(1, MOST_TOKENS + 1, 8))
+    head(torch.randn(1, MAX_TOKENS + 1, 8))
     head(torch.randn(1, 2, 8, requires_grad=True)).sum().backward()
-    assert gate.calls == [MOST_TOKENS + 1, 2]
+    assert gate.calls == [MAX_TOKENS + 1, 2]
     assert not head._busy
 
 

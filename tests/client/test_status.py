@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from swarm.client.status import MOST_ASKED, best_status, swarm_status
+from swarm.client.status import MAX_ASKED, best_status, swarm_status
 from swarm.client.swarm import Swarm
 from swarm.errors import PeerError
 from swarm.routing.view import Numerics
@@ -104,14 +104,14 @@ def test_of_any_number_of_servers_a_few_are_asked_at_once() -> None:
     live: Any = SimpleNamespace(checkpoint="live", model="live", num_blocks=1)
     found = asyncio.run(swarm_status(swarm, live, 1.0))
     states = [server["state"] for server in found["servers"]]
-    assert (states.count("online"), states.count("not asked")) == (MOST_ASKED, 1000 - MOST_ASKED)
-    assert len(swarm.asked) == MOST_ASKED
+    assert (states.count("online"), states.count("not asked")) == (MAX_ASKED, 1000 - MAX_ASKED)
+    assert len(swarm.asked) == MAX_ASKED
     swarm.asked.clear()
     entries: Any = [*junk, live]
     found = asyncio.run(best_status(swarm, entries, 1.0))
     assert found["model"] == "live"
-    assert sum(server["state"] == "online" for server in found["servers"]) == MOST_ASKED
-    assert len(swarm.asked) <= 2 * MOST_ASKED
+    assert sum(server["state"] == "online" for server in found["servers"]) == MAX_ASKED
+    assert len(swarm.asked) <= 2 * MAX_ASKED
 
 
 @pytest.mark.parametrize("status", [b"[" * 65536, b"\xff", b"null", b"{"])

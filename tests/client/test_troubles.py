@@ -1,6 +1,6 @@
 """Which servers a client leaves out, and for how long."""
 
-from swarm.client.troubles import FADE_S, FIRST_S, MOST_S, Troubles
+from swarm.client.troubles import FADE_S, FIRST_S, MAX_S, Troubles
 from swarm.spans import PeerId
 
 ONE, OTHER = PeerId("server-1"), PeerId("server-2")
@@ -26,14 +26,14 @@ def test_each_further_failure_takes_twice_as_long_up_to_a_limit() -> None:
         while troubles.left_out(now):
             now += 0.25
         took.append(now - began)
-    assert took == [2.0, 4.0, 8.0, 16.0, 32.0, MOST_S, MOST_S, MOST_S]
+    assert took == [2.0, 4.0, 8.0, 16.0, 32.0, MAX_S, MAX_S, MAX_S]
 
 
 def test_who_fails_for_days_is_left_out_as_for_hours() -> None:
     troubles, now = Troubles(), 0.0
     for _ in range(3000):
         troubles.failed(ONE, now)
-        now += MOST_S
+        now += MAX_S
     assert troubles.left_out(now - 1.0) == {ONE}
     assert troubles.left_out(now) == set()
 
@@ -58,9 +58,9 @@ def test_who_has_failed_long_ago_is_forgotten() -> None:
     """Else a client that runs for months remembers every name that anybody ever announced."""
     troubles = Troubles()
     for number in range(1000):
-        for now in (float(number), number + MOST_S, number + 2 * MOST_S):
+        for now in (float(number), number + MAX_S, number + 2 * MAX_S):
             troubles.failed(PeerId(f"made-up-{number}"), now)
-    later = 1000.0 + 4 * MOST_S + 10 * FADE_S
+    later = 1000.0 + 4 * MAX_S + 10 * FADE_S
     troubles.failed(ONE, later)
     assert troubles._records.keys() == {ONE}
     assert troubles.left_out(later) == {ONE}

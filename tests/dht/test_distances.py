@@ -12,7 +12,7 @@ from server_records import CHECKPOINT, record
 from swarm.dht.distances import (
     ENTRY_BYTES,
     MAX_NEXT_HOPS,
-    MOST_RTT_S,
+    MAX_RTT_S,
     coordinates,
     next_hops_s,
     pack_next_hops,
@@ -44,16 +44,16 @@ def test_a_place_that_a_liar_has_pushed_away_still_can_be_read() -> None:
     """Who answers our pings as late as it likes, and says where it is, decides where we are."""
     vivaldi = Vivaldi(random.Random(0))
     for _ in range(100):
-        vivaldi.observe(BOB.peer_id, 1e-3, Coordinate((MOST_RTT_S, 0.0, 0.0), 1e-4, 0.0))
+        vivaldi.observe(BOB.peer_id, 1e-3, Coordinate((MAX_RTT_S, 0.0, 0.0), 1e-4, 0.0))
     for _ in range(8):
         x, y, z = vivaldi.coordinate.position_s
-        near = Coordinate((min(MOST_RTT_S, x - 4.0), y, z), 1e-4, 0.0)
+        near = Coordinate((min(MAX_RTT_S, x - 4.0), y, z), 1e-4, 0.0)
         vivaldi.observe(EVE.peer_id, 59.9, near)
     place = vivaldi.coordinate
-    assert max(place.position_s) > MOST_RTT_S
+    assert max(place.position_s) > MAX_RTT_S
     read = opened(record(ALICE.peer_id, coordinate=place).sealed(ALICE, KEY, UNTIL))
     assert read.coordinate is not None
-    assert max(map(abs, read.coordinate.position_s)) <= MOST_RTT_S
+    assert max(map(abs, read.coordinate.position_s)) <= MAX_RTT_S
 
 
 @given(

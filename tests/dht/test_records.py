@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from server_records import CHECKPOINT, record
 
 from swarm.dht.records import (
-    LEAST_MEASURED,
     MAX_LIFETIME_S,
+    MIN_MEASURED,
     RECORD_LIFETIME_S,
     SHARDS,
     ModelRecord,
@@ -53,7 +53,7 @@ names = st.text(min_size=1, max_size=20)
     state=st.sampled_from(ServerState),
     digests=st.booleans(),
     numerics=st.builds(Numerics, names, names, names),
-    speed=st.just(0.0) | st.floats(LEAST_MEASURED, 1000),
+    speed=st.just(0.0) | st.floats(MIN_MEASURED, 1000),
     cache=st.tuples(st.integers(0, 1 << 30), st.integers(0, 1 << 30)).map(sorted),
     addresses=st.lists(st.just("/ip4/203.0.113.7/tcp/31330"), max_size=4),
     sequence=st.integers(0, 1 << 53),

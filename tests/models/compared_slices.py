@@ -24,7 +24,7 @@ from swarm.spans import SessionId, Span
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the logits' standard deviation."""
-LEAST_GAP = 2e-5
+MIN_GAP = 2e-5
 """Between the scores of the last expert that is chosen and of the next one."""
 
 LENGTH = 44
@@ -62,7 +62,7 @@ def prompts_without_ties(model: PreTrainedModel) -> torch.Tensor:
         ids = torch.randint(3, 96, (2, LENGTH), generator=torch.Generator().manual_seed(seed))
         with _Choices() as choices:
             logits_of(model, ids)
-        if choices.least > LEAST_GAP:
+        if choices.least > MIN_GAP:
             return ids
     raise AssertionError("all prompts have ties")
 

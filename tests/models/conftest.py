@@ -30,7 +30,7 @@ def hub(
 ) -> Iterator[StandIn]:
     """One big file; the user's cache is empty and nobody is logged in."""
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
-    monkeypatch.setattr(remote_file, "MOST_FAILURES", 1)
+    monkeypatch.setattr(remote_file, "MAX_FAILURES", 1)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with running_hub(tmp_path / "files") as hub:
         turn_to(hub, tmp_path / "hub", monkeypatch)

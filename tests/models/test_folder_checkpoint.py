@@ -116,7 +116,7 @@ def test_identity_of_a_model_with_very_many_tensors(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A part of them is sampled, the same part everywhere; all their names and shapes count."""
-    monkeypatch.setattr(checkpoint_identity, "MOST_SAMPLES", 20)
+    monkeypatch.setattr(checkpoint_identity, "MAX_SAMPLES", 20)
     checkpoint = open_checkpoint(str(folder))
     source = checkpoint._source
     sampled: list[str] = []

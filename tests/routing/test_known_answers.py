@@ -271,7 +271,7 @@ def test_the_greedy_allocator(
 ) -> None:
     """Where the program has too many states, the largest machines fill one pipeline after
     another."""
-    monkeypatch.setattr(pipelines, "MOST_STATES", 0)
+    monkeypatch.setattr(pipelines, "MAX_STATES", 0)
     plan = plan_pipelines(capacities, layers)
     assert [len(chain) for chain in plan.members] == expected
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from swarm.scheduling.bursts import MOST_S, Bursts
+from swarm.scheduling.bursts import MAX_S, Bursts
 
 RATE = 1e6
 PIECE = 10_000
@@ -57,4 +57,4 @@ def test_no_burst_counts_for_more_than_its_bound(seed: int) -> None:
     for _ in range(2000):
         now += draw.choice([0.0, 0.0, draw.expovariate(20)])
         bursts.add(draw.randrange(1, 200_000), RATE, INTERVAL_S, now)
-        assert 0 <= bursts.beyond(PIECE) <= RATE * MOST_S
+        assert 0 <= bursts.beyond(PIECE) <= RATE * MAX_S

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from swarm.scheduling.link_window import (
     DECODE_INITIAL_WINDOW_BYTES,
-    LEAST_RATE_BYTES_PER_S,
     LONG_FRAGMENT_BYTES,
     MAX_FRAGMENT_BYTES,
     MIN_FRAGMENT_BYTES,
+    MIN_RATE_BYTES_PER_S,
     RTT_MEMORY_S,
     LinkWindow,
 )
@@ -113,7 +113,7 @@ def test_the_start_doubles_with_each_round_trip(
 
 
 def test_the_first_window_of_a_long_path_stands_in_no_queue() -> None:
-    line = Line(LEAST_RATE_BYTES_PER_S, 0.3)
+    line = Line(MIN_RATE_BYTES_PER_S, 0.3)
     line.run(0.3, True)
     assert line.window.sent_bytes >= 0.8 * 0.3 * line.rate
     assert max(line.queue_s) <= 2 * DECODE_INITIAL_WINDOW_BYTES / 4 / line.rate

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.scheduling.prefill_chunks import LEAST_TOKENS, MOST_TOKENS, chunk_tokens
+from swarm.scheduling.prefill_chunks import MAX_TOKENS, MIN_TOKENS, chunk_tokens
 
 
 def pipeline(tokens: int, hops: int, chunk: int, fixed: float) -> float:
@@ -21,7 +21,7 @@ def pipeline(tokens: int, hops: int, chunk: int, fixed: float) -> float:
 @settings(max_examples=50)
 @given(st.integers(1, 5000), st.integers(1, 32))
 def test_chunks_are_within_their_limits(tokens: int, hops: int) -> None:
-    assert LEAST_TOKENS <= chunk_tokens(tokens, hops) <= MOST_TOKENS
+    assert MIN_TOKENS <= chunk_tokens(tokens, hops) <= MAX_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from swarm.dht.records import ServerRecord
 from swarm.errors import CheckpointError, PeerTimeoutError, ProtocolVersionError
 from swarm.routing.view import Numerics, ServerState
 from swarm.server.events import ServerEvent
-from swarm.server.neighbourhood import MOST_MODELS, Neighbourhood
+from swarm.server.neighbourhood import MAX_MODELS, Neighbourhood
 from swarm.spans import Span
 from swarm.wire.entrance import MemoryMember
 from swarm.wire.frames import PROTOCOL_VERSION
@@ -79,7 +79,7 @@ class Swarm:
 
 async def crowded():
     swarm = Swarm()
-    for number in range(3 * MOST_MODELS):
+    for number in range(3 * MAX_MODELS):
         await swarm.announce(f"junk-{number:04}", f"a{number:04}")
     return swarm
 
@@ -89,7 +89,7 @@ def test_only_some_of_the_other_models_are_looked_at():
         swarm = await crowded()
         await swarm.check()
         assert swarm.directory.looked_up[0] == OURS
-        assert len(swarm.directory.looked_up) == 1 + MOST_MODELS
+        assert len(swarm.directory.looked_up) == 1 + MAX_MODELS
         assert "new in this swarm" in swarm.told[0].text
 
     run(story())

@@ -16,7 +16,7 @@ from swarm.server import memory
 from swarm.server.config import ServerConfig, make_config
 from swarm.server.free_memory import FreeMemory, cgroup_free_bytes, free_memory
 from swarm.server.hosting import memory_needs, pick_device
-from swarm.server.memory import LEAST_CACHE_TOKENS, MOST_DEFAULT_CACHE_TOKENS, Budget, MemoryNeeds
+from swarm.server.memory import MAX_DEFAULT_CACHE_TOKENS, MIN_CACHE_TOKENS, Budget, MemoryNeeds
 from swarm.server.neighbourhood import short_name
 from swarm.server.reachability import (
     Reach,
@@ -88,8 +88,8 @@ def test_as_many_blocks_as_fit(blocks: int) -> None:
 @pytest.mark.parametrize("usable", [0, size(4, 300), 100 * size(4, 10_000)])
 def test_the_default_cache_is_bounded_both_ways(usable: int) -> None:
     tokens = NEEDS.default_cache_tokens(Span(0, 4), free(usable))
-    assert LEAST_CACHE_TOKENS <= tokens <= MOST_DEFAULT_CACHE_TOKENS
-    if tokens > LEAST_CACHE_TOKENS:
+    assert MIN_CACHE_TOKENS <= tokens <= MAX_DEFAULT_CACHE_TOKENS
+    if tokens > MIN_CACHE_TOKENS:
         assert NEEDS.cache(Span(0, 4), tokens) <= usable * memory.CACHE_SHARE
 
 

@@ -21,7 +21,7 @@ from swarm.sessions.messages import Close, Held, Message, Open, Refused
 from swarm.spans import PeerId
 
 ACTION_S = 0.0005
-MOST_ACTIONS = 60_000
+MAX_ACTIONS = 60_000
 BY_FAULTS = (PeerTimeoutError, UnreachablePeerError, SessionLostError, NoServersLeftError)
 """How a session may end when frames are lost; a hop that rejects a frame is a broken rule."""
 Frame = tuple[Message, list[int]] | None
@@ -97,7 +97,7 @@ class World:
         """Until everybody is done and everything is free; AssertionError for anything wrong."""
         for name, user in self.users.items():
             self._send(name, user.start(self.now))
-        for _ in range(MOST_ACTIONS):
+        for _ in range(MAX_ACTIONS):
             if not self._act():
                 break
         else:

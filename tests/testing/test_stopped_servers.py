@@ -5,7 +5,7 @@ from typing import Any
 
 from tiny_models import save_tiny
 
-from swarm.dht.records import MOST_MS
+from swarm.dht.records import MAX_MS
 from swarm.testing import LocalSwarm
 
 
@@ -15,8 +15,8 @@ def test_what_waited_for_hours_keeps_no_server_out_of_the_directory(tmp_path: Pa
         server: Any = swarm.servers[0]
 
         async def announce_after_hours() -> bool:
-            server._residence.stay._engine._counters._recent_queue_ms = 10 * MOST_MS
+            server._residence.stay._engine._counters._recent_queue_ms = 10 * MAX_MS
             return bool(await server._announce())
 
         assert swarm.run(announce_after_hours())
-        assert swarm.statuses()[0]["queue_wait_ms"] == MOST_MS
+        assert swarm.statuses()[0]["queue_wait_ms"] == MAX_MS

@@ -10,7 +10,7 @@ from swarm.scheduling.classes import ServiceClass
 from swarm.sessions.messages import Message
 from swarm.spans import PeerId
 from swarm.wire.memory import MemoryNetworkHub, Path
-from swarm.wire.upload_limit import BURST_S, LONGEST_WAIT_S, UploadLimit
+from swarm.wire.upload_limit import BURST_S, MAX_WAIT_S, UploadLimit
 from swarm.wire.virtual_time import run
 
 MBIT = 125_000
@@ -113,7 +113,7 @@ def test_a_prompt_still_moves_when_decode_alone_would_fill_the_limit() -> None:
             await asyncio.sleep(0.1)
         assert [number for number, _ in bert.came] == [1000]
         [(_, when)] = bert.came
-        assert when < 10 * LONGEST_WAIT_S
+        assert when < 10 * MAX_WAIT_S
 
     one_uploads_to_two(MBIT, body)
 

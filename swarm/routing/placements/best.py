@@ -21,7 +21,7 @@ from swarm.routing.placements.petals import weakest_start
 from swarm.routing.planned import planned_chains
 from swarm.spans import PeerId, Span
 
-MOST_CLIENTS = 4
+MAX_CLIENTS = 4
 """By whose chains a placement is judged."""
 _EQUAL = 0.005
 _BURSTS = (1, 2, 4, 8, 16)
@@ -83,7 +83,7 @@ def response_s(inventory: Inventory, layout: Layout, workload: Workload) -> floa
 
 
 def _some_clients(inventory: Inventory) -> tuple[PeerId, ...]:
-    return inventory.clients[:: -(-len(inventory.clients) // MOST_CLIENTS)]
+    return inventory.clients[:: -(-len(inventory.clients) // MAX_CLIENTS)]
 
 
 def _bursts_s(inventory: Inventory, layout: Layout, workload: Workload) -> float:

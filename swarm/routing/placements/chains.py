@@ -15,7 +15,7 @@ from swarm.spans import PeerId, Span
 LOAD = 0.7
 """`rho`: chains are added until the requests are this share of what they serve."""
 
-_LEAST_S = 1e-9
+_MIN_S = 1e-9
 
 
 def place_chains(
@@ -45,7 +45,7 @@ def place_chains(
         reached = start + int(count[number])
         chain_s += float(time_s[number])
         if reached >= num_blocks:
-            rate += 1 / max(chain_s, _LEAST_S)
+            rate += 1 / max(chain_s, _MIN_S)
             reached, chain_s = 0, 0.0
     return spans
 

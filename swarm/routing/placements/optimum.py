@@ -15,7 +15,7 @@ from swarm.routing.product_program import solve_products
 from swarm.spans import Span
 
 TIME_LIMIT_S = 30.0
-MOST_CLIENTS = 4
+MAX_CLIENTS = 4
 """More of them are taken as one, with the mean of their delays."""
 
 
@@ -23,7 +23,7 @@ def flow_problem(inventory: Inventory, workload: Workload) -> FlowProblem:
     """The objective is the mean time per decoded token, as in the paper's (13a)."""
     figures = tables(inventory, workload)
     hop_s = figures.decode_hop_s
-    if len(hop_s) > MOST_CLIENTS:
+    if len(hop_s) > MAX_CLIENTS:
         hop_s = hop_s.mean(axis=0, keepdims=True)
     return FlowProblem(
         num_blocks=inventory.model.num_blocks,

@@ -16,9 +16,9 @@ from swarm.spans import PeerId, Span
 
 WEIGHTS_SHARE = 0.65
 """Of its memory that a machine gives to weights (Parallax' command line)."""
-MOST_VARIATION = 0.25
+MAX_VARIATION = 0.25
 """Of the load of layers, above which all is placed anew (Parallax' allocator)."""
-_LEAST_S = 1e-9
+_MIN_S = 1e-9
 _CLEAR_GAP = 2.0
 """Clusters are apart if the way between them is this much longer than the ways within."""
 
@@ -52,7 +52,7 @@ class ParallaxPlacement:
 
     alpha: float = 2.0
     weights_share: float = WEIGHTS_SHARE
-    most_variation: float = MOST_VARIATION
+    most_variation: float = MAX_VARIATION
 
     def place(self, inventory: Inventory, workload: Workload) -> Layout:
         """Raises MemoryShortError when all machines together hold no pipeline."""
@@ -198,4 +198,4 @@ def _powers(machines: Sequence[Machine]) -> list[float]:
     decodes."""
     if all(machine.flops_per_s > 0 for machine in machines):
         return [machine.flops_per_s for machine in machines]
-    return [1 / max(machine.speed.decode_s(1), _LEAST_S) for machine in machines]
+    return [1 / max(machine.speed.decode_s(1), _MIN_S) for machine in machines]

@@ -13,7 +13,7 @@ from swarm.routing.view import SwarmView
 
 HOP_S = 0.018
 NO_CACHE_S = 10.0
-MOST_DELAY_S = 5.0
+MAX_DELAY_S = 5.0
 UNMEASURED_BLOCKS_PER_S = 300.0
 
 
@@ -36,7 +36,7 @@ class PetalsRouter(Forgetful):
         servers = view.online(request.avoid)
         links = network.links([server.peer for server in servers])
         everyone = np.arange(len(servers))
-        delay = np.minimum(links.from_peer_s(request.client), MOST_DELAY_S)
+        delay = np.minimum(links.from_peer_s(request.client), MAX_DELAY_S)
         lacking = np.array(
             [
                 server.cache_tokens_free
@@ -59,7 +59,7 @@ class PetalsRouter(Forgetful):
                     for server in servers
                 ]
             ),
-            between_s=np.minimum(links.between_s(everyone, everyone), MOST_DELAY_S),
+            between_s=np.minimum(links.between_s(everyone, everyone), MAX_DELAY_S),
             wait_s=np.zeros((len(servers), view.num_blocks + 1)),
         )
         kinds = {None if self._costs.mix_numerics else one.numerics for one in servers}
