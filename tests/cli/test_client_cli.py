@@ -70,7 +70,7 @@ def test_bad_input_of_generate(run_client, arguments, words):
     assert_one_line(subprocess.CompletedProcess(arguments, code, "", errors), 2, *words)
 
 
-@pytest.mark.parametrize("timeout", ["nan", "inf", "1e9"])
+@pytest.mark.parametrize("timeout", ["inf", "1e9"])
 def test_a_time_that_nobody_can_wait(run_client, timeout):
     code, _, errors = run_client(["status", "--peers", NOBODY, "--timeout", timeout])
     assert_one_line(subprocess.CompletedProcess([], code, "", errors), 2, "--timeout", "3600")

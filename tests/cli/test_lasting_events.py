@@ -36,16 +36,10 @@ def _unwritable(kind: str) -> int:
 
 
 @pytest.fixture
-def output(
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[TextIO]:
-    """Standard output that cannot be written, in place of what `capsys` reads."""
+def output(request: pytest.FixtureRequest) -> Iterator[TextIO]:
+    """What cannot be written; the test puts it in place of standard output."""
     file = os.fdopen(_unwritable(request.param), "w")
-    monkeypatch.setattr("sys.stdout", file)
     yield file
-    monkeypatch.undo()
     with contextlib.suppress(OSError):
         file.close()
 
@@ -62,9 +56,11 @@ def test_who_tells_goes_on_and_it_is_logged_once(
     shown: str,
     output: TextIO,
     request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("sys.stdout", output)
     kind = request.node.callspec.params["output"]
     before = sys.stderr
     printer = LastingPrinter(_printer(shown, output))
@@ -80,7 +76,10 @@ def test_who_tells_goes_on_and_it_is_logged_once(
 
 
 @pytest.mark.parametrize("output", REASONS, indirect=True)
-def test_what_is_left_is_no_fault_of_the_programs_end(output: TextIO) -> None:
+def test_what_is_left_is_no_fault_of_the_programs_end(
+    output: TextIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", output)
     printer = LastingPrinter(EventPrinter(True))
     printer(NOTICE)
     printer.close()

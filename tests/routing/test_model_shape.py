@@ -74,8 +74,8 @@ def test_latent_attention_is_cached_with_its_expanded_heads() -> None:
     [
         ({"hidden_size": None}, "has no hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
-        ({"num_attention_heads": "many"}, "no count"),
-        ({"num_attention_heads": -1}, "no count"),
+        ({"num_attention_heads": "many"}, "not a count"),
+        ({"num_attention_heads": -1}, "not a count"),
     ],
 )
 def test_a_config_that_is_no_decoder(change: dict[str, object], words: str) -> None:
