@@ -66,7 +66,6 @@ class _Arriving:
         self._on_link = on_link
         self._data = bytearray()
         self._link: StreamReceiver | None = None
-        self._needed = 0
         stream.start(self)
 
     # ---- as the stream that the link sees
