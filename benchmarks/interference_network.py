@@ -3,9 +3,9 @@
 With root, each host is a network namespace whose only way out is a tun device with a token bucket
 (`tc ... tbf`) of the rate, and a process (`interference_hub.py`) that keeps each packet for half
 the round trip. The rate is that of each host's upload; downloads are not limited, as at most homes
-the upload is the narrow side. TCP's congestion control and the length of packets are chosen by the
-hosts' routes. Without root there is only loopback, and the programs that run on it delay what they
-write themselves (`interference_relay.py`).
+the upload is the narrow side. TCP's congestion control is chosen by the hosts' routes. Without root
+there is only loopback, and the programs that run on it delay what they write themselves
+(`interference_relay.py`).
 """
 
 import os
@@ -30,12 +30,6 @@ busy connection send four packets a round trip for 0.2 s of every 10, which hide
 where links are fast."""
 _BURST_S = 0.001
 _MIN_BURST_BYTES = 4096
-_PACKET_S = 0.0006
-"""What a packet's bytes take at most, where packets need not be small for it: as 1,500 bytes do at
-20 Mbit/s. Faster links have longer packets: at 100 Mbit/s packets of 1,500 bytes keep the process
-that delays them busy for a third of a core, which all else here waits for."""
-_MIN_PACKET_BYTES, _MAX_PACKET_BYTES = 1500, 9000
-_HEADERS_BYTES = 40
 
 
 @dataclass(frozen=True)
@@ -107,17 +101,9 @@ class Namespaces:
             _run(*within, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
             _run(*within, "ip", "link", "set", "lo", "up")
             _run(*within, "ip", "address", "add", f"{self.address(host)}/24", "dev", name)
-            device = (name, "up", "mtu", str(_MAX_PACKET_BYTES), "txqueuelen", "2000")
-            _run(*within, "ip", "link", "set", *device)
-            self._route(host, _MAX_PACKET_BYTES)
-
-    def _route(self, host: int, packet_bytes: int) -> None:
-        name = self._names[host]
-        way = (f"{NETWORK}.0/24", "dev", name, "src", self.address(host))
-        # A connection of small packets stays one for good if it was told of no longer ones.
-        longest = str(_MAX_PACKET_BYTES - _HEADERS_BYTES)
-        chosen = ("mtu", str(packet_bytes), "advmss", longest, "congctl", self.tcp)
-        _run("ip", "-n", name, "route", "replace", *way, *chosen)
+            _run(*within, "ip", "link", "set", name, "up", "mtu", "1500", "txqueuelen", "2000")
+            route = ("ip", "route", "replace", f"{NETWORK}.0/24", "dev", name)
+            _run(*within, *route, "src", self.address(host), "congctl", self.tcp)
 
     def __enter__(self) -> Self:
         return self
@@ -143,9 +129,7 @@ class Namespaces:
     def shape(self, shape: Shape) -> None:
         rate = shape.mbit * 1e6
         burst = max(_MIN_BURST_BYTES, int(rate / 8 * _BURST_S))
-        packet = min(_MAX_PACKET_BYTES, max(_MIN_PACKET_BYTES, int(rate / 8 * _PACKET_S)))
-        for host, name in enumerate(self._names):
-            self._route(host, packet)
+        for name in self._names:
             bucket = ("rate", f"{rate:.0f}bit", "burst", str(burst), "latency", f"{QUEUE_MS}ms")
             within = ("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", name)
             _run(*within, "root", "tbf", *bucket)

@@ -30,15 +30,13 @@ while data := connection.recv(1000):
 ASK = """
 import json, socket, sys, time
 connection = socket.create_connection((sys.argv[1], 5000))
-for _ in sys.stdin:
-    took = []
-    for _ in range(5):
-        began = time.perf_counter()
-        connection.sendall(b"x")
-        connection.recv(1)
-        took.append(time.perf_counter() - began)
-    most = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
-    print(json.dumps({"event": "took", "seconds": min(took), "packet": most}), flush=True)
+took = []
+for _ in range(5):
+    began = time.perf_counter()
+    connection.sendall(b"x")
+    connection.recv(1)
+    took.append(time.perf_counter() - began)
+print(json.dumps({"event": "took", "seconds": min(took)}), flush=True)
 """
 
 
@@ -143,13 +141,7 @@ def test_namespaces_keep_packets_for_the_delay_and_are_gone_afterwards() -> None
             server.wait_for("up", 20)
             ask = network.command(1, [sys.executable, "-c", ASK, network.address(0)])
             with Program("ask", ask) as client:
-                client.send_line("ask")
-                took = client.wait_for("took", 20)
-                assert took["seconds"] >= 0.06 and 1000 < took["packet"] < 1500
-                network.shape(Shape(mbit=100.0, rtt_ms=10.0))
-                client.send_line("ask")
-                took = client.wait_for("took", 20)
-                assert 0.01 <= took["seconds"] < 0.06 and 5000 < took["packet"] < 9000
+                assert client.wait_for("took", 20)["seconds"] >= 0.06
             assert server.wait_for("over", 20)["tcp"] == "reno"
         after = network.sent_bytes()
         assert all(b > a for a, b in zip(before, after, strict=True))
