@@ -35,7 +35,7 @@ from interference_plot import plot
 from interference_report import arm_rows, ratio_row
 from interference_results import Results
 from interference_rows import always_rows, bulk_rows, streamed_rows, uncontended_rows
-from interference_swarm import InterferenceSwarm
+from interference_swarm import Swarms
 
 USES = (0.45, 0.6, 0.3)
 PARTS = ("main", "always", "streamed", "bulk", "compute")
@@ -120,23 +120,25 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
     results = Results(Path(options.results) if options.results else None)
     measuring = Measuring(options, report, results)
     facts: dict[str, str | None] = {}
-    if set(options.parts) - {"bulk"}:
-        with InterferenceSwarm(loopback=options.in_process_relay, tcp=options.tcp) as swarm:
-            facts |= facts_of(swarm.network)
-            results.made_over(swarm.network.tcp)
-            if "main" in options.parts:
-                measuring.main_table(swarm)
-            if "always" in options.parts:
-                measuring.always(swarm)
-            if "streamed" in options.parts:
-                measuring.streamed(swarm)
-            if "compute" in options.parts:
-                measuring.compute_table(swarm)
+
+    def meet(network: TestNetwork) -> None:
+        facts.update(facts_of(network))
+        results.made_over(network.tcp)
+
+    ways = {"loopback": options.in_process_relay, "tcp": options.tcp}
+    with Swarms(**ways, on_network=meet) as swarms:
+        if "main" in options.parts:
+            measuring.main_table(swarms)
+        if "always" in options.parts:
+            measuring.always(swarms)
+        if "streamed" in options.parts:
+            measuring.streamed(swarms)
+        if "compute" in options.parts:
+            measuring.compute_table(swarms)
     if "bulk" in options.parts:
-        network = make_network(2, loopback=options.in_process_relay, tcp=options.tcp)
+        network = make_network(2, **ways)
         with closing(network):
-            facts |= facts_of(network)
-            results.made_over(network.tcp)
+            meet(network)
             if not network.relays:
                 measuring.bulk(network)
     report.table("set-up", [facts | {"TCP": results.tcp}] if results.tcp else [])

@@ -1,7 +1,8 @@
 """Which runs the interference benchmark makes: tables and rows, in turns, as long as there is time.
 
-Everything is measured seed by seed, every arm with a seed before the next one: what is broken off
-has compared what it has measured. Runs that the results have already are not made again.
+Everything is measured point by point, and there seed by seed, every arm with a seed before the next
+one: what is broken off has compared what it has measured. Runs that the results have already are
+not made again.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from interference_network import UNLIMITED_MBIT, Shape, TestNetwork
 from interference_report import figures
 from interference_results import Results
 from interference_rows import ALWAYS_TOKENS, STREAMED_POINTS, STREAMED_TOKENS
-from interference_swarm import MEAN_PROMPT, ROW_BYTES, InterferenceSwarm, Load, Point
+from interference_swarm import MEAN_PROMPT, ROW_BYTES, Load, Point, Swarms
 
 PACES = {5.0: None, 20.0: Pace(5.0, 0.2), 100.0: Pace(5.0, 0.05)}
 """By the link's Mbit/s; None: real compute."""
@@ -57,18 +58,18 @@ class Measuring:
 
     # ---- what there is to measure
 
-    def main_table(self, swarm: InterferenceSwarm) -> None:
-        for seed in self._seeds:
-            for mbit, rtt_ms in self._options.points:
-                point = point_of(mbit, rtt_ms)
-                self._idle(swarm, point, seed)
+    def main_table(self, swarms: Swarms) -> None:
+        for mbit, rtt_ms in self._options.points:
+            point = point_of(mbit, rtt_ms)
+            for seed in self._seeds:
+                self._idle(swarms, point, seed)
                 for use in self._options.uses:
                     load = self._load(point, use, seed)
                     if load is not None:
                         name = f"main {point.shape}, use {use:g}"
-                        self._in_turns(swarm, name, point, self._arms(), load)
+                        self._in_turns(swarms, name, point, self._arms(), load)
 
-    def compute_table(self, swarm: InterferenceSwarm) -> None:
+    def compute_table(self, swarms: Swarms) -> None:
         """The wire is unlimited; the compute policy varies."""
         pace = PACES[20.0]
         assert pace is not None
@@ -78,29 +79,30 @@ class Measuring:
         prompts = round(seconds * _COMPUTE_USE / (MEAN_PROMPT * pace.token_ms / 1e3))
         name = f"compute {point.shape}, use {_COMPUTE_USE:g}"
         for seed in self._seeds:
-            self._in_turns(swarm, name, point, chosen, Load(seed, seconds, prompts, fill_s=1.0))
+            self._in_turns(swarms, name, point, chosen, Load(seed, seconds, prompts, fill_s=1.0))
 
-    def always(self, swarm: InterferenceSwarm) -> None:
+    def always(self, swarms: Swarms) -> None:
         """Decoding beside one prompt of 1,024 tokens that is always in flight."""
         chosen = self._arms("A'", "C")
-        for seed in self._seeds:
-            for mbit, rtt_ms in self._options.points:
-                point = point_of(mbit, rtt_ms)
-                self._idle(swarm, point, seed)
+        for mbit, rtt_ms in self._options.points:
+            point = point_of(mbit, rtt_ms)
+            for seed in self._seeds:
+                self._idle(swarms, point, seed)
                 load = Load(
                     seed,
                     self._options.seconds * WINDOWS[mbit],
                     fill_s=_ALWAYS_FILL_S,
                     always_tokens=ALWAYS_TOKENS,
                 )
-                self._in_turns(swarm, f"always {point.shape}", point, chosen, load)
+                self._in_turns(swarms, f"always {point.shape}", point, chosen, load)
 
-    def streamed(self, swarm: InterferenceSwarm) -> None:
+    def streamed(self, swarms: Swarms) -> None:
         """A lone prompt in chunks and as a whole; the links are the product's in both."""
         ways = {"streamed": Chosen(), "whole": Chosen(whole_prompts=True)}
         for name, point in STREAMED_POINTS.items():
             for seed in self._seeds:
                 for way in self._missing(f"streamed {name}", list(ways), seed):
+                    swarm = swarms.at(point.shape)
                     if self._learnt != point:
                         swarm.one_prompt(point, Chosen(), STREAMED_TOKENS, 99)
                         self._learnt = point
@@ -141,10 +143,10 @@ class Measuring:
         self._report.note(f"{name}, seed {seed}: {', '.join(missing)}")
         return missing if seed % 2 else missing[::-1]
 
-    def _idle(self, swarm: InterferenceSwarm, point: Point, seed: int) -> None:
+    def _idle(self, swarms: Swarms, point: Point, seed: int) -> None:
         """Nothing but decoding, in every arm."""
         load = Load(seed, max(_MIN_IDLE_S, self._options.seconds / 3))
-        self._in_turns(swarm, f"idle {point.shape}", point, self._arms(), load)
+        self._in_turns(swarms, f"idle {point.shape}", point, self._arms(), load)
 
     def _load(self, point: Point, use: float, seed: int) -> Load | None:
         """So that prompts and decoding together take `use` of a link in arm A; None: what decoding
@@ -164,7 +166,7 @@ class Measuring:
 
     def _in_turns(
         self,
-        swarm: InterferenceSwarm,
+        swarms: Swarms,
         name: str,
         point: Point,
         chosen: Mapping[str, Chosen],
@@ -172,6 +174,7 @@ class Measuring:
     ) -> None:
         """Every arm with one seed; the order turns round with each."""
         for arm in self._missing(name, list(chosen), load.seed):
+            swarm = swarms.at(point.shape)
             if self._learnt != point:
                 swarm.run(point, Chosen(), _LEARNING)
                 self._learnt = point

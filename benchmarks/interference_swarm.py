@@ -1,8 +1,9 @@
 """The swarm of the interference benchmark: three stages and two clients, each on a host of its own.
 
 One client decodes all the time, the other sends prompts, so that nothing but the stages and the
-links between them is shared. All processes are started once; arms, compute policies, paces and the
-network's shape are switched between runs, while nothing is on its way.
+links between them is shared. A swarm is of one shape of the network: a connection that has seen a
+shorter way, or a wider one, takes the first packets of another for lost, and is slow for long.
+Arms, compute policies and paces are switched between runs, while nothing is on its way.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ import psutil
 import torch
 from interference_arms import Chosen
 from interference_control import Pace, choose_line, paced
-from interference_network import USUAL_TCP, Namespaces, Shape, make_network
+from interference_network import USUAL_TCP, Namespaces, Shape, TestNetwork, make_network
 from processes import Program
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -115,10 +117,19 @@ def build_model(folder: Path) -> None:
 
 
 class InterferenceSwarm:
-    """Use in a `with`; everything that it started is gone at its end."""
+    """Everything that it started is gone after `close`."""
 
-    def __init__(self, *, loopback: bool = False, tcp: str = USUAL_TCP) -> None:
-        """`loopback`: no namespaces, also where they could be made."""
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        loopback: bool = False,
+        tcp: str = USUAL_TCP,
+        on_network: Callable[[TestNetwork], None] = lambda network: None,
+    ) -> None:
+        """`loopback`: no namespaces, also where they could be made. `on_network`: is shown the
+        network before anything runs on it."""
+        self.shape = shape
         self._stack = ExitStack()
         try:
             folder = Path(
@@ -127,16 +138,15 @@ class InterferenceSwarm:
             build_model(folder / "model")
             self.network = make_network(STAGES + 2, loopback=loopback, tcp=tcp)
             self._stack.callback(self.network.close)
+            on_network(self.network)
+            self.network.shape(shape)
             self._relay = ["--relay"] if self.network.relays else []
             self._start(folder)
         except BaseException:
             self._stack.close()
             raise
 
-    def __enter__(self) -> "InterferenceSwarm":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for program in self._programs:
             program.ask_to_stop()
         self._stack.close()
@@ -178,7 +188,7 @@ class InterferenceSwarm:
 
     def choose(self, point: Point, chosen: Chosen) -> None:
         """From now on; nothing is on its way."""
-        self.network.shape(point.shape)
+        assert point.shape == self.shape
         line = choose_line(
             paced(chosen, point.pace),
             mbit=point.shape.mbit,
@@ -290,3 +300,28 @@ class InterferenceSwarm:
             times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
             found.append(sum(one.user + one.system for one in times))
         return found
+
+
+class Swarms:
+    """Use in a `with`: one swarm at a time, of the shape that was asked for last."""
+
+    def __init__(self, **named: Any) -> None:
+        """What `InterferenceSwarm` takes besides its shape."""
+        self._named = named
+        self._swarm: InterferenceSwarm | None = None
+
+    def __enter__(self) -> "Swarms":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._swarm is not None:
+            self._swarm.close()
+
+    def at(self, shape: Shape) -> InterferenceSwarm:
+        """A new one if the last was of another shape; that one is gone then."""
+        if self._swarm is None or self._swarm.shape != shape:
+            if self._swarm is not None:
+                self._swarm.close()
+            self._swarm = None
+            self._swarm = InterferenceSwarm(shape, **self._named)
+        return self._swarm
