@@ -90,6 +90,12 @@ class RelayedStream:
         self._full = self.waiting > _STREAM_BUFFER_BYTES
         return not self._full
 
+    def pause_reading(self) -> None:
+        self._stream.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._stream.resume_reading()
+
     def close(self) -> None:
         self._closing = True
         self._close_when_done()

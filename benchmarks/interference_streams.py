@@ -78,6 +78,12 @@ class _Arriving:
     def write(self, *parts: bytes | bytearray | memoryview) -> bool:
         return self._stream.write(*parts)
 
+    def pause_reading(self) -> None:
+        self._stream.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._stream.resume_reading()
+
     def close(self) -> None:
         self._stream.close()
 

@@ -25,7 +25,6 @@ from swarm.server.engine_jobs import EngineJob, EngineResult, EngineStats
 from swarm.server.engine_parts import WaitingJob, pass_size
 from swarm.server.kv_cache import PagedCache
 from swarm.server.pass_runner import Blocks, PassRunner
-from swarm.sessions.messages import RowOperation
 from swarm.spans import SessionId
 
 logger = logging.getLogger("swarm.server.engine")
@@ -94,10 +93,6 @@ class Engine:
         with self._changed:
             self._queue.push(entry, now)
             self._changed.notify()
-
-    def apply(self, session: SessionId, operation: RowOperation) -> None:
-        """Fork and cut a session's rows now. Jobs that wait would come after it: cancel first."""
-        self._command(partial(self._runner.apply, session, operation))
 
     def cancel(self, session: SessionId) -> None:
         """Drop the session's waiting jobs without results; their operations are still applied.

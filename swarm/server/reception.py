@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from swarm.scheduling.fair_queue import own_group
+from swarm.scheduling.service_counters import Path
 from swarm.sessions.admission import Admission, Decision
 from swarm.sessions.grants import GRANT_CONTEXT, check_grant
 from swarm.sessions.messages import (
@@ -17,21 +19,24 @@ from swarm.sessions.messages import (
 )
 from swarm.spans import PeerId, SessionId, Span
 from swarm.wire.identity import verify
+from swarm.wire.places import Places
 
 MAX_PLACES_PER_CLIENT = 4
 """Sessions of one client that may wait for room at once."""
 MAX_IN_LINE = 1024
-"""Sessions of all clients that may wait for room."""
+"""Sessions of all clients that may wait for room; of one group of them, a fifth (see `Places`)."""
 
 
 @dataclass(frozen=True)
 class Quotas:
-    """What one client may ask of this server."""
+    """What clients may ask of this server."""
 
     sessions_per_client: int
     """Open or in line."""
     tokens_per_client: int | None
     """Cached tokens in all sessions of a client; None: as many as there are."""
+    group_of: Callable[[str], Path] = own_group
+    """The group of a client, as for `FairQueue`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Reception:
     """Draining: nobody is let in any more."""
     _inside: dict[SessionId, Guest] = field(default_factory=dict)
     _line: dict[SessionId, Guest] = field(default_factory=dict)
+    _places: Places[SessionId] = field(default_factory=lambda: Places(MAX_IN_LINE))
+    """In the line."""
 
     @property
     def waiting(self) -> int:
@@ -153,35 +160,50 @@ class Reception:
         most = self.quotas.tokens_per_client
         if most is not None and guest.tokens + sum(other.tokens for other in own) > most:
             return RefuseKind.QUOTA, f"a client may have {most} cached tokens"
-        if len(self._line) >= MAX_IN_LINE:
-            return RefuseKind.QUOTA, f"{len(self._line)} sessions are in line already"
         return None
 
     def _admit(self, guest: Guest, wait_s: float, now: float) -> Verdict:
-        places = sum(
-            other.client == guest.client and other.session != guest.session
-            for other in self._line.values()
-        )
-        may_wait = places < MAX_PLACES_PER_CLIENT
+        fault = self._waiting_fault(guest)
         answer = self.admission.request(
             guest.session,
             guest.tokens,
-            wait_s if may_wait else 0.0,
+            0.0 if fault else wait_s,
             now,
             guest.client,
             repair=guest.grant.route > 0,
         )
         if answer is None:
             self._line[guest.session] = guest
+            self._places.take(guest.session, self._group(guest))
             return Verdict()
         if not answer:
-            if wait_s > 0 and not may_wait and guest.tokens <= self.admission.capacity_tokens:
-                detail = f"a client may have {places} places in line; wait for one of them"
+            if wait_s > 0 and fault and guest.tokens <= self.admission.capacity_tokens:
                 free = self.admission.free_tokens
-                return Verdict(refused=guest.refused(RefuseKind.QUOTA, detail, free))
+                return Verdict(refused=guest.refused(RefuseKind.QUOTA, fault, free))
             return Verdict(refused=self._full(guest))
         self._inside[guest.session] = guest
         return Verdict(held=guest)
+
+    def _waiting_fault(self, guest: Guest) -> str:
+        """Why it may not wait; empty: it may."""
+        if guest.session in self._line:
+            return ""
+        places = sum(other.client == guest.client for other in self._line.values())
+        if places >= MAX_PLACES_PER_CLIENT:
+            return f"a client may have {places} places in line; wait for one of them"
+        if not self._places.has_room(self._group(guest)):
+            return f"{len(self._places)} sessions are in line, too many of them from your network"
+        return ""
+
+    def _group(self, guest: Guest) -> Path:
+        """Without the client itself, unless it is a group of its own."""
+        path = self.quotas.group_of(guest.client)
+        return path[:-1] or path
+
+    def _leave_line(self, session: SessionId) -> None:
+        """Whether it is in it or not."""
+        self._places.give_back(session)
+        self._line.pop(session, None)
 
     def _full(self, guest: Guest) -> Refused:
         free, capacity = self.admission.free_tokens, self.admission.capacity_tokens
@@ -198,7 +220,7 @@ class Reception:
     def leave(self, session: SessionId) -> list[Guest]:
         """The session gives up its room or its place; the guests who are let in because of it."""
         self._inside.pop(session, None)
-        self._line.pop(session, None)
+        self._leave_line(session)
         held, _ = self._decided(self.admission.release(session))
         return held
 
@@ -226,17 +248,18 @@ class Reception:
             why = f"{self.me} is shutting down; choose another server"
             refused = guest.refused(RefuseKind.DRAINING, why, self.admission.free_tokens)
             refusals.append((guest.client, refused))
-        self._line.clear()
+            self._leave_line(session)
         return refusals
 
     def _decided(self, decision: Decision) -> tuple[list[Guest], list[tuple[PeerId, Refused]]]:
         held = []
         for session in decision.admitted:
-            guest = self._line.pop(session)
-            self._inside[session] = guest
+            guest = self._inside[session] = self._line[session]
+            self._leave_line(session)
             held.append(guest)
         refusals = []
         for session in decision.expired:
-            guest = self._line.pop(session)
+            guest = self._line[session]
+            self._leave_line(session)
             refusals.append((guest.client, self._full(guest)))
         return held, refusals

@@ -74,7 +74,7 @@ class Stay:
             ),
             status=place.status,
             locate=place.neighbourhood.look_round,
-            quotas=Quotas(config.sessions_per_client, config.tokens_per_client),
+            quotas=Quotas(config.sessions_per_client, config.tokens_per_client, groups),
             backup_bytes=backup_bytes(
                 config.backup_memory, cache.total_tokens * blocks.bytes_per_token
             ),

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 FRAMES_A_TURN = 64
 SECONDS_A_TURN = 0.005
 """A turn of the event loop handles no more frames of one stream than these say."""
-MAX_WAITING_BYTES = 16 * 1024 * 1024
-"""Received and not handled. Credit keeps honest peers well below."""
+MAX_AHEAD_BYTES = 64 * 1024
+"""With more than this received and not handled, the stream is not read any further."""
 
 
 class FrameReceiver(Protocol):
@@ -73,6 +73,7 @@ class Connection:
         """Received, but left for a later turn; `_chunks` came after them."""
         self._chunks: deque[bytes] = deque()
         self._waiting_bytes = 0
+        self._reads = True
         self._pause_s = 0.0
         self._turn: Handle | None = None
         """The later turn, if there is to be one."""
@@ -117,8 +118,9 @@ class Connection:
             return
         self._chunks.append(data)
         self._waiting_bytes += len(data)
-        if self._waiting_bytes > MAX_WAITING_BYTES:
-            self._fail(FramingError(f"more than {MAX_WAITING_BYTES} bytes ahead of what is read"))
+        if self._reads and self._waiting_bytes > MAX_AHEAD_BYTES:
+            self._reads = False
+            self._stream.pause_reading()
 
     def _handle(self, data: bytes | None) -> None:
         """Handles `data`, or without it the frames that are left, as far as one turn may go."""
@@ -158,12 +160,18 @@ class Connection:
 
     def _next_turn(self) -> None:
         self._turn = None
+        if not self._reads:
+            # It cannot be heard meanwhile, but it has said more than enough.
+            self.last_received = self._loop.time()
         if self._frames or not self._chunks:
             self._handle(None)
         else:
             data = self._chunks.popleft()
             self._waiting_bytes -= len(data)
             self._handle(data)
+        if not self._reads and self._waiting_bytes <= MAX_AHEAD_BYTES:
+            self._reads = True
+            self._stream.resume_reading()
 
     def writable_again(self) -> None:
         self.writable = not self.closed

@@ -64,6 +64,7 @@ class DaemonStream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writer: SocketWriter | None = None
         self._writable = True
+        self._paused = False
         self._ended: str | None = None
         self._closed = False
         self._abort: asyncio.TimerHandle | None = None
@@ -87,6 +88,16 @@ class DaemonStream(asyncio.Protocol):
         self._writer.write(parts)
         self._writable = self._writer.waiting_bytes <= _WRITE_BUFFER_BYTES
         return self._writable
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        if self._transport is not None and not self._closed and not self._early:
+            self._transport.resume_reading()
 
     def close(self) -> None:
         if self._closed:
@@ -192,8 +203,8 @@ class DaemonStream(asyncio.Protocol):
             self._receiver.bytes_received(early)
         if self._ended is not None:
             self._tell_end()
-        elif self._transport is not None and not self._closed:
-            self._transport.resume_reading()
+        elif not self._paused:
+            self.resume_reading()
 
     def _tell_end(self) -> None:
         if not self._closed and self._receiver is not None and self._ended is not None:

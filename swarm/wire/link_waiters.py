@@ -32,7 +32,7 @@ class LinkWaiters:
                 raise
             raise PeerTimeoutError(
                 f"{peer} did not answer within {timeout_s:g} s; it may be down, or behind a "
-                "firewall without a relay",
+                "firewall or router that lets nobody in",
                 peer=peer,
             ) from None
         finally:

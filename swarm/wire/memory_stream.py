@@ -28,6 +28,7 @@ class MemoryStream:
         self._arriving_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._waits_for_room = False
+        self._paused = False
 
     @property
     def peer(self) -> PeerId:
@@ -52,6 +53,13 @@ class MemoryStream:
             return False
         return True
 
+    def pause_reading(self) -> None:
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self.resume()
+
     def close(self) -> None:
         if not self._closed:
             if not self.other._closed:
@@ -61,7 +69,7 @@ class MemoryStream:
     # ---- for the hub
 
     def resume(self) -> None:
-        """Reading may go on: the receiver is there, or the path is healed."""
+        """Reading may go on: the receiver is there and wants more, or the path is healed."""
         if self._timer is None and self._arriving and not self._closed:
             wait_s = max(0.0, self._arriving[0][0] - self._loop.time())
             self._timer = self._loop.call_later(wait_s, self._arrive)
@@ -86,7 +94,8 @@ class MemoryStream:
         self._timer = None
         now = self._loop.time() + 1e-9
         while self._arriving and self._arriving[0][0] <= now:
-            if self._receiver is None or self._hub.is_held(self._peer, self.owner):
+            held = self._hub.is_held(self._peer, self.owner)
+            if self._receiver is None or self._paused or held:
                 return
             _, data = self._arriving.popleft()
             if data is None:

@@ -51,6 +51,13 @@ class ByteStream(Protocol):
         nothing and returns False.
         """
 
+    def pause_reading(self) -> None:
+        """Nothing more is handed over until `resume_reading`, but what already is on its way; the
+        peer can write as much as there is room for on the path. May be called at any time."""
+
+    def resume_reading(self) -> None:
+        """What came meanwhile is handed over, but not from within this call."""
+
     def close(self) -> None:
         """Ends the stream; what was written before still goes out if that takes no longer than
         about a second. May be called at any time and any number of times; no callback follows."""

@@ -91,8 +91,8 @@ def test_operations_come_before_their_step(world: World) -> None:
     world.submit(1, [[1, 2, 3], [10]])()
     fork = RowOperation(parents=(0, 0), truncate_to=(3, 2))
     assert sums(world.submit(1, [[4], [5]], [3, 2], operation=fork)()) == [10, 8]
-    world.engine.apply(name(1), RowOperation(truncate_to=(1, 1)))
-    assert sums(world.submit(1, [[1], [2]], [1, 1])()) == [2, 3]
+    cut = RowOperation(truncate_to=(1, 1))
+    assert sums(world.submit(1, [[1], [2]], [1, 1], operation=cut)()) == [2, 3]
 
 
 def test_a_small_output_does_not_keep_its_whole_pass_alive(world: World) -> None:

@@ -21,6 +21,7 @@ from swarm.sessions.messages import (
     Refused,
     RefuseKind,
 )
+from swarm.wire.places import Places
 
 
 async def _close(w: World, server: ToyServer, client: RawClient, grant: Grant) -> None:
@@ -90,6 +91,36 @@ def test_a_hold_lapses_without_commit() -> None:
         server.assert_empty()
         await client.send(server, Commit(grant.session, grant.route))
         assert (await client.receive(Fail)).why is FailKind.UNKNOWN_SESSION
+
+    in_world(story)
+
+
+def test_one_network_cannot_take_all_places_in_line() -> None:
+    async def story(w: World) -> None:
+        prefixes: dict[str, str] = {}
+        quotas = Quotas(8, None, lambda client: (prefixes.get(client, "crowd"), client))
+        server, holder = await w.server(quotas=quotas), await w.client()
+        prefixes[holder.peer] = "its own"
+        whole = await holder.open([server], length=CAPACITY)
+        kept = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server.service._reception, "_places", Places(10))
+            for _ in range(4):
+                client = await w.client()
+                await client.send(server, Open(client.sign(client.grant([server])), 0, wait_s=60))
+                kept.append(client)
+            refused = await kept.pop().receive(Refused)
+            assert refused.why is RefuseKind.QUOTA and "from your network" in refused.detail
+            assert server.service.waiting_count == 3
+            stranger = await w.client()
+            prefixes[stranger.peer] = "elsewhere"
+            await stranger.send(server, Open(stranger.sign(stranger.grant([server])), 0, wait_s=60))
+            await asyncio.sleep(0.1)
+            assert server.service.waiting_count == 4
+            await holder.send(server, Close(whole.session))
+            for client in (*kept, stranger):
+                await client.receive(Held)
+            assert len(server.service._reception._places) == 0
 
     in_world(story)
 

@@ -132,6 +132,34 @@ def test_a_long_write_is_not_copied_and_the_writer_is_called_when_it_is_out() ->
     asyncio.run(main())
 
 
+class Pausing(Reader):
+    """Wants nothing more at first."""
+
+    def bytes_received(self, data: bytes) -> None:
+        if not self.data:
+            self.stream.pause_reading()
+        super().bytes_received(data)
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.05], ids=["after its start", "before it"])
+def test_a_paused_stream_leaves_the_rest_to_the_daemon(wait_s: float) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with stream_and_socket() as (stream, theirs):
+            await loop.sock_sendall(theirs, b"first")
+            await asyncio.sleep(wait_s)
+            reader = Pausing(stream)
+            assert await reader.read(5) == b"first"
+            sending = loop.create_task(loop.sock_sendall(theirs, bytes(8 << 20)))
+            await asyncio.sleep(0.2)
+            assert not sending.done() and len(reader.data) == 5
+            stream.resume_reading()
+            assert len(await reader.read(5 + (8 << 20))) == 5 + (8 << 20)
+            await sending
+
+    asyncio.run(main())
+
+
 def test_a_stream_whose_daemon_is_gone_drops_what_waits() -> None:
     async def main() -> None:
         async with stream_and_socket() as (stream, theirs):

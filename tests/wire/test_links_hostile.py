@@ -9,7 +9,7 @@ from link_peers import ANNA, BERT, CARL, HELLO, STATUS, Peer, data, raw_link, tw
 
 from swarm.sessions.messages import Message
 from swarm.spans import PeerId
-from swarm.wire.connection import FRAMES_A_TURN
+from swarm.wire.connection import FRAMES_A_TURN, MAX_AHEAD_BYTES
 from swarm.wire.frames import (
     HEADER,
     MAX_MESSAGE_BYTES,
@@ -23,7 +23,7 @@ from swarm.wire.frames import (
 )
 from swarm.wire.inbox import CREDIT_BYTES
 from swarm.wire.link import UNFINISHED_S
-from swarm.wire.memory import MemoryNetworkHub
+from swarm.wire.memory import MemoryNetworkHub, Path
 from swarm.wire.virtual_time import run
 
 
@@ -162,6 +162,29 @@ def test_a_flood_of_frames_that_bring_nothing_is_slowed_down(flood: bytes) -> No
                 raw.stream.write(pack_plain(FrameType.PING))
             assert len(bert.received) == 2
             assert bert.lost == []
+
+    run(main())
+
+
+def test_who_sends_faster_than_is_read_is_kept_waiting_in_the_network() -> None:
+    async def main() -> None:
+        hub = MemoryNetworkHub(path=Path(buffer_bytes=MAX_AHEAD_BYTES))
+        async with Peer(hub, BERT, control_per_s=100) as bert:
+            raw = await raw_link(hub)
+            pings = [pack_plain(FrameType.PING, number) for number in range(1000)]
+            taken = sum(map(len, pings))
+            while raw.stream.write(b"".join(pings)):
+                taken += sum(map(len, pings))
+                await asyncio.sleep(0.01)
+                assert taken < 10 * MAX_AHEAD_BYTES
+            # It is not taken for silent, nor forgotten: all of it is handled, at the rate.
+            for _ in range(40):
+                await asyncio.sleep(1)
+                raw.stream.write(pack_plain(FrameType.PING, 7))
+            answered = [frame.number for frame in raw.frames if frame.type == FrameType.PONG]
+            assert 4_000 < len(answered) < 5_000
+            assert answered == [number % 1000 for number in range(len(answered))]
+            assert bert.lost == [] and raw.ended is None
 
     run(main())
 

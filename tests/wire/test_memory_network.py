@@ -76,6 +76,23 @@ def test_back_pressure() -> None:
     run(main())
 
 
+def test_a_paused_stream_keeps_what_comes_and_its_writer_waits() -> None:
+    async def main() -> None:
+        hub = MemoryNetworkHub(path=Path(buffer_bytes=1000))
+        anna, bert = await both_ends(hub)
+        bert.stream.pause_reading()
+        anna.stream.write(bytes(600))
+        assert not anna.stream.write(bytes(600))
+        await asyncio.sleep(10)
+        assert bert.data() == b"" and anna.writable == []
+        bert.stream.resume_reading()
+        assert bert.data() == b""
+        await asyncio.sleep(10)
+        assert len(bert.data()) == 1200 and len(anna.writable) == 1
+
+    run(main())
+
+
 def test_a_partition_holds_everything_until_it_heals() -> None:
     async def main() -> None:
         hub = MemoryNetworkHub(path=Path(delay_s=0.1))
