@@ -41,7 +41,8 @@ def open_tun(name: str) -> int:
 
 def wire_bytes(packet: bytes) -> int:
     """What a packet that was read from a device takes on the wire, with all headers."""
-    _, kind, headers, each, _, _ = _OFFLOAD.unpack_from(packet)
+    fields: tuple[int, ...] = _OFFLOAD.unpack_from(packet)
+    kind, headers, each = fields[1:4]
     size = len(packet) - _OFFLOAD.size
     packets = -(-(size - headers) // each) if kind and each else 1
     return size + (packets - 1) * headers

@@ -29,7 +29,10 @@ USUAL_TCP = "cubic"
 busy connection send four packets a round trip for 0.2 s of every 10, which hides what is compared
 where links are fast."""
 _BURST_S = 0.002
-"""Longer than what a TCP connection hands over at once, which stays together then (`open_tun`)."""
+_TOGETHER = 0.9
+"""Of the bucket's burst: what a TCP connection hands over at once, without the headers of all but
+the first packet. More would be taken apart before the hub gets it (`open_tun`)."""
+_MAX_TOGETHER_BYTES = 60_000
 _MIN_BURST_BYTES = 4096
 
 
@@ -138,6 +141,8 @@ class Namespaces:
             bucket = ("rate", f"{rate:.0f}bit", "burst", str(burst), "latency", f"{QUEUE_MS}ms")
             within = ("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", name)
             _run(*within, "root", "tbf", *bucket)
+            together = min(int(_TOGETHER * burst), _MAX_TOGETHER_BYTES)
+            _run("ip", "-n", name, "link", "set", name, "gso_max_size", str(together))
         self._ask(f"delay {shape.rtt_ms / 2000:g}")
 
     def sent_bytes(self) -> list[int]:
