@@ -5,11 +5,14 @@ import sys
 import threading
 from unittest.mock import patch
 
-from interference_arms import patched_product
-from interference_control import obey
-from interference_streams import UPLINK, ArmLinks
+from swarm.cli.importing import importing
 
-from swarm.cli.server import main
+with importing():
+    from interference_arms import patched_product
+    from interference_control import obey
+    from interference_streams import UPLINK, ArmLinks
+
+    from swarm.cli.server import main
 
 
 def _listen() -> None:
