@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import interference_modules
 import pytest
+from interference_hub import wire_bytes
 from interference_network import Loopback, Namespaces, Shape, make_network
 from interference_relay import RelayedNetwork, Uplink
 
@@ -124,6 +126,24 @@ def test_what_was_written_before_the_end_still_comes() -> None:
         assert readers[0].ended
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("kind", "each", "payload", "wire"),
+    [
+        (0, 0, 1448, 1500),
+        (1, 1448, 1448, 1500),
+        (1, 1448, 1449, 1449 + 2 * 52),
+        (1, 1448, 10 * 1448, 10 * 1500),
+        (1, 0, 100, 152),
+    ],
+)
+def test_packets_that_come_as_one_count_each_with_its_headers(
+    kind: int, each: int, payload: int, wire: int
+) -> None:
+    """52: of an IPv4 header of 20 bytes and a TCP header of 32."""
+    before = struct.pack("=BBHHHH", 0, kind, 52, each, 0, 0)
+    assert wire_bytes(before + bytes(52 + payload)) == wire
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
