@@ -48,6 +48,9 @@ opens at once would stand in the path's queue at once."""
 EVEN_ENOUGH = 2
 """Bursts of no more than this part of what the path holds cost prompts less than a fifth of its
 rate. They are not kept in flight: decode would wait for them, twice as long on such a path."""
+MAX_STREAM_BYTES = 64 * 1024
+MIN_LONG_RTT_S = 0.005
+"""A path that holds more than so many bytes needs several streams, if it is longer than this."""
 RTT_MEMORY_S = 10.0
 _LOOKS = 3
 """Before a longer round trip is believed: one alone may have met decode, or a busy peer, and what
@@ -131,6 +134,15 @@ class LinkWindow:
     def in_flight(self) -> int:
         """Sent and not acknowledged."""
         return self.sent_bytes - self.delivered_bytes
+
+    @property
+    def outgrows_a_stream(self) -> bool:
+        """Whether the path holds so much that a stream of the transport may stand still for want
+        of its grant (`swarm.wire.lanes`)."""
+        rate, rtt_s = self.rate_bytes_per_s, self.min_rtt_s
+        if rate is None or rtt_s is None or rtt_s < MIN_LONG_RTT_S:
+            return False
+        return rate * rtt_s > MAX_STREAM_BYTES
 
     def fragment_bytes(self, decode_active: bool) -> int:
         """The longest fragment to be sent now, unless it is decode itself."""

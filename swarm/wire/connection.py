@@ -4,14 +4,17 @@ import logging
 from asyncio import AbstractEventLoop, Handle
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from swarm.errors import FramingError, PeerError
 from swarm.spans import PeerId
-from swarm.wire.frames import Frame, FrameReader
+from swarm.wire.frames import HEADER, Frame, FrameReader, FrameType, pack_plain
 from swarm.wire.network import ByteStream
 from swarm.wire.outgoing_message import Buffer
 from swarm.wire.upload_limit import UploadLimit
+
+if TYPE_CHECKING:
+    from swarm.wire.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ SECONDS_A_TURN = 0.005
 """A turn of the event loop handles no more frames of one stream than these say."""
 MAX_AHEAD_BYTES = 64 * 1024
 """With more than this received and not handled, the stream is not read any further."""
+_ABOUT_LANES = frozenset((FrameType.WIDEN, FrameType.SPREAD))
 
 
 class FrameReceiver(Protocol):
@@ -57,14 +61,18 @@ class Connection:
         self.number = 0
         """Which stream of the pair it is; set when it is known."""
         self.link: FrameReceiver | None = None
+        self.lanes: Lanes | None = None
+        """This stream and those beside it, when there are any."""
+        self.on_widen: Callable[[], None] | None = None
+        """Called when lanes are wanted on a stream that we dialled."""
         self.upload: UploadLimit | None = None
         """What is written is charged here."""
-        self.writable = True
         self.closed = False
         self.bytes_received_total = 0
         self.bytes_sent_total = 0
         self._loop = loop
         self.last_received = loop.time()
+        self._writable = True
         self._stream = stream
         self._reader = FrameReader()
         self._on_hello = on_hello
@@ -74,6 +82,9 @@ class Connection:
         self._chunks: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._reads = True
+        self._held = False
+        """What comes is for later: it is another lane's turn."""
+        self._wants_lanes = self._peer_wants_lanes = False
         self._pause_s = 0.0
         self._turn: Handle | None = None
         """The later turn, if there is to be one."""
@@ -83,19 +94,53 @@ class Connection:
     def start(self) -> None:
         self._stream.start(self)
 
+    @property
+    def writable(self) -> bool:
+        """Whether the next frame should be written now."""
+        return self._writable if self.lanes is None else self.lanes.writable
+
     def write(self, *parts: Buffer) -> None:
-        """Sends all of `parts`, in order."""
+        """Sends all of `parts`, in order: one frame, or several without lanes."""
         size = sum(map(len, parts))
         self.bytes_sent_total += size
         if self.upload is not None:
             self.upload.spent(size)
-        self.writable = self._stream.write(*parts)
+        if self.lanes is None:
+            self.write_here(parts)
+        else:
+            self.lanes.write(parts, size)
+
+    def write_here(self, parts: Sequence[Buffer]) -> None:
+        """On this very stream."""
+        self._writable = self._stream.write(*parts)
+
+    @property
+    def writable_here(self) -> bool:
+        return self._writable
+
+    @property
+    def lanes_used(self) -> int:
+        """Over how many streams frames are written."""
+        return 1 if self.lanes is None else self.lanes.used
+
+    def ask_for_lanes(self) -> None:
+        """The link needs several streams. Who has dialled this one opens the others."""
+        if self._wants_lanes:
+            return
+        self._wants_lanes = True
+        if not self.dialled:
+            self.write(pack_plain(FrameType.WIDEN))
+        elif self.on_widen is not None:
+            self.on_widen()
 
     def close(self) -> None:
+        """And all lanes."""
         if not self.closed:
             self.closed = True
-            self.writable = False
+            self._writable = False
             self._stream.close()
+            if self.lanes is not None:
+                self.lanes.close()
             if self._turn is not None:
                 self._turn.cancel()
                 self._turn = None
@@ -104,16 +149,33 @@ class Connection:
 
     def pause(self, seconds: float) -> None:
         """What comes after the frame that is being handled waits for so long."""
-        self._pause_s = seconds
+        handling = self if self.lanes is None else self.lanes.reading
+        handling._pause_s = seconds
+
+    def hold(self) -> None:
+        """What comes after the frame that is being handled waits until `release`."""
+        self._held = True
+
+    def release(self, delay_s: float = 0.0) -> None:
+        """What has come and what comes is handled, but not from within this call."""
+        self._held = False
+        if not self.closed and self._turn is None:
+            self._turn = self._loop.call_later(delay_s, self._next_turn)
+
+    def take_pause(self) -> float:
+        """The seconds that `pause` was told, for whoever else has the next turn."""
+        pause_s, self._pause_s = self._pause_s, 0.0
+        return pause_s
 
     # ---- StreamReceiver
 
     def bytes_received(self, data: bytes) -> None:
         if self.closed:
             return
-        self.last_received = self._loop.time()
-        self.bytes_received_total += len(data)
-        if self._turn is None:
+        first = self if self.lanes is None else self.lanes.first
+        first.last_received = self._loop.time()
+        first.bytes_received_total += len(data)
+        if self._turn is None and not self._held:
             self._handle(data)
             return
         self._chunks.append(data)
@@ -134,6 +196,8 @@ class Connection:
             self._fail(FramingError("a frame could not be handled", peer=self.peer))
         if self.closed:
             self._frames = ()
+        elif self._held:
+            pass
         elif self._pause_s:
             self._turn = self._loop.call_later(self._pause_s, self._next_turn)
             self._pause_s = 0.0
@@ -148,21 +212,40 @@ class Connection:
         handled = 0
         for frame in frames:
             if self.link is not None:
-                self.link.frame(frame)
+                if frame.type in _ABOUT_LANES:
+                    self._about_lanes(frame.type)
+                else:
+                    self.link.frame(frame)
+                if self.lanes is not None and not self._held:
+                    self.lanes.handled(self, HEADER.size + len(frame.body))
             else:
                 self._on_hello(self, frame)
             handled += 1
-            if self.closed or self._pause_s or handled == FRAMES_A_TURN:
+            if self.closed or self._held or self._pause_s or handled == FRAMES_A_TURN:
                 break
             if self._loop.time() > ends_at:
                 break
         return handled
 
+    def _about_lanes(self, kind: int) -> None:
+        """Raises FramingError."""
+        if kind == FrameType.SPREAD:
+            if self.lanes is not None and self.lanes.complete:
+                self.lanes.peer_spreads()
+            else:
+                self._end("a lane of the link has ended")
+        elif not self.dialled or self._peer_wants_lanes:
+            raise FramingError("a second WIDEN, or one for a stream of its own")
+        else:
+            self._peer_wants_lanes = True
+            self.ask_for_lanes()
+
     def _next_turn(self) -> None:
         self._turn = None
         if not self._reads:
             # It cannot be heard meanwhile, but it has said more than enough.
-            self.last_received = self._loop.time()
+            first = self if self.lanes is None else self.lanes.first
+            first.last_received = self._loop.time()
         if self._frames or not self._chunks:
             self._handle(None)
         else:
@@ -174,16 +257,18 @@ class Connection:
             self._stream.resume_reading()
 
     def writable_again(self) -> None:
-        self.writable = not self.closed
+        self._writable = not self.closed
         if self.link is not None:
             self.link.writable_again()
 
     def stream_ended(self, reason: str) -> None:
         if self.closed:
             return
-        if self._turn is not None:
-            self.writable = False
+        if self._turn is not None or self._held:
+            self._writable = False
             self._ended = reason
+            if self._held and self.lanes is not None:
+                self.lanes.ended_ahead(reason)
             return
         self._end(reason)
 

@@ -17,6 +17,10 @@ A message is `total u32 | header length u32 | header (msgpack) | payload`, cut i
 `total` counts all but itself and the header length. FIRST and LAST mark its ends.
 
 HELLO's first 8 bytes, `magic | version`, are the same in every version of the protocol.
+
+A link may be spread over several streams, its lanes (`swarm.wire.lanes`): LANE begins each further
+one, WIDEN asks who dialled the first one for them, and SPREAD says that all frames after it go over
+the lanes in turn; `number` is how many there are.
 """
 
 from collections.abc import Iterable
@@ -30,7 +34,7 @@ from swarm.scheduling.classes import ServiceClass
 from swarm.scheduling.link_window import LONG_FRAGMENT_BYTES
 from swarm.wire.pieces import Pieces
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAGIC = b"SWRM"
 
 MAX_BODY_BYTES = LONG_FRAGMENT_BYTES
@@ -51,6 +55,7 @@ PRELUDE = Struct("<II")
 _RANGE = Struct("<QQ")
 _VERSION = Struct("<4sI")
 _HELLO = Struct("<QQQI")
+_LANE = Struct("<QI")
 
 
 class FrameType(IntEnum):
@@ -62,6 +67,9 @@ class FrameType(IntEnum):
     PING = 4
     PONG = 5
     BYE = 6
+    LANE = 7
+    SPREAD = 8
+    WIDEN = 9
 
 
 class Flags(IntFlag):
@@ -109,7 +117,18 @@ class Hello(NamedTuple):
     credit: int
 
 
-_PLAIN_TYPES = frozenset((FrameType.PING, FrameType.PONG, FrameType.BYE))
+class LaneHello(NamedTuple):
+    """The first frame in each direction of a further stream: it is lane `lane`, beside the first
+    one of number `stream`, in the sender's `incarnation` of the link."""
+
+    incarnation: int
+    stream: int
+    lane: int
+
+
+_PLAIN_TYPES = frozenset(
+    (FrameType.PING, FrameType.PONG, FrameType.BYE, FrameType.SPREAD, FrameType.WIDEN)
+)
 _TYPES = frozenset(FrameType)
 _NUM_CLASSES = len(ServiceClass)
 _ALL_FLAGS = 3
@@ -186,7 +205,7 @@ def _header(data: memoryview, offset: int) -> tuple[_Fields, int]:
 
 
 def pack_plain(kind: FrameType, number: int = 0) -> bytes:
-    """A PING, PONG or BYE."""
+    """A PING, PONG, BYE, SPREAD or WIDEN."""
     return HEADER.pack(kind, 0, 0, 0, number, 0, 0)
 
 
@@ -255,6 +274,19 @@ def unpack_hello(frame: Frame) -> Hello:
         delivered,
         frame.credit,
     )
+
+
+def pack_lane(hello: LaneHello) -> bytes:
+    body = _LANE.pack(hello.incarnation, hello.lane)
+    return HEADER.pack(FrameType.LANE, 0, 0, len(body), hello.stream, 0, 0) + body
+
+
+def unpack_lane(frame: Frame) -> LaneHello:
+    """Raises FramingError."""
+    if frame.type != FrameType.LANE or len(frame.body) != _LANE.size:
+        raise FramingError("the stream does not begin as a lane")
+    incarnation, lane = _LANE.unpack(frame.body)
+    return LaneHello(incarnation, frame.number, lane)
 
 
 def _pack_ranges(ranges: Iterable[Range]) -> bytes:

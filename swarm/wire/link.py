@@ -150,6 +150,7 @@ class Link:
             bytes_sent=self._bytes_sent + sent,
             bytes_received=self._bytes_received + received,
             streams=self._streams,
+            lanes=0 if connection is None else connection.lanes_used,
             rate_bytes_per_s=self._window.rate_bytes_per_s,
             window_bytes=self._window.window_bytes(decode_active),
             fragment_bytes=self._window.fragment_bytes(decode_active),
@@ -343,6 +344,8 @@ class Link:
             self._small.ack(self.connection, now)
             if self._outbox.waiting:
                 self.flush()
+            if self._window.outgrows_a_stream and self.connection is not None:
+                self.connection.ask_for_lanes()
         elif kind == FrameType.PING:
             self._small.count(self.connection, now)
             if self.connection is not None and self.connection.writable:
@@ -358,7 +361,7 @@ class Link:
         elif kind == FrameType.BYE:
             self._owner.link_lost(self, "the peer closed the link")
         else:
-            raise FramingError("a second hello on the same stream")
+            raise FramingError(f"a second {FrameType(kind).name} on the same stream")
 
     def _sweep(self) -> None:
         self._sweep_timer = None

@@ -23,7 +23,9 @@ class LinkStats:
     bytes_sent: int
     bytes_received: int
     streams: int
-    """How many raw streams the link has had."""
+    """How many raw streams the link has had, one after the other."""
+    lanes: int
+    """Over how many streams at once we send now; 0 while the link is not up."""
     rate_bytes_per_s: float | None
     """What the way to the peer delivers, learnt from acknowledgements."""
     window_bytes: int

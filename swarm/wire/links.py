@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from swarm.errors import (
     FramingError,
@@ -37,6 +38,7 @@ from swarm.wire.places import Places
 from swarm.wire.refusals import other_version, refuse_version, turn_away, turned_away_by
 from swarm.wire.shared_limits import MAX_LINK_MEMORY_BYTES, SharedLimits
 from swarm.wire.upload_limit import UploadLimit
+from swarm.wire.widening import Widening
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ class Links:
         )
         self._links: dict[PeerId, Link] = {}
         self._dialling: dict[PeerId, Dialling] = {}
+        self._widening = Widening(network, self._limits.groups, self._links)
         self._places: Places[PeerId] = Places(max_links)
         """Of links that peers have opened."""
         self._waiters = LinkWaiters()
@@ -198,6 +201,7 @@ class Links:
         for dialling in list(self._dialling.values()):
             dialling.cancel()
         self._accepting.close()
+        await self._widening.close()
         for peer in self._waiters.peers():
             self._waiters.settle(peer, UnreachablePeerError("the links are closed", peer=peer))
         if self._tasks:
@@ -324,6 +328,9 @@ class Links:
         if connection.dialled and frame.type == FrameType.BYE:
             self._not_to_be(connection, turned_away_by(peer))
             return
+        if frame.type == FrameType.LANE and not connection.dialled:
+            self._widening.lane_received(connection, frame)
+            return
         version = hello_version(frame)
         if version != PROTOCOL_VERSION:
             error = other_version(peer, version)
@@ -362,6 +369,7 @@ class Links:
             self._remember_client(peer)
         if not connection.dialled:
             connection.write(link.pack_hello(connection.number, self._network))
+        connection.on_widen = partial(self._widening.widen, link, connection)
         link.attach(connection, hello)
         if link.connection is connection:
             self._link_is_up(link, connection)

@@ -102,7 +102,7 @@ def test_byte_by_byte_keeps_one_frame_at_most() -> None:
     "header",
     [
         HEADER.pack(0, 0, 0, 0, 0, 0, 0),
-        HEADER.pack(7, 0, 0, 0, 0, 0, 0),
+        HEADER.pack(len(FrameType) + 1, 0, 0, 0, 0, 0, 0),
         HEADER.pack(FrameType.DATA, 5, 0, 0, 0, 0, 0),
         HEADER.pack(FrameType.DATA, 0, 4, 0, 0, 0, 0),
         HEADER.pack(FrameType.PING, 0, 0, 1, 0, 0, 0),
