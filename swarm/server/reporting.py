@@ -165,6 +165,7 @@ class Reporter:
                 "arriving_bytes": link.unfinished_bytes,
                 "decode_active": link.decode_active,
                 "streams": link.streams,
+                "lanes": link.lanes,
             }
             for peer, link in self._linked()
         ]

@@ -134,7 +134,7 @@ class Connection:
             self.on_widen()
 
     def close(self) -> None:
-        """And all lanes."""
+        """And the lanes beside it."""
         if not self.closed:
             self.closed = True
             self._writable = False
@@ -146,6 +146,11 @@ class Connection:
                 self._turn = None
             self._frames = ()
             self._chunks.clear()
+
+    @property
+    def _first(self) -> "Connection":
+        """What tells of all lanes."""
+        return self if self.lanes is None else self.lanes.first
 
     def pause(self, seconds: float) -> None:
         """What comes after the frame that is being handled waits for so long."""
@@ -172,9 +177,8 @@ class Connection:
     def bytes_received(self, data: bytes) -> None:
         if self.closed:
             return
-        first = self if self.lanes is None else self.lanes.first
-        first.last_received = self._loop.time()
-        first.bytes_received_total += len(data)
+        self._first.last_received = self._loop.time()
+        self._first.bytes_received_total += len(data)
         if self._turn is None and not self._held:
             self._handle(data)
             return
@@ -244,8 +248,7 @@ class Connection:
         self._turn = None
         if not self._reads:
             # It cannot be heard meanwhile, but it has said more than enough.
-            first = self if self.lanes is None else self.lanes.first
-            first.last_received = self._loop.time()
+            self._first.last_received = self._loop.time()
         if self._frames or not self._chunks:
             self._handle(None)
         else:

@@ -22,7 +22,6 @@ LANES = 16
 """Of a link that is spread: with 128 KiB each, what 100 Mbit/s bring in 160 ms."""
 TURN_BYTES = 16 * 1024
 """With so much, headers included, a lane's turn is over; the last frame goes on it as a whole."""
-
 GOODBYE_S = 1.0
 """So long after the end of one lane what came on the others is still read."""
 
@@ -50,7 +49,7 @@ class Turns:
 
 
 class Lanes:
-    """The further streams of the connection `first`, and whose turn it is to be written and read.
+    """The streams beside the connection `first`, and whose turn it is to be written and read.
 
     Until it is spread in a direction, that direction's frames all go over `first`.
     """
@@ -69,8 +68,7 @@ class Lanes:
         if not 0 < lane < LANES or self._connections[lane] is not None:
             raise FramingError(f"lane {lane} of {LANES}, which cannot be or is there already")
         self._connections[lane] = connection
-        connection.link = _Lane(self)
-        connection.lanes = self
+        connection.link = connection.lanes = self
         connection.hold()
 
     @property
@@ -123,17 +121,10 @@ class Lanes:
 
     # ---- the end
 
-    def lost(self, reason: str) -> None:
-        """A further stream is gone."""
-        if self._out.is_spread or self._in.is_spread:
-            self._link.broken(self.first, reason)
-        else:
-            self.abandon()
-
     def ended_ahead(self, reason: str) -> None:
         """A stream is gone before its turn: at the end of all, if there is a goodbye to be read on
         another one."""
-        if self._out.is_spread or self._in.is_spread:
+        if self._is_used:
             loop = asyncio.get_running_loop()
             loop.call_later(GOODBYE_S, self._link.broken, self.first, reason)
         else:
@@ -151,36 +142,31 @@ class Lanes:
             if connection is not None:
                 connection.close()
 
-    def writable_again(self) -> None:
-        if self.writable:
-            self._link.writable_again()
+    # ---- what further streams tell: it is the link's
 
     def frame(self, frame: Frame) -> None:
         self._link.frame(frame)
 
+    def writable_again(self) -> None:
+        if self.writable:
+            self._link.writable_again()
+
+    def broken(self, connection: Connection, reason: str) -> None:
+        if self._is_used:
+            self._link.broken(self.first, reason)
+        else:
+            self.abandon()
+
     def failed(self, error: FramingError) -> None:
         self._link.failed(error)
+
+    # ---- inside
+
+    @property
+    def _is_used(self) -> bool:
+        return self._out.is_spread or self._in.is_spread
 
     def _lane(self, turns: Turns) -> Connection:
         connection = self._connections[turns.lane]
         assert connection is not None, "spread before all lanes were there"
         return connection
-
-
-class _Lane:
-    """A `FrameReceiver`: what a further stream brings is the link's."""
-
-    def __init__(self, lanes: Lanes) -> None:
-        self._lanes = lanes
-
-    def frame(self, frame: Frame) -> None:
-        self._lanes.frame(frame)
-
-    def writable_again(self) -> None:
-        self._lanes.writable_again()
-
-    def broken(self, connection: Connection, reason: str) -> None:
-        self._lanes.lost(reason)
-
-    def failed(self, error: FramingError) -> None:
-        self._lanes.failed(error)

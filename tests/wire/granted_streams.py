@@ -11,12 +11,12 @@ from swarm.wire.network import ByteStream, StreamReceiver
 FIRST_GRANT = 256 * 1024
 MAX_GRANT = 16 * 1024 * 1024
 _WRITE_BUFFER_BYTES = 64 * 1024
+_ENDS: "dict[ByteStream, GrantedStream]" = {}
+"""By the streams below them."""
 
 
 class GrantedStream:
     """A `ByteStream` over another one. Both ends know the round trip; grants come back in half."""
-
-    ends: "dict[ByteStream, GrantedStream]" = {}
 
     def __init__(self, stream: ByteStream, other: ByteStream, rtt_s: float) -> None:
         self._stream = stream
@@ -30,7 +30,7 @@ class GrantedStream:
         self._epoch = self._loop.time()
         self._full = False
         self.receiver: StreamReceiver | None = None
-        GrantedStream.ends[stream] = self
+        _ENDS[stream] = self
 
     @property
     def peer(self) -> PeerId:
@@ -95,7 +95,7 @@ class GrantedStream:
             owed = self._window - self._open  # and what was owed before is forgotten
             self._open += owed
         self._epoch = now
-        sender = GrantedStream.ends[self._other]
+        sender = _ENDS[self._other]
         self._loop.call_later(self._rtt_s / 2, sender.granted, owed)
 
     def writable_again(self) -> None: ...

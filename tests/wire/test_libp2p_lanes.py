@@ -23,10 +23,12 @@ class Reader:
     def __init__(self, network: Libp2pNetwork) -> None:
         self.links = Links(network, self)
         self.came: list[tuple[int, bytes]] = []
+        self._news = asyncio.Event()
 
     def on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
         assert isinstance(message, StatusRequest)
         self.came.append((message.request, bytes(payload)))
+        self._news.set()
 
     def on_link_lost(self, peer: PeerId, reason: str) -> None:
         raise AssertionError(reason)
@@ -34,7 +36,8 @@ class Reader:
     async def has(self, count: int) -> None:
         async with asyncio.timeout(60):
             while len(self.came) < count:
-                await asyncio.sleep(0.02)
+                self._news.clear()
+                await self._news.wait()
 
     def lanes(self, peer: PeerId) -> int:
         stats = self.links.stats(peer)
@@ -65,9 +68,11 @@ def test_messages_over_lanes(client_sends: bool, monkeypatch: pytest.MonkeyPatch
 
             send(sent[:12])
             await reader.has(12)
-            async with asyncio.timeout(20):
-                while (here.lanes(server.peer_id), there.lanes(client.peer_id)) != (LANES, LANES):
-                    await asyncio.sleep(0.02)
+            for _ in range(1000):
+                if here.lanes(server.peer_id) == there.lanes(client.peer_id) == LANES:
+                    break
+                await asyncio.sleep(0.02)
+            assert here.lanes(server.peer_id) == there.lanes(client.peer_id) == LANES
             send(sent[12:18])
             server_link = there.links.stats(client.peer_id)
             assert server_link is not None and server_link.streams == 1
