@@ -55,7 +55,7 @@ def test_addresses_may_be_joined_by_commas() -> None:
 def test_a_program_says_which_version_it_is(program: str) -> None:
     done = run(program, "--version")
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"swarm \S+, protocol 2\n", done.stdout)
+    assert re.fullmatch(r"swarm \S+, protocol 3\n", done.stdout)
 
 
 # ---- mistakes
