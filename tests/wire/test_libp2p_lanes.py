@@ -21,7 +21,7 @@ class Reader:
     """Keeps what comes, in the order in which it comes."""
 
     def __init__(self, network: Libp2pNetwork) -> None:
-        self.links = Links(network, self)
+        self.links = Links(network, self, grace_s=60.0)  # a busy machine's daemon starts slowly
         self.came: list[tuple[int, bytes]] = []
         self._news = asyncio.Event()
 
