@@ -6,21 +6,20 @@ from collections.abc import Callable
 
 from swarm.spans import PeerId
 from swarm.wire.memory import MemoryNetwork
+from swarm.wire.memory_stream import MemoryStream
 from swarm.wire.network import ByteStream, StreamReceiver
 
 FIRST_GRANT = 256 * 1024
 MAX_GRANT = 16 * 1024 * 1024
 _WRITE_BUFFER_BYTES = 64 * 1024
-_ENDS: "dict[ByteStream, GrantedStream]" = {}
-"""By the streams below them."""
 
 
 class GrantedStream:
     """A `ByteStream` over another one. Both ends know the round trip; grants come back in half."""
 
-    def __init__(self, stream: ByteStream, other: ByteStream, rtt_s: float) -> None:
+    def __init__(self, stream: MemoryStream, ends: "Ends", rtt_s: float) -> None:
         self._stream = stream
-        self._other = other
+        self._ends = ends
         self._rtt_s = rtt_s
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[memoryview] = deque()
@@ -30,7 +29,7 @@ class GrantedStream:
         self._epoch = self._loop.time()
         self._full = False
         self.receiver: StreamReceiver | None = None
-        _ENDS[stream] = self
+        ends[stream] = self
 
     @property
     def peer(self) -> PeerId:
@@ -95,7 +94,7 @@ class GrantedStream:
             owed = self._window - self._open  # and what was owed before is forgotten
             self._open += owed
         self._epoch = now
-        sender = _ENDS[self._other]
+        sender = self._ends[self._stream.other]
         self._loop.call_later(self._rtt_s / 2, sender.granted, owed)
 
     def writable_again(self) -> None: ...
@@ -105,14 +104,19 @@ class GrantedStream:
         self.receiver.stream_ended(reason)
 
 
+Ends = dict[MemoryStream, GrantedStream]
+"""By the streams below them."""
+
+
 class GrantedNetwork:
     """A `Network` whose streams are such, on both ends."""
 
-    def __init__(self, network: MemoryNetwork, rtt_s: float) -> None:
+    def __init__(self, network: MemoryNetwork, ends: Ends, rtt_s: float) -> None:
+        """`ends`: of all networks of the hub."""
         self._network = network
+        self._ends = ends
         self._rtt_s = rtt_s
         self._on_stream: Callable[[ByteStream], None] | None = None
-        self.dials = 0
 
     @property
     def peer_id(self) -> PeerId:
@@ -132,10 +136,10 @@ class GrantedNetwork:
         self._network.on_stream = None if taker is None else lambda s: taker(self._granted(s))
 
     def _granted(self, stream: ByteStream) -> GrantedStream:
-        return GrantedStream(stream, stream.other, self._rtt_s)  # type: ignore[attr-defined]
+        assert isinstance(stream, MemoryStream)
+        return GrantedStream(stream, self._ends, self._rtt_s)
 
     async def dial(self, peer: PeerId, timeout_s: float) -> ByteStream:
-        self.dials += 1
         return self._granted(await self._network.dial(peer, timeout_s))
 
     async def close(self) -> None:

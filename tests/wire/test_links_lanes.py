@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from granted_streams import GrantedNetwork
+from granted_streams import Ends, GrantedNetwork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from link_peers import ANNA, BERT, CARL, HELLO, Peer, RawStream, raw_stream, two_peers
@@ -26,6 +26,7 @@ from swarm.wire.frames import (
 from swarm.wire.lanes import LANES, TURN_BYTES, Turns
 from swarm.wire.links import Links
 from swarm.wire.memory import MemoryNetworkHub, Path
+from swarm.wire.network import ByteStream
 from swarm.wire.virtual_time import run
 
 DECODE, PREFILL = ServiceClass.DECODE, ServiceClass.PREFILL
@@ -48,10 +49,11 @@ async def prompts_and_decode(allowed: int) -> tuple[float, float]:
     beyond the way; `allowed` links may have lanes."""
     hub = MemoryNetworkHub(0, LONG)
     peers: list[Peer] = []
+    ends: Ends = {}
     async with AsyncExitStack() as stack:
         for name in (ANNA, BERT):
             peer = Peer(hub, name)
-            network = GrantedNetwork(peer.network, 2 * LONG.delay_s)
+            network = GrantedNetwork(peer.network, ends, 2 * LONG.delay_s)
             peer.links = Links(network, peer, control_per_s=1e6)  # type: ignore[arg-type]
             peers.append(await stack.enter_async_context(peer))
         anna, bert = peers
@@ -248,6 +250,35 @@ def test_where_there_is_no_room_for_lanes_the_link_does_without(
             assert hub.streams(CARL, BERT) == 1
 
     two_peers(body, LONG)
+
+
+@pytest.mark.parametrize("answer", [b"", pack_lane(LaneHello(5, 1, 1)), b"\xff" * 100])
+def test_who_asks_for_lanes_and_does_not_answer_them_keeps_its_one_stream(answer: bytes) -> None:
+    """Frozen, lying, or speaking of something else on every lane."""
+
+    async def body(hub: MemoryNetworkHub, anna: Peer, bert: Peer) -> None:
+        raw: list[RawStream] = []
+        carl = hub.network(CARL)
+
+        def accept(stream: ByteStream) -> None:
+            raw.append(RawStream(stream))
+            stream.write(HELLO if len(raw) == 1 else answer)
+
+        carl.on_stream = accept
+        await anna.links.connect(CARL, 5)
+        raw[0].stream.write(pack_plain(FrameType.WIDEN))
+        await asyncio.sleep(1)
+        assert len(raw) == 1 + widening.AT_ONCE
+        for _ in range(20):
+            raw[0].stream.write(pack_plain(FrameType.PING, 3))
+            await asyncio.sleep(1)
+        assert all(stream.ended is not None for stream in raw[1:])
+        assert raw[0].ended is None
+        assert anna.links.peers() == [CARL]
+        assert lanes(anna, CARL) == 1 and hub.streams(ANNA, CARL) == 1
+        await carl.close()
+
+    two_peers(body)
 
 
 class RawLanes:
